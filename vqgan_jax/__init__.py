@@ -1,0 +1,1 @@
+"""VQGAN tokenizers and their transformers in pure JAX."""
