@@ -1,1 +1,67 @@
-"""cli."""
+"""The verbs of `vqgan`, one file each: flags in, files out. Here is only what they share: reading a config."""
+
+import ast
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vqgan_jax import config as configs
+
+
+class UsageError(Exception):
+    """A mistake of the caller, shown as one message without a traceback."""
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Stage1:
+    """Runs a config file and parses what it returns.
+
+    Args:
+      spec: `FILE` or `FILE:variant`; the file defines `get_config(variant: str) -> ConfigDict`.
+      overrides: `--config.section.key=value`, values as Python literals or plain text.
+
+    Raises:
+      UsageError: the file is not there, or an override is not of this form.
+      ValueError: an unknown key, a value of the wrong type, values that contradict each other.
+    """
+    file, _, variant = spec.partition(":")
+    path = Path(file).resolve()
+    if not path.is_file():
+        raise UsageError(f"`--config` must name a file, such as experiments/stage1_photos.py; {file!r} is not one.")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert module_spec and module_spec.loader
+    module = importlib.util.module_from_spec(module_spec)
+    sys.path.insert(0, str(path.parent))  # a page may import its neighbours
+    try:
+        module_spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    config = module.get_config(variant)
+    nested = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    for override in overrides:
+        flag, equals, text = override.partition("=")
+        if not flag.startswith("--config.") or not equals:
+            raise UsageError(f"overrides must look like --config.section.key=value; got {override!r}.")
+        put(nested, flag.removeprefix("--config.").split("."), literal(text))
+    return configs.parse(nested)
+
+
+def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    """Sets a value of a nested dict; `configs.parse` finds keys that should not be there."""
+    *sections, key = path
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise UsageError(f"`config.{section}` is a value, not a section; `--config.{'.'.join(path)}` cannot be set.")
+    tree[key] = value
+
+
+def literal(text: str) -> Any:
+    """A Python literal, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return {"true": True, "false": False}.get(text, text)

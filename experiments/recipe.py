@@ -1,0 +1,140 @@
+"""What the pages of this lab book share: every key with its default, and how a variant changes some of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def stage1() -> ConfigDict:
+    """The tokenizer of the paper (f16, 1024 codes) with our defaults of training."""
+    return ConfigDict(
+        {
+            "stage": 1,
+            "seed": 0,
+            "steps": 300_000,
+            "batch_size": 256,  # over all devices
+            "data": {
+                "source": "photos",  # photos | scenes | folder:PATH | tfds:NAME
+                "data_dir": "",  # of prepared TFDS datasets; "" is TFDS's own
+                "train_split": "train",
+                "eval_split": "validation",
+                "image_size": 256,  # side of the square crop
+                "resize": (256, 256),  # range of the short side before the crop, drawn for every image
+                "crop": "random",  # random | center
+                "flip": True,
+                "small": "upscale",  # upscale | refuse images below `resize`
+                "num_threads": 16,
+            },
+            "model": {
+                "channels": 128,
+                "channel_multipliers": (1, 1, 2, 2, 4),  # 4 halvings: f16
+                "num_res_blocks": 2,  # the decoder has one more a level
+                "attn_resolutions": (16,),
+                "resolution": 256,  # only decides which levels have attention
+                "image_channels": 3,
+                "latent_channels": 256,
+                "dropout": 0.0,
+                "dtype": "bfloat16",  # of convolutions; parameters, norms, codes and losses are float32
+            },
+            "quantizer": {
+                "kind": "vq",  # vq | gumbel
+                "codebook_size": 1024,
+                "embed_dim": 256,
+                "unit_length": False,
+                "ema": False,
+                "decay": 0.99,  # of the hits (and of the EMA codebook)
+                "revive_below": 0.0,  # share of a uniform code's hits below which a code is born again
+                "kmeans_batches": 0,  # batches for a k-means start
+                "noisy_eval": False,  # Gumbel
+                "temperature": (1.0, 1.0, 1),  # Gumbel: cosine from, to, over steps
+            },
+            "discriminator": {"channels": 64, "num_layers": 3, "norm": "batch"},
+            "loss": {
+                "pixel": "l1",  # l1 | l2
+                "pixel_weight": 1.0,
+                "perceptual_weight": 1.0,
+                "lpips_dropout": False,
+                "codebook_weight": 1.0,
+                "commitment_weight": 0.25,
+                "kl_weight": 0.0,  # Gumbel
+                "adversarial": "hinge",  # hinge | vanilla | non_saturating
+                "disc_weight": 0.8,  # 0 is: no discriminator
+                "adaptive": True,  # times equation 7
+                "disc_start": 20_000,  # from here the generator sees the discriminator
+                "disc_ramp": 5_000,  # linearly within so many steps
+                "disc_train_start": 0,  # from here the discriminator learns
+                "shared_forward": True,
+            },
+            "optimizer": {
+                "learning_rate": 1e-4,
+                "disc_learning_rate": 1e-4,
+                "b1": 0.5,
+                "b2": 0.9,
+                "weight_decay": 0.0,
+                "clip_norm": 1.0,  # 0 is off
+                "schedule": "cosine",  # constant | cosine
+                "warmup_steps": 5_000,
+                "final_fraction": 0.1,
+                "ema_decay": 0.999,  # 0 is off
+            },
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "log": {
+                "metrics_every": 100,
+                "eval_every": 5_000,
+                "eval_examples": 2_048,
+                "checkpoint_every": 2_500,
+                "keep": 2,
+            },
+        }
+    )
+
+
+def paper_stage1(*, batch_size: int, disc_start: int, disc_weight: float = 0.8) -> dict[str, Any]:
+    """Upstream's training, to the letter: its order of updates, its weights and its learning rate.
+
+    Its beta of 0.25 sat on the codebook term, so the commitment weight was 1; Adam does not see the codebook's scale.
+    """
+    rate = 4.5e-6 * batch_size
+    return {
+        "batch_size": batch_size,
+        "data.flip": False,
+        "model.dtype": "float32",
+        "loss.lpips_dropout": True,
+        "loss.codebook_weight": 0.25,
+        "loss.commitment_weight": 1.0,
+        "loss.disc_weight": disc_weight,
+        "loss.disc_start": disc_start,
+        "loss.disc_ramp": 0,
+        "loss.disc_train_start": disc_start,
+        "loss.shared_forward": False,
+        "optimizer.learning_rate": rate,
+        "optimizer.disc_learning_rate": rate,
+        "optimizer.clip_norm": 0.0,
+        "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": 0,
+        "optimizer.ema_decay": 0.0,
+    }
+
+
+def vary(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """The config with some `section.key`s changed; a key that is not there is an error."""
+    config = config.copy_and_resolve_references()
+    for path, value in changes.items():
+        *sections, key = path.split(".")
+        section = config
+        for name in sections:
+            section = section[name]
+        if key not in section:
+            raise KeyError(f"a variant may only change keys that exist; got `{path}`.")
+        section[key] = value
+    return config
+
+
+def choose(config: ConfigDict, variants: Mapping[str, Mapping[str, Any]], names: str) -> ConfigDict:
+    """Applies one variant or several, `a,b`, from left to right; none for the empty string."""
+    for name in filter(None, names.split(",")):
+        if name not in variants:
+            raise ValueError(f"the variant must be one of {', '.join(variants)}; got {name!r}.")
+        config = vary(config, variants[name])
+    return config

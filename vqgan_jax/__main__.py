@@ -1,0 +1,33 @@
+"""`vqgan VERB ...`, the same as `python -m vqgan_jax VERB ...`: finds cli/VERB.py and calls its `main`."""
+
+import importlib
+import pkgutil
+import sys
+from collections.abc import Sequence
+
+from vqgan_jax import cli
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a verb; the result is the exit status. Mistakes of the caller end in one message, not in a traceback."""
+    verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    verbs = sorted(module.name for module in pkgutil.iter_modules(cli.__path__))
+    if verb in ("-h", "--help"):
+        print(__doc__.split(":")[0] + "\n")
+        for name in verbs:
+            summary = (importlib.import_module(f"vqgan_jax.cli.{name}").__doc__ or "").splitlines()[0]
+            print(f"  {name:<12} {summary}")
+        print("\n`vqgan VERB --help` shows a verb's flags and examples.")
+        return 0
+    if verb not in verbs:
+        print(f"vqgan: the verb must be one of {', '.join(verbs)}; got {verb!r}.", file=sys.stderr)
+        return 2
+    try:
+        return importlib.import_module(f"vqgan_jax.cli.{verb}").main(rest)
+    except (cli.UsageError, ValueError, FloatingPointError, FileNotFoundError) as error:
+        print(f"vqgan {verb}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""Trains what a config describes, or goes on where the same command stopped."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+
+EXAMPLES = """examples:
+  vqgan train --config=experiments/stage1_photos.py --workdir=runs/photos
+  vqgan train --config=experiments/stage1_cifar10.py --workdir=runs/cifar10 --config.data.data_dir=DIR
+  vqgan train --config=experiments/stage1_imagenet.py:f16_16384 --workdir=gs://bucket/run --distributed
+  vqgan train --config=experiments/stage1_photos.py:l2_only --dry_run
+
+Every key of the config is a flag: --config.optimizer.learning_rate=3e-4. Run the same command again to resume.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`vqgan train`."""
+    parser = argparse.ArgumentParser(
+        "vqgan train", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
+    parser.add_argument("--workdir", help="folder or gs:// path of the run's files")
+    parser.add_argument("--dry_run", action="store_true", help="print config, parameters and shardings, and exit")
+    parser.add_argument("--distributed", action="store_true", help="call jax.distributed.initialize() first")
+    flags, overrides = parser.parse_known_args(argv)
+
+    from vqgan_jax import cli
+
+    config = cli.load_config(flags.config, overrides)
+    import jax
+
+    if flags.distributed:
+        jax.distributed.initialize()
+    from absl import logging
+    from etils import epath
+    from rich.console import Console
+
+    from vqgan_jax.train import loop
+
+    logging.set_verbosity(logging.WARNING)
+    console = Console(quiet=jax.process_index() != 0)
+    if flags.dry_run:
+        describe(config, console)
+        return 0
+    if not flags.workdir:
+        raise cli.UsageError("`--workdir` must name a folder for checkpoints, metrics and images; none was given.")
+    workdir = epath.Path(flags.workdir)
+    loop.train(config, workdir if workdir.is_absolute() or "://" in flags.workdir else workdir.absolute(), console)
+    return 0
+
+
+def describe(config, console) -> None:
+    """Prints the resolved config, and each array of the state with its shape and sharding."""
+    import jax
+    from rich.table import Table
+
+    from vqgan_jax.train import loop, sharding
+
+    console.print_json(data=dataclasses.asdict(config))
+    state = loop.abstract_state(config, sharding.make_mesh(**dataclasses.asdict(config.mesh)))
+    table = Table("parameter", "shape", "sharding", title=f"mesh {dataclasses.asdict(config.mesh)} on {jax.device_count()} devices")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
+        table.add_row(sharding.path_name(path), str(leaf.shape), str(tuple(leaf.sharding.spec)))
+    console.print(table)
+    for name, tree in state.params.items():
+        console.print(f"{name}: {sum(leaf.size for leaf in jax.tree.leaves(tree)):,} parameters")
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    console.print(f"state: {size / 2**20:,.1f} MiB over all devices")

@@ -1,0 +1,93 @@
+"""A source over any tree of image files on disk."""
+
+import bisect
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import numpy as np
+
+from vqgan_jax.data import images
+
+EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+SPLITS = ("train", "validation", "all")
+VALIDATION_FRACTION = 0.05
+
+# The names under which a folder may carry its own splits.
+_SPLIT_FOLDERS = {"train": "train", "val": "validation", "validation": "validation"}
+
+
+class Folder:
+    """The images below a folder, sorted by path; the label is the first-level sub-folder.
+
+    Where the folder has sub-folders `train` and `validation` (or `val`) these are the splits, "all" is both of them,
+    and labels come from the sub-folders within. Otherwise about 5% of the images are for validation, chosen by a hash
+    of the path below the folder: adding images moves none of the others. Labels number the class names of all splits
+    together, sorted, so that they agree between splits. Images outside any sub-folder have the class name ""; if there
+    are no sub-folders at all, there are no class names and every label is 0. Links are followed; names that begin with
+    a dot are skipped.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, split: str):
+        """Lists the images of `split` ("train", "validation" or "all") below `path`.
+
+        Raises:
+          ValueError: if the split is unknown, `path` is no folder, or it holds no image for the split.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"a folder's `split` must be one of {', '.join(SPLITS)}; got {split!r}. Choose one.")
+        root = Path(path).expanduser()
+        if not root.is_dir():
+            raise ValueError(f"`folder:PATH` must name an existing folder; got {os.fspath(path)!r}. Correct the path.")
+        self.name = f"folder:{os.fspath(path)}/{split}"
+        roots = _split_roots(root)
+        found = [(part, base, file) for part, base in roots.items() for file in sorted(_image_files(base))]
+        names = sorted({_class_name(file) for _, _, file in found})
+        self.class_names = () if names == [""] else tuple(names)
+        chosen = [(base, file) for part, base, file in found if split in ("all", part or _hash_split(file))]
+        if not chosen:
+            raise ValueError(
+                f"a folder must hold images ({', '.join(sorted(EXTENSIONS))}) for every split; {os.fspath(path)!r} "
+                f"has {len(found)} in all and none for {split!r}. Add images, or choose the split 'all'."
+            )
+        self._paths = [os.path.join(base, file) for base, file in chosen]
+        self._labels = np.array([bisect.bisect_left(names, _class_name(file)) for _, file in chosen], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: SupportsIndex) -> Mapping[str, Any]:
+        """Image (uint8 H W 3) and label (int32) number `index`; `ImageError` if it cannot be decoded."""
+        return {"image": images.decode(self._paths[index]), "label": self._labels[index]}
+
+
+def _split_roots(root: Path) -> dict[str, Path]:
+    """From split to its folder; one entry with an empty key if the folder has no splits of its own."""
+    roots = {split: root / name for name, split in _SPLIT_FOLDERS.items() if (root / name).is_dir()}
+    return roots if len(roots) == 2 else {"": root}
+
+
+def _image_files(root: Path) -> Iterator[str]:
+    """Paths below `root`, with forward slashes."""
+    seen = set()  # a link to a folder above would go round for ever
+    for folder, below, files in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if not name.startswith(".")]
+        if (real := os.path.realpath(folder)) in seen:
+            below.clear()
+            continue
+        seen.add(real)
+        prefix = "" if folder == os.fspath(root) else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
+        for file in files:
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
+                yield prefix + file
+
+
+def _class_name(file: str) -> str:
+    return file.split("/")[0] if "/" in file else ""
+
+
+def _hash_split(file: str) -> str:
+    digest = hashlib.blake2b(os.fsencode(file), digest_size=8).digest()
+    return "validation" if int.from_bytes(digest, "big") < VALIDATION_FRACTION * 2**64 else "train"

@@ -1,0 +1,218 @@
+"""Batches for this process: endless and augmented for training, finite and padded for evaluation.
+
+Every batch is a function of its number, the seed and the source alone, so a run resumes exactly. The number of
+processes only decides who loads what: of each global batch, process p of n loads examples p, p + n, p + 2 n, ...
+"""
+
+import functools
+import threading
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import grain
+import numpy as np
+from absl import logging
+
+from vqgan_jax.data import preprocessing
+from vqgan_jax.data.images import ImageError
+from vqgan_jax.data.preprocessing import Augmentation
+from vqgan_jax.data.sources import Source
+
+MAX_BAD_FRACTION = 0.01
+
+Batch: TypeAlias = dict[str, np.ndarray]
+
+
+class Batches(grain.DatasetIterator[Batch]):
+    """An iterator of batches that knows where it is, and which images it could not decode.
+
+    It is a grain iterator: Orbax saves and restores it. `get_state()` is `{"next_index": number of the next batch}`,
+    the same in every process and for any number of processes; `set_state` continues there.
+    """
+
+    def __init__(self, batches: grain.DatasetIterator[Batch], images: "_Decodable"):
+        super().__init__(batches)
+        self._batches, self._images = batches, images
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
+
+    def get_state(self) -> dict[str, Any]:
+        """`{"next_index": n}`, n the number of the next batch."""
+        return self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continues with the batch `state["next_index"]`."""
+        self._batches.set_state(state)
+
+    @property
+    def bad_images(self) -> tuple[str, ...]:
+        """One message for each image that could not be decoded so far, each naming its file."""
+        return self._images.bad_images
+
+
+def training_batches(
+    source: Source,
+    *,
+    image_size: int,
+    resize: tuple[int, int],
+    crop: str,
+    flip: bool,
+    small: str,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 8,
+    prefetch: int = 8,
+) -> Batches:
+    """Endless batches, reshuffled each epoch, each example augmented anew by the number of its draw.
+
+    An image that cannot be decoded is replaced by the next one that can, so that no batch depends on when or where it
+    was met.
+
+    Args:
+      source: the images.
+      image_size, resize, crop, flip, small: see `preprocessing.Augmentation`.
+      batch_size: examples a step over all processes.
+      seed: of order and augmentation; 0 to 2**32 - 1.
+      process_index, process_count: this process and how many there are.
+      num_threads: batches made at the same time.
+      prefetch: batches kept ready; at least `num_threads`.
+
+    Returns:
+      An iterator of "image" (uint8 b s s 3) and "label" (int32 b), b = `batch_size` / `process_count`.
+
+    Raises:
+      ValueError: if an argument is out of range; while iterating, if more than 1% of the images cannot be decoded, or
+        an image is smaller than `small` "refuse" allows.
+    """
+    local_size = _local_size(batch_size, process_index, process_count)
+    augmentation = Augmentation(image_size=image_size, resize=resize, crop=crop, flip=flip, small=small)
+    images = _Decodable(source)
+    data = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+    # Randomness comes before the share of a process: keyed by the example's global number it is anyone's to load.
+    data = data.random_map(functools.partial(_training_example, images, augmentation))
+    data = data[process_index::process_count].batch(local_size, drop_remainder=True)
+    read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
+    return Batches(iter(data.to_iter_dataset(read_options)), images)
+
+
+def evaluation_batches(
+    source: Source,
+    *,
+    image_size: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_examples: int | None = None,
+    num_threads: int = 8,
+    prefetch: int = 8,
+) -> Batches:
+    """Each example exactly once, in order, the centre at short side `image_size`; equally many batches everywhere.
+
+    Args:
+      source: the images.
+      image_size: height and width of the result; smaller images are upscaled.
+      batch_size: examples a step over all processes.
+      process_index, process_count: this process and how many there are.
+      num_examples: only the first so many; all if None.
+      num_threads: batches made at the same time.
+      prefetch: batches kept ready; at least `num_threads`.
+
+    Returns:
+      An iterator of "image" (uint8 b s s 3), "label" (int32 b) and "mask" (bool b), b = `batch_size` /
+      `process_count`. The mask is False, and the image zero, for padding and for images that cannot be decoded.
+
+    Raises:
+      ValueError: if an argument is out of range; while iterating, if more than 1% of the images cannot be decoded.
+    """
+    local_size = _local_size(batch_size, process_index, process_count)
+    count = len(source) if num_examples is None else num_examples
+    if not 1 <= count <= len(source):
+        raise ValueError(f"`num_examples` must be in 1 .. {len(source)} for {source.name}; got {count}. Lower it.")
+    images, augmentation = _Decodable(source), preprocessing.evaluation(image_size)
+    data = grain.MapDataset.range(-(-count // batch_size) * batch_size)
+    data = data.map(functools.partial(_evaluation_example, images, augmentation, count))
+    data = data[process_index::process_count].batch(local_size, drop_remainder=True)
+    read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
+    return Batches(iter(data.to_iter_dataset(read_options)), images)
+
+
+def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise ValueError(
+            f"`process_index` must be in 0 .. process_count - 1; got {process_index} of {process_count}. Pass both, "
+            "as JAX counts them."
+        )
+    if batch_size < 1 or batch_size % process_count:
+        raise ValueError(
+            f"`batch_size` is global and must be a positive multiple of the {process_count} processes; got "
+            f"{batch_size}. Choose {max(1, -(-batch_size // process_count)) * process_count}."
+        )
+    return batch_size // process_count
+
+
+def _training_example(
+    images: "_Decodable", augmentation: Augmentation, index: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    index, example = images.next_decodable(index)
+    try:
+        image = preprocessing.augment(example["image"], augmentation, rng)
+    except ValueError as error:
+        raise ValueError(f"Number {index} of {images.source.name}: {error}") from error
+    return {"image": image, "label": np.int32(example["label"])}
+
+
+def _evaluation_example(images: "_Decodable", augmentation: Augmentation, count: int, index: int) -> dict[str, Any]:
+    example = images.get(index) if index < count else None
+    if example is None:
+        blank = np.zeros((augmentation.image_size, augmentation.image_size, 3), np.uint8)
+        return {"image": blank, "label": np.int32(0), "mask": np.bool_(False)}
+    unused = np.random.default_rng(0)
+    image = preprocessing.augment(example["image"], augmentation, unused)
+    return {"image": image, "label": np.int32(example["label"]), "mask": np.bool_(True)}
+
+
+class _Decodable:
+    """A source of which a few images may be bad; they are remembered, named once, and not allowed to be many."""
+
+    def __init__(self, source: Source):
+        self.source = source
+        self._bad: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def bad_images(self) -> tuple[str, ...]:
+        with self._lock:
+            return tuple(message for _, message in sorted(self._bad.items()))
+
+    def get(self, index: int) -> Mapping[str, Any] | None:
+        """Example `index`, or None if its image is bad; ValueError once more than 1% of the images are."""
+        if index in self._bad:
+            return None
+        try:
+            return self.source[index]
+        except ImageError as error:
+            self._remember(index, str(error))
+            return None
+
+    def next_decodable(self, index: int) -> tuple[int, Mapping[str, Any]]:
+        """The first good example at or after `index`, going round at the end, with its own number."""
+        for i in range(index, index + len(self.source)):
+            if (example := self.get(i % len(self.source))) is not None:
+                return i % len(self.source), example
+        raise AssertionError("unreachable: `get` raises long before every image is bad")
+
+    def _remember(self, index: int, message: str) -> None:
+        with self._lock:
+            if index not in self._bad:
+                logging.warning("%s: number %d is left out: %s", self.source.name, index, message)
+            self._bad[index] = message
+            count = len(self._bad)
+        if count > MAX_BAD_FRACTION * len(self.source):
+            first = "\n  ".join(self.bad_images[:5])
+            raise ValueError(
+                f"at most {MAX_BAD_FRACTION:.0%} of the images may be undecodable; of {self.source.name} {count} of "
+                f"{len(self.source)} already are. Replace or remove them; the first are:\n  {first}"
+            )

@@ -1,0 +1,75 @@
+"""A source without a download: the colour photographs and textures that scikit-image ships in its wheel."""
+
+import functools
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, SupportsIndex
+
+import numpy as np
+from jaxtyping import UInt8
+
+from vqgan_jax.data import images
+
+FILES = (
+    "astronaut.png",
+    "brick.png",
+    "chelsea.png",
+    "coffee.png",
+    "grass.png",
+    "gravel.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+CLASS_NAMES = tuple(file.split(".")[0] for file in FILES)
+
+
+class Photos:
+    """Eleven photographs, whose rightmost fifth is for validation only; the label is the photograph.
+
+    Training examples are the left four fifths, one a photograph: random crops make many of it. Validation examples are
+    the held-out strip cut from top to bottom into squares that do not overlap.
+    """
+
+    class_names = CLASS_NAMES
+
+    def __init__(self, *, split: str):
+        """Decodes the photographs of `split`, "train" or "validation"; they stay in memory (about 15 MB)."""
+        parts = {"train": _training_part, "validation": _validation_tiles}
+        if split not in parts:
+            raise ValueError(f"the photos' `split` must be one of {', '.join(parts)}; got {split!r}. Choose one.")
+        self.name = f"photos/{split}"
+        self._examples = [
+            (image, np.int32(label)) for label, file in enumerate(FILES) for image in parts[split](_photograph(file))
+        ]
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: SupportsIndex) -> Mapping[str, Any]:
+        """Image (uint8 H W 3, read-only) and label (int32) number `index`."""
+        image, label = self._examples[index]
+        return {"image": image, "label": label}
+
+
+@functools.cache
+def _photograph(file: str) -> UInt8[np.ndarray, "H W 3"]:
+    # The package's own folder, not `skimage.data.NAME()`, which may go to the network.
+    return images.decode(resources.files("skimage").joinpath("data", file).read_bytes(), name=f"skimage/data/{file}")
+
+
+def _held_out_from(photograph: np.ndarray) -> int:
+    """First column of the rightmost fifth."""
+    return photograph.shape[1] * 4 // 5
+
+
+def _training_part(photograph: np.ndarray) -> list[np.ndarray]:
+    return [photograph[:, : _held_out_from(photograph)]]
+
+
+def _validation_tiles(photograph: np.ndarray) -> list[np.ndarray]:
+    strip = photograph[:, _held_out_from(photograph) :]
+    side = strip.shape[1]
+    return [strip[top : top + side] for top in range(0, strip.shape[0] - side + 1, side)]

@@ -1,0 +1,121 @@
+r"""The losses of both stages as functions of arrays; unreduced, so that the caller weights, masks and averages.
+
+Section 3.1 and equations 4 to 7 of the paper (Esser et al. 2021, Taming Transformers). `logits_real` and `logits_fake`
+are the discriminator's outputs for images and for reconstructions, positive where it believes them real.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def l1_loss(images: Float[Array, "*b"], recon: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Absolute difference of every value."""
+    return jnp.abs(images - recon)
+
+
+def l2_loss(images: Float[Array, "*b"], recon: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Squared difference of every value."""
+    return jnp.square(images - recon)
+
+
+def codebook_loss(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+    r"""Squared distance from each code to its (constant) latent, averaged over the code's width.
+
+    .. math:: \frac{1}{d}\lVert \mathrm{sg}[z] - e \rVert_2^2
+
+    Args:
+      latents: encoder outputs z before quantisation.
+      codes: the nearest codes e.
+
+    Returns:
+      One value a position; take the mean.
+
+    References:
+      van den Oord et al. 2017, Neural Discrete Representation Learning, equation 3, second term.
+    """
+    return jnp.mean(jnp.square(jax.lax.stop_gradient(latents) - codes), axis=-1)
+
+
+def commitment_loss(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"]) -> Float[Array, "*b"]:
+    r"""Squared distance from each latent to its (constant) code, averaged over the code's width.
+
+    .. math:: \frac{1}{d}\lVert z - \mathrm{sg}[e] \rVert_2^2
+
+    Args:
+      latents: encoder outputs z before quantisation.
+      codes: the nearest codes e.
+
+    Returns:
+      One value a position; take the mean.
+
+    References:
+      van den Oord et al. 2017, Neural Discrete Representation Learning, equation 3, third term.
+    """
+    return jnp.mean(jnp.square(latents - jax.lax.stop_gradient(codes)), axis=-1)
+
+
+def hinge_discriminator_loss(logits_real: Float[Array, "*b"], logits_fake: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Half the sum of both hinges (Lim and Ye 2017); exactly 1 for a discriminator that says 0 everywhere."""
+    return 0.5 * (jax.nn.relu(1.0 - logits_real) + jax.nn.relu(1.0 + logits_fake))
+
+
+def vanilla_discriminator_loss(logits_real: Float[Array, "*b"], logits_fake: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Half the sum of both binary cross-entropies; log 2 at chance."""
+    return 0.5 * (jax.nn.softplus(-logits_real) + jax.nn.softplus(logits_fake))
+
+
+def non_saturating_discriminator_loss(
+    logits_real: Float[Array, "*b"], logits_fake: Float[Array, "*b"]
+) -> Float[Array, "*b"]:
+    """The sum of both binary cross-entropies (Goodfellow et al. 2014); 2 log 2 at chance."""
+    return jax.nn.softplus(-logits_real) + jax.nn.softplus(logits_fake)
+
+
+def linear_generator_loss(logits_fake: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Minus the logits: what the paper pairs with both the hinge and the vanilla discriminator."""
+    return -logits_fake
+
+
+def non_saturating_generator_loss(logits_fake: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Cross-entropy of calling a reconstruction real."""
+    return jax.nn.softplus(-logits_fake)
+
+
+def adaptive_weight(
+    rec_gradient: Float[Array, "*k"], generator_gradient: Float[Array, "*k"], *, eps: float = 1e-4, ceiling: float = 1e4
+) -> Float[Array, ""]:
+    r"""The weight that makes both losses pull equally hard at the decoder's last kernel; constant.
+
+    .. math:: \lambda = \mathrm{clip}\left(
+        \frac{\lVert\nabla_{G_L} \mathcal{L}_{rec}\rVert}{\lVert\nabla_{G_L} \mathcal{L}_{GAN}\rVert + \epsilon}, 0, c\right)
+
+    Args:
+      rec_gradient: gradient of reconstruction and perceptual loss with respect to that kernel.
+      generator_gradient: gradient of the generator loss with respect to it.
+      eps: the published code's 1e-4; the paper prints 1e-6.
+      ceiling: the published code's bound.
+
+    References:
+      Equation 7 of the paper.
+    """
+    ratio = jnp.linalg.norm(rec_gradient.reshape(-1)) / (jnp.linalg.norm(generator_gradient.reshape(-1)) + eps)
+    return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, ceiling))
+
+
+class Adversarial(NamedTuple):
+    """The two sides of one game."""
+
+    discriminator_loss: Callable[..., Array]
+    generator_loss: Callable[..., Array]
+
+
+PIXEL = {"l1": l1_loss, "l2": l2_loss}
+ADVERSARIAL = {
+    "hinge": Adversarial(hinge_discriminator_loss, linear_generator_loss),
+    "vanilla": Adversarial(vanilla_discriminator_loss, linear_generator_loss),
+    "non_saturating": Adversarial(non_saturating_discriminator_loss, non_saturating_generator_loss),
+}

@@ -1,0 +1,46 @@
+"""Pictures for people: grids of images, as arrays and as PNG."""
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+
+def grid(images: UInt8[np.ndarray, "n H W c"], *, columns: int, gap: int = 2) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Images side by side, row by row, on white; a single channel is shown as grey."""
+    n, height, width, channels = images.shape
+    rows = math.ceil(n / columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, image in enumerate(images):
+        y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
+        sheet[y : y + height, x : x + width] = image if channels == 3 else np.repeat(image[..., :1], 3, axis=-1)
+    return sheet
+
+
+def pairs(
+    originals: UInt8[np.ndarray, "n H W c"], recons: UInt8[np.ndarray, "n H W c"], *, columns: int = 8
+) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Rows of originals, each with the row of their reconstructions below."""
+    rows: list[np.ndarray] = []
+    for start in range(0, len(originals), columns):
+        for row in (originals[start : start + columns], recons[start : start + columns]):
+            blank = np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)
+            rows += [row, blank]
+    return grid(np.concatenate(rows), columns=columns)
+
+
+def column(sheets: Sequence[UInt8[np.ndarray, "_H _W 3"]], *, gap: int = 8) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Pictures of any size below one another, on white."""
+    width = max(sheet.shape[1] for sheet in sheets)
+    padded = [np.pad(s, ((0, gap), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in sheets]
+    return np.concatenate(padded)[:-gap]
+
+
+def png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
+    """The file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png")
+    return buffer.getvalue()

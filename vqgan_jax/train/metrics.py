@@ -1,0 +1,92 @@
+"""Metrics of a run: averaged over a window of steps, written as JSON lines and for TensorBoard."""
+
+import json
+import time
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int, UInt8
+from tensorboardX import SummaryWriter
+
+from vqgan_jax import pictures
+
+
+def code_statistics(hits: Int[np.ndarray, "k"]) -> dict[str, float]:
+    """`codebook_usage`, the fraction of codes that were hit, and `perplexity`, exp of their entropy: k if uniform."""
+    p = hits / max(hits.sum(), 1)
+    entropy = -np.sum(p[p > 0] * np.log(p[p > 0]))
+    return {"codebook_usage": float(np.mean(hits > 0)), "perplexity": float(np.exp(entropy))}
+
+
+class Window:
+    """Sums the steps' metrics until they are taken; hits of codes are added up before their statistics are."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Starts a new window now."""
+        self.steps, self.sums, self.began = 0, {}, time.perf_counter()
+
+    def add(self, metrics: dict[str, np.ndarray]) -> None:
+        """One step's metrics."""
+        self.steps += 1
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0) + np.asarray(value, np.float64 if value.ndim == 0 else np.int64)
+
+    def take(self, batch_size: int) -> dict[str, float]:
+        """Means over the window, usage and perplexity over all its codes, and images per second of wall time."""
+        means = {name: float(value / self.steps) for name, value in self.sums.items() if value.ndim == 0}
+        if "code_hits" in self.sums:
+            means |= code_statistics(self.sums["code_hits"])
+        means["images_per_second"] = self.steps * batch_size / (time.perf_counter() - self.began)
+        self.clear()
+        return means
+
+
+class Writer:
+    """Writes `metrics.jsonl`, `images/*.png` and TensorBoard events in a workdir; on all processes but 0, nothing.
+
+    What was written after step `resume_from`, by a run that was killed before its next checkpoint, is dropped: the
+    same steps come again.
+    """
+
+    def __init__(self, workdir: epath.Path, *, resume_from: int, enabled: bool) -> None:
+        self.enabled = enabled
+        if not enabled:
+            return
+        self.lines, self.images = workdir / "metrics.jsonl", workdir / "images"
+        self.images.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in self.read(self.lines) if line["step"] <= resume_from]
+        self.lines.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_from + 1)
+
+    @staticmethod
+    def read(path: epath.Path) -> list[dict[str, Any]]:
+        """The lines of a metrics file; a last line cut off by a kill is left out."""
+        lines = path.read_text().splitlines() if path.exists() else []
+        whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
+        return [json.loads(line) for line in whole]
+
+    def scalars(self, step: int, prefix: str, values: dict[str, float]) -> None:
+        """One line, `{"step": ..., "time": ..., "train/rec_loss": ...}`, and one point a curve."""
+        if not self.enabled:
+            return
+        named = {f"{prefix}/{name}": value for name, value in values.items()}
+        with self.lines.open("a") as file:
+            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **named}) + "\n")
+        for name, value in named.items():
+            self.board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
+        """`images/NAME_STEP.png`, and TensorBoard's image NAME."""
+        if not self.enabled:
+            return
+        (self.images / f"{name}_{step:07d}.png").write_bytes(pictures.png(image))
+        self.board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes."""
+        if self.enabled:
+            self.board.close()

@@ -1,0 +1,86 @@
+"""Where every array lives: one mesh, and one strict table from names to axes.
+
+The axes are "data" (the batch), "fsdp" (the batch and the parameters) and "tensor" (the parameters only).
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = P(("data", "fsdp"))
+BOTH = ("fsdp", "tensor")
+
+# The first pattern that is found in a leaf's path decides. A path ends alike for a parameter, for its running average
+# and for its Adam moments, so one line serves all four. Kernels are (height, width, in, out).
+RULES: tuple[tuple[str, P], ...] = (
+    (r"^lpips/", P()),  # frozen, small, used whole
+    (r"/(bias|scale|loc|mean|var|hits|step|count)$|^step$", P()),
+    (r"/(conv_in|discriminator/conv_0|post_quantizer)/kernel$", P(None, None, None, BOTH)),  # few channels come in
+    (r"/(conv_out|pre_quantizer)/kernel$", P(None, None, BOTH, None)),  # few channels go out
+    (r"/kernel$", P(None, None, "fsdp", "tensor")),
+    (r"/(codebook|sums)$", P(BOTH, None)),
+)
+
+
+def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
+    """The mesh over all devices of all processes; one size may be -1, which is all that are left.
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = devices // -math.prod(sizes)
+    if math.prod(sizes) != devices or min(sizes) < 1:
+        raise ValueError(
+            f"`config.mesh` must multiply to the number of devices, {devices}; got data={data}, fsdp={fsdp}, "
+            f"tensor={tensor}. Set one of them to -1."
+        )
+    # Auto axes: with JAX's default of explicit ones a convolution with a sharded kernel is an error.
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`params/generator/encoder/conv_in/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """A `NamedSharding` for each leaf of a tree of arrays or of shapes.
+
+    Raises:
+      ValueError: a leaf that no rule matches, or a dimension that its axes do not divide.
+    """
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        spec = next((spec for pattern, spec in RULES if re.search(pattern, name)), None)
+        if spec is None:
+            raise ValueError(f"every array must have a sharding rule; `{name}` matches none. Add a line to RULES.")
+        for size, axes in zip(leaf.shape, spec, strict=False):
+            parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+            if size % parts:
+                raise ValueError(
+                    f"the mesh must divide every dimension that it shards; `{name}` has shape {leaf.shape} and "
+                    f"{size} is cut into {parts}. Use less fsdp and tensor and more data in `config.mesh`."
+                )
+        return NamedSharding(mesh, spec)
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same whole array on every device."""
+    return NamedSharding(mesh, P())
+
+
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh, *, spec: P = BATCH) -> dict[str, jax.Array]:
+    """The global batch out of every process's share; rows are in the order of the processes."""
+    sharding = NamedSharding(mesh, spec)
+    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}

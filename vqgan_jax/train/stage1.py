@@ -1,0 +1,270 @@
+"""Stage 1: pure functions that start a VQGAN, train it by one step and measure it (section 3.1 of the paper)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from vqgan_jax import config as configs
+from vqgan_jax import losses
+from vqgan_jax.nn.discriminator import PatchDiscriminator
+from vqgan_jax.nn.perceptual import LPIPS
+from vqgan_jax.nn.pixels import to_float, to_uint8
+from vqgan_jax.nn.quantizer import Quantized, VectorQuantizer, kmeans
+from vqgan_jax.nn.vqgan import VQGAN
+from vqgan_jax.train.state import TrainState
+
+Metrics = dict[str, Array]
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a run of stage 1 never changes: modules, optimisers and the numbers of the loss."""
+
+    model: VQGAN
+    discriminator: PatchDiscriminator | None
+    lpips: LPIPS
+    optimizers: dict[str, optax.GradientTransformation]
+    temperature: Callable[[Int[Array, ""]], Float[Array, ""]]
+    loss: configs.Loss
+    ema_decay: float
+
+
+def build(config: configs.Stage1) -> Task:
+    """The task that a config describes."""
+    optimizer = config.optimizer
+    rates = {"generator": optimizer.learning_rate, "discriminator": optimizer.disc_learning_rate}
+    return Task(
+        model=configs.build_vqgan(config),
+        discriminator=configs.build_discriminator(config),
+        lpips=LPIPS(config.loss.lpips_dropout, jnp.dtype(config.model.dtype)),
+        optimizers={name: configs.build_optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
+        temperature=configs.build_temperature(config.quantizer),
+        loss=config.loss,
+        ema_decay=optimizer.ema_decay,
+    )
+
+
+def init(task: Task, key: jax.Array, images: UInt8[Array, "n b H W c"], *, kmeans_start: bool = False) -> TrainState:
+    """A fresh state.
+
+    Args:
+      task: static.
+      key: of the initial parameters.
+      images: n training batches. ActNorm starts from the first; with `kmeans_start` the codebook starts as the centres
+        of the latents of all.
+      kmeans_start: only with a `VectorQuantizer`.
+    """
+    keys = jax.random.split(key, 3)
+    rngs = {"params": keys[0], "gumbel": keys[1]}
+    (recon, quantized), variables = task.model.init_with_output(rngs, to_float(images[0]))
+    params, stats = {"generator": variables["params"]}, {}
+    quantizer = task.model.quantizer
+    if isinstance(quantizer, VectorQuantizer):
+        if kmeans_start:
+            encode = lambda batch: task.model.apply(variables, to_float(batch), method="encode").latents
+            latents = jax.lax.map(encode, images)
+            centres = kmeans(latents.reshape(-1, quantizer.embed_dim), quantizer.codebook_size, keys[1])
+            params["generator"]["quantizer"]["codebook"] = quantizer.normalise(centres)
+        if quantizer.refreshes:
+            codebook = params["generator"]["quantizer"]["codebook"]
+            stats["codebook"] = quantizer.initial_stats(codebook, quantized.indices.size)
+    if task.discriminator is not None:
+        # The first thing that the discriminator judges is a reconstruction: ActNorm starts from one.
+        variables = task.discriminator.init(keys[2], recon, train=True)
+        params["discriminator"] = variables["params"]
+        stats["discriminator"] = variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state={name: task.optimizers[name].init(params[name]) for name in params},
+        ema={"generator": jax.tree.map(jnp.copy, params["generator"])} if task.ema_decay else {},
+        stats=stats,
+    )
+
+
+def train_step(
+    task: Task, state: TrainState, frozen: Tree, batch: dict[str, Array], key: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """One update of the generator (encoder, codebook, decoder) and one of the discriminator.
+
+    Args:
+      task: static; bind it before `jax.jit`.
+      state: donated.
+      frozen: networks that are read and never trained: "lpips", the parameters of `nn.perceptual.LPIPS`.
+      batch: "image", uint8 b H W c: the global batch.
+      key: of the whole run; the step is folded in here.
+
+    Returns:
+      The new state; float32 scalars, and `code_hits` (k,) of this batch.
+    """
+    keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
+    images = to_float(batch["image"])
+    params, stats, opt_state = dict(state.params), dict(state.stats), dict(state.opt_state)
+
+    def generate(generator: Tree, key: jax.Array) -> tuple[tuple[Array, Array], tuple[Quantized, Metrics]]:
+        rngs = dict(zip(("dropout", "gumbel"), jax.random.split(key), strict=True))
+        temperature = task.temperature(state.step)
+        recon, quantized = task.model.apply({"params": generator}, images, train=True, temperature=temperature, rngs=rngs)
+        total, terms = code_loss(task.loss, quantized)
+        return (recon, total), (quantized, terms)
+
+    (recon, code), pull, (quantized, metrics) = jax.vjp(
+        lambda generator: generate(generator, keys[0]), params["generator"], has_aux=True
+    )
+    rec_loss = lambda recon: reconstruction_loss(task, frozen, images, recon, keys[1])
+    (total, terms), gradient = jax.value_and_grad(rec_loss, has_aux=True)(recon)
+    metrics, total = metrics | terms, total + code
+
+    if task.discriminator is not None:
+        fake = judge(task, params["discriminator"], stats["discriminator"], recon)
+        weighted, gen_gradient, terms = generator_game(task, state.step, fake, gradient, pull)
+        metrics, total, gradient = metrics | terms, total + weighted, gradient + gen_gradient
+
+    grads = pull((gradient, jnp.ones(())))[0]
+    params["generator"], opt_state["generator"] = apply_gradients(task, state, "generator", grads)
+    metrics |= {"total_loss": total, "grad_norm": optax.global_norm(grads)}
+
+    if task.discriminator is not None:
+        again = None if task.loss.shared_forward else generate(params["generator"], keys[2])[0][0]
+        grads, stats["discriminator"], terms = discriminator_game(task, state, images, fake, again)
+        params["discriminator"], opt_state["discriminator"] = apply_gradients(task, state, "discriminator", grads)
+        metrics |= terms | {"disc_grad_norm": optax.global_norm(grads)}
+
+    if "codebook" in stats:
+        flat = quantized.latents.reshape(-1, quantized.latents.shape[-1]), quantized.indices.reshape(-1)
+        codebook = params["generator"]["quantizer"]["codebook"]
+        codebook, stats["codebook"] = task.model.quantizer.refresh(codebook, stats["codebook"], *flat, keys[3])
+        params["generator"]["quantizer"]["codebook"] = codebook
+    ema = {name: optax.incremental_update(params[name], old, 1 - task.ema_decay) for name, old in state.ema.items()}
+    metrics |= {"param_norm": optax.global_norm(params["generator"]), "code_hits": code_hits(task, quantized.indices)}
+    return TrainState(state.step + 1, params, opt_state, ema, stats), metrics
+
+
+def code_loss(loss: configs.Loss, quantized: Quantized) -> tuple[Float[Array, ""], Metrics]:
+    """The weighted losses of the codes (equation 4 of the paper, second and third term), and each one unweighted."""
+    terms = {
+        "codebook_loss": losses.codebook_loss(quantized.latents, quantized.codes).mean(),
+        "commitment_loss": losses.commitment_loss(quantized.latents, quantized.codes).mean(),
+        "kl": quantized.kl.mean(),
+    }
+    weights = (loss.codebook_weight, loss.commitment_weight, loss.kl_weight)
+    return sum((w * t for w, t in zip(weights, terms.values(), strict=True) if w), start=jnp.zeros(())), terms
+
+
+def reconstruction_loss(
+    task: Task, frozen: Tree, images: Float[Array, "b H W c"], recon: Float[Array, "b H W c"], key: jax.Array
+) -> tuple[Float[Array, ""], Metrics]:
+    """Pixel and perceptual loss, weighted, and each one unweighted."""
+    rec = losses.PIXEL[task.loss.pixel](images, recon).mean()
+    terms = {"rec_loss": rec}
+    total = task.loss.pixel_weight * rec
+    if task.loss.perceptual_weight:
+        perceptual = task.lpips.apply({"params": frozen["lpips"]}, images, recon, rngs={"dropout": key}).mean()
+        terms["perceptual_loss"] = perceptual
+        total += task.loss.perceptual_weight * perceptual
+    return total, terms
+
+
+class Judged(NamedTuple):
+    """Logits of a batch, the pull of their gradients to (parameters, batch), and the new running statistics."""
+
+    logits: Float[Array, "b h w"]
+    pull: Callable[[Array], tuple[Tree, Array]]
+    stats: Tree
+
+
+def judge(task: Task, params: Tree, stats: Tree, images: Float[Array, "b H W c"]) -> Judged:
+    """The discriminator on one batch, in training mode: real and fake images never share BatchNorm's statistics."""
+
+    def forward(params: Tree, images: Array) -> tuple[Array, Tree]:
+        variables = {"params": params, "batch_stats": stats}
+        logits, changed = task.discriminator.apply(variables, images, train=True, mutable=["batch_stats"])
+        return logits, changed.get("batch_stats", {})
+
+    return Judged(*jax.vjp(forward, params, images, has_aux=True))
+
+
+def generator_game(
+    task: Task, step: Int[Array, ""], fake: Judged, rec_gradient: Float[Array, "b H W c"], pull: Callable[..., Any]
+) -> tuple[Float[Array, ""], Float[Array, "b H W c"], Metrics]:
+    """The generator's side: its weighted loss, that loss's gradient at the reconstruction, and what to log.
+
+    The adaptive weight (equation 7 of the paper) needs two pulls that end at the decoder's last kernel; the compiler
+    drops the rest of them. It is one global value: the kernel's gradients are sums over the global batch.
+    """
+    loss = task.loss
+    value, to_logits = jax.value_and_grad(lambda logits: losses.ADVERSARIAL[loss.adversarial].generator_loss(logits).mean())(
+        fake.logits
+    )
+    gradient = fake.pull(to_logits)[1]
+    last_kernel = lambda cotangent: pull((cotangent, jnp.zeros(())))[0]["decoder"]["conv_out"]["kernel"]
+    adaptive = losses.adaptive_weight(last_kernel(rec_gradient), last_kernel(gradient)) if loss.adaptive else 1.0
+    weight = jnp.asarray(loss.disc_weight * adaptive)
+    gate = jnp.clip((step - loss.disc_start + 1) / max(loss.disc_ramp, 1), 0.0, 1.0)
+    terms = {"generator_loss": value, "adaptive_weight": weight, "disc_gate": gate}
+    return weight * gate * value, weight * gate * gradient, terms
+
+
+def discriminator_game(
+    task: Task, state: TrainState, images: Float[Array, "b H W c"], fake: Judged, again: Float[Array, "b H W c"] | None
+) -> tuple[Tree, Tree, Metrics]:
+    """The discriminator's side: gradients, running statistics and what to log.
+
+    `again` is what the updated generator reconstructs, judged in the published order; without it the judgement of
+    the generator's own step serves both sides, at the price of one step's delay and the gain of a whole forward pass.
+    """
+    params, game = state.params["discriminator"], losses.ADVERSARIAL[task.loss.adversarial]
+    real = judge(task, params, fake.stats, images)
+    stats = real.stats
+    if again is not None:
+        fake = judge(task, params, stats, again)
+        stats = fake.stats
+    gate = (state.step >= task.loss.disc_train_start).astype(jnp.float32)
+    value, cotangents = jax.value_and_grad(lambda *logits: gate * game.discriminator_loss(*logits).mean(), argnums=(0, 1))(
+        real.logits, fake.logits
+    )
+    grads = jax.tree.map(jnp.add, real.pull(cotangents[0])[0], fake.pull(cotangents[1])[0])
+    terms = {"discriminator_loss": value, "logits_real": real.logits.mean(), "logits_fake": fake.logits.mean()}
+    return grads, stats, terms
+
+
+def apply_gradients(task: Task, state: TrainState, name: str, grads: Tree) -> tuple[Tree, Any]:
+    """New parameters and optimiser state of one network."""
+    updates, opt_state = task.optimizers[name].update(grads, state.opt_state[name], state.params[name])
+    return optax.apply_updates(state.params[name], updates), opt_state  # type: ignore[return-value]
+
+
+def code_hits(task: Task, indices: Int[Array, "b h w"]) -> Int[Array, "k"]:
+    """How often each code was chosen."""
+    return jnp.bincount(indices.reshape(-1), length=task.model.quantizer.codebook_size)
+
+
+def reconstruct(task: Task, generator: Tree, images: UInt8[Array, "b H W c"]) -> tuple[UInt8[Array, "b H W c"], Quantized]:
+    """Reconstructions, rounded to pixels, and the codes, in evaluation mode."""
+    recon, quantized = task.model.apply({"params": generator}, to_float(images), rngs={"gumbel": jax.random.key(0)})
+    return to_uint8(recon), quantized
+
+
+def eval_step(
+    task: Task, generator: Tree, frozen: Tree, images: UInt8[Array, "b H W c"], mask: Bool[Array, "b"]
+) -> Metrics:
+    """Sums over the images where `mask` is set: to be added over batches and divided by `count`.
+
+    PSNR is that of each image rounded to 8 bits; `lpips` is measured without dropout on the same rounded images.
+    """
+    recon, quantized = reconstruct(task, generator, images)
+    original, rounded = to_float(images), to_float(recon)
+    mse = jnp.square(original - rounded).mean((1, 2, 3)) / 4.0  # of values in [0, 1]
+    psnr = -10.0 * jnp.log10(jnp.maximum(mse, 1e-10))
+    lpips = task.lpips.clone(dropout=False).apply({"params": frozen["lpips"]}, original, rounded)
+    sums = {"psnr": psnr, "lpips": lpips, "l1": jnp.abs(original - rounded).mean((1, 2, 3)), "count": jnp.ones_like(psnr)}
+    hits = jnp.zeros(task.model.quantizer.codebook_size, jnp.int32)
+    shown = jnp.broadcast_to(mask[:, None, None], quantized.indices.shape)
+    hits = hits.at[quantized.indices.reshape(-1)].add(shown.reshape(-1).astype(jnp.int32))
+    return {name: jnp.sum(jnp.where(mask, value, 0.0)) for name, value in sums.items()} | {"code_hits": hits}
