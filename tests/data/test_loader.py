@@ -41,15 +41,10 @@ def take(batches, count):
 
 
 def on_hosts(make, count, **options):
-    """Global batches of `count` processes: row i of process p is example i * count + p."""
+    """Global batches of `count` processes: their rows in the order of the processes."""
     shares = [make(process_index=i, process_count=count, **options) for i in range(count)]
     for parts in zip(*shares, strict=True):
-        yield {key: interleave([part[key] for part in parts]) for key in parts[0]}
-
-
-def interleave(rows):
-    stacked = np.stack(rows, axis=1)
-    return stacked.reshape(-1, *stacked.shape[2:])
+        yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def train(source, **changes):

@@ -31,9 +31,9 @@ CODEBOOK_SIZE, EMBED_DIM = 32, 8
 LOSS = dict(perceptual_weight=0.1, disc_start=4, disc_weight=0.8, disc_num_layers=2, disc_ndf=16, disc_loss="hinge")
 
 # Ten steps of two frameworks agree only where nothing is left to chance. The first steps of Adam are the gradient's
-# signs, the gradient of LPIPS jumps at every ReLU and max-pool of VGG16, and a flipped code changes everything after
-# it. At ten times this learning rate, or with a perceptual weight of 1, float32 and float64 part within five steps.
-# Seed and rate (upstream's base rate) are chosen such that ten steps also survive weights off by one part in a million.
+# signs, the gradient of LPIPS jumps at every ReLU and max-pool of VGG16, and a flipped code changes all that follows:
+# at ten times this rate float32 and float64 choose other codes from the sixth step on. Rate (upstream's base rate) and
+# seed are chosen so that ten steps keep their codes even when every weight starts off by one part in a million.
 STEPS, LEARNING_RATE, SEED = 10, 4.5e-6, 5
 GRID = 1 / 4096  # weights are rounded to multiples of it, which halves the files; the arithmetic stays float32
 

@@ -1,7 +1,7 @@
 """Batches for this process: endless and augmented for training, finite and padded for evaluation.
 
 Every batch is a function of its number, the seed and the source alone, so a run resumes exactly. The number of
-processes only decides who loads what: of each global batch, process p of n loads examples p, p + n, p + 2 n, ...
+processes only decides who loads what: of each global batch, process p loads the p-th of equal parts, row by row.
 """
 
 import functools
@@ -93,7 +93,7 @@ def training_batches(
     data = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
     # Randomness comes before the share of a process: keyed by the example's global number it is anyone's to load.
     data = data.random_map(functools.partial(_training_example, images, augmentation))
-    data = data[process_index::process_count].batch(local_size, drop_remainder=True)
+    data = data.batch(local_size, drop_remainder=True)[process_index::process_count]
     read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
     return Batches(iter(data.to_iter_dataset(read_options)), images)
 
@@ -134,7 +134,7 @@ def evaluation_batches(
     images, augmentation = _Decodable(source), preprocessing.evaluation(image_size)
     data = grain.MapDataset.range(-(-count // batch_size) * batch_size)
     data = data.map(functools.partial(_evaluation_example, images, augmentation, count))
-    data = data[process_index::process_count].batch(local_size, drop_remainder=True)
+    data = data.batch(local_size, drop_remainder=True)[process_index::process_count]
     read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
     return Batches(iter(data.to_iter_dataset(read_options)), images)
 

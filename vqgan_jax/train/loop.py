@@ -232,7 +232,7 @@ class Recorder:
         """One line for people."""
         if self.writer.enabled:
             shown = "  ".join(f"{name} [bold]{values[name]:.4g}[/]" for name in names if name in values)
-            self.console.print(f"[dim]step[/] {step:>6}  {shown}{tail}", highlight=False)
+            self.console.print(f"[dim]step[/] {step:>6}  {shown}{tail}", highlight=False, soft_wrap=True)
 
 
 def progress_bar(console: Console) -> Progress:

@@ -141,7 +141,9 @@ def train_step(
         codebook = params["generator"]["quantizer"]["codebook"]
         codebook, stats["codebook"] = task.model.quantizer.refresh(codebook, stats["codebook"], *flat, keys[3])
         params["generator"]["quantizer"]["codebook"] = codebook
-    ema = {name: optax.incremental_update(params[name], old, 1 - task.ema_decay) for name, old in state.ema.items()}
+    # The average forgets its first values as fast as it can, else it would be the initial parameters for long.
+    decay = jnp.minimum(task.ema_decay, (1 + state.step) / (10 + state.step))
+    ema = {name: optax.incremental_update(params[name], old, 1 - decay) for name, old in state.ema.items()}
     metrics |= {"param_norm": optax.global_norm(params["generator"]), "code_hits": code_hits(task, quantized.indices)}
     return TrainState(state.step + 1, params, opt_state, ema, stats), metrics
 

@@ -1,0 +1,100 @@
+"""Encodes and decodes images: writes reconstructions, their indices and a sheet of both."""
+
+import argparse
+from collections.abc import Sequence
+
+EXAMPLES = """examples:
+  vqgan reconstruct --workdir=runs/photos --input=cat.jpg --output=out
+  vqgan reconstruct --workdir=runs/photos --input=pictures/ --output=out --size=256
+  vqgan reconstruct --workdir=runs/photos --input=a.png b.png photos --output=out
+
+`--input=photos` are the embedded photographs. Each image NAME gives NAME.png, the reconstruction, and NAME.npy, the
+indices (int32, h w); sheet.png shows every original above its reconstruction.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`vqgan reconstruct`."""
+    parser = argparse.ArgumentParser(
+        "vqgan reconstruct", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, help="of the run whose tokenizer to use")
+    parser.add_argument("--input", required=True, nargs="+", metavar="FILE_OR_FOLDER", help="images, folders, or `photos`")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--size", type=int, help="resize the short side to so many pixels; default: leave")
+    flags = parser.parse_args(argv)
+
+    from pathlib import Path
+
+    import numpy as np
+    from PIL import Image
+    from rich.console import Console
+    from rich.progress import track
+
+    import vqgan_jax as vq
+    from vqgan_jax import data, pictures
+
+    console = Console()
+    tokenizer = vq.load_tokenizer(flags.workdir)
+    output = Path(flags.output)
+    output.mkdir(parents=True, exist_ok=True)
+    sheets, skipped = [], []
+    for name, read in track(inputs(flags.input).items(), description="reconstructing", console=console):
+        try:
+            image = read()
+        except data.ImageError as error:
+            skipped.append(str(error))
+            continue
+        image = fit(image, flags.size, tokenizer.downsample_factor)
+        indices = vq.encode(tokenizer, image[None])
+        recon = np.asarray(vq.to_uint8(vq.decode(tokenizer, indices)))[0]
+        Image.fromarray(recon).save(output / f"{name}.png")
+        np.save(output / f"{name}.npy", np.asarray(indices)[0])
+        sheets.append(pictures.grid(np.stack([image, recon]), columns=1))
+    if sheets:
+        (output / "sheet.png").write_bytes(pictures.png(pictures.row(sheets)))
+    console.print(f"{len(sheets)} images in {output}, step {tokenizer.step} of {flags.workdir}")
+    for message in skipped:
+        console.print(f"[yellow]skipped[/] {message}", highlight=False)
+    return 0 if sheets else 1
+
+
+def inputs(paths: Sequence[str]):
+    """Name and reader of each image; names of files are made unique by their folders."""
+    import functools
+    from pathlib import Path
+
+    from vqgan_jax import cli
+    from vqgan_jax.data import folder, images, photos
+
+    found = {}
+    for text in paths:
+        path = Path(text)
+        if text == "photos" and not path.exists():
+            found |= {name: functools.partial(photos.photograph, name) for name in photos.NAMES}
+        elif path.is_dir():
+            for file in folder.image_files(path):
+                found["-".join(file.relative_to(path).with_suffix("").parts)] = functools.partial(images.decode, file)
+        elif path.is_file():
+            found[path.stem] = functools.partial(images.decode, path)
+        else:
+            raise cli.UsageError(f"`--input` must be files, folders or `photos`; {text!r} is not there.")
+    if not found:
+        raise cli.UsageError(f"`--input` must hold images; {', '.join(paths)} has none.")
+    return found
+
+
+def fit(image, size: int | None, factor: int):
+    """The image with its short side resized to `size`, then cut at the right and below to multiples of the factor."""
+    import numpy as np
+    from PIL import Image
+
+    if size is not None:
+        height, width = image.shape[:2]
+        scale = size / min(height, width)
+        shape = (max(round(width * scale), factor), max(round(height * scale), factor))
+        image = np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC))
+    height, width = (side // factor * factor for side in image.shape[:2])
+    if 0 in (height, width):
+        raise ValueError(f"an image must be at least {factor} pixels on each side; got {image.shape[:2]}. Give --size.")
+    return image[:height, :width]
