@@ -34,6 +34,7 @@ def stage1() -> ConfigDict:
                 "resolution": 256,  # only decides which levels have attention
                 "image_channels": 3,
                 "latent_channels": 256,
+                "norm_groups": 32,
                 "dropout": 0.0,
                 "dtype": "bfloat16",  # of convolutions; parameters, norms, codes and losses are float32
             },
@@ -99,6 +100,7 @@ def paper_stage1(*, batch_size: int, disc_start: int, disc_weight: float = 0.8) 
     return {
         "batch_size": batch_size,
         "data.flip": False,
+        "data.resize": (256, 256),
         "model.dtype": "float32",
         "loss.lpips_dropout": True,
         "loss.codebook_weight": 0.25,

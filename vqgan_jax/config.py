@@ -50,6 +50,7 @@ class Model:
     resolution: int
     image_channels: int
     latent_channels: int
+    norm_groups: int
     dropout: float
     dtype: str
 
@@ -224,8 +225,9 @@ def build_vqgan(config: Stage1) -> VQGAN:
     """The tokenizer's module."""
     m, q = config.model, config.quantizer
     shape = (m.channels, m.channel_multipliers, m.num_res_blocks, m.attn_resolutions, m.resolution)
-    encoder = Encoder(*shape, out_channels=m.latent_channels, dropout=m.dropout, dtype=jnp.dtype(m.dtype))
-    decoder = Decoder(*shape, out_channels=m.image_channels, dropout=m.dropout, dtype=jnp.dtype(m.dtype))
+    options = {"dropout": m.dropout, "dtype": jnp.dtype(m.dtype), "norm_groups": m.norm_groups}
+    encoder = Encoder(*shape, out_channels=m.latent_channels, **options)
+    decoder = Decoder(*shape, out_channels=m.image_channels, **options)
     if q.kind == "gumbel":
         quantizer = GumbelQuantizer(q.codebook_size, q.embed_dim, q.noisy_eval)
     else:

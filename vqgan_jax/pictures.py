@@ -32,11 +32,23 @@ def pairs(
     return grid(np.concatenate(rows), columns=columns)
 
 
-def column(sheets: Sequence[UInt8[np.ndarray, "_H _W 3"]], *, gap: int = 8) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Pictures of any size below one another, on white."""
-    width = max(sheet.shape[1] for sheet in sheets)
-    padded = [np.pad(s, ((0, gap), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in sheets]
-    return np.concatenate(padded)[:-gap]
+def wall(sheets: Sequence[UInt8[np.ndarray, "_H _W 3"]], *, width: int = 1200, gap: int = 8) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Pictures of any size from left to right, in as many lines as a sheet about `width` pixels wide needs, on white."""
+    lines: list[list[np.ndarray]] = [[]]
+    for sheet in sheets:
+        if lines[-1] and sum(s.shape[1] + gap for s in lines[-1]) + sheet.shape[1] > width:
+            lines.append([])
+        lines[-1].append(sheet)
+    full = max(sum(s.shape[1] + gap for s in line) - gap for line in lines)
+    canvas = np.full((sum(max(s.shape[0] for s in line) + gap for line in lines) - gap, full, 3), 255, np.uint8)
+    y = 0
+    for line in lines:
+        x = 0
+        for sheet in line:
+            canvas[y : y + sheet.shape[0], x : x + sheet.shape[1]] = sheet
+            x += sheet.shape[1] + gap
+        y += max(sheet.shape[0] for sheet in line) + gap
+    return canvas
 
 
 def png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:

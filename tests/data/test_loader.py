@@ -215,14 +215,14 @@ def test_a_refused_small_image_is_named(tmp_path):
 def test_the_held_out_fifth_of_a_photograph_never_reaches_a_training_batch(monkeypatch):
     options = {**OPTIONS, "image_size": 64, "resize": (64, 96), "batch_size": 11}
     batch = next(training_batches(open_source("photos", split="train", image_size=64), **options))
-    original = photos._photograph
+    original = photos.photograph
 
-    def painted(file):
-        photograph = original(file).copy()
+    def painted(name):
+        photograph = original(name).copy()
         photograph[:, int(0.8 * photograph.shape[1]) :] = (255, 0, 255)
         return photograph
 
-    monkeypatch.setattr(photos, "_photograph", painted)
+    monkeypatch.setattr(photos, "photograph", painted)
     assert_equal([batch], take(training_batches(open_source("photos", split="train", image_size=64), **options), 1))
     assert sorted(batch["label"]) == list(range(11))
     assert batch["image"].std() > 30

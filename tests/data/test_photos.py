@@ -7,7 +7,7 @@ from vqgan_jax.data.photos import Photos
 
 @pytest.fixture(scope="module")
 def whole():
-    return [photos._photograph(file) for file in photos.FILES]
+    return [photos.photograph(name) for name in photos.NAMES]
 
 
 def test_training_is_the_left_four_fifths(whole):

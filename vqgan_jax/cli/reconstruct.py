@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
         np.save(output / f"{name}.npy", np.asarray(indices)[0])
         sheets.append(pictures.grid(np.stack([image, recon]), columns=1))
     if sheets:
-        (output / "sheet.png").write_bytes(pictures.png(pictures.row(sheets)))
+        (output / "sheet.png").write_bytes(pictures.png(pictures.wall(sheets)))
     console.print(f"{len(sheets)} images in {output}, step {tokenizer.step} of {flags.workdir}")
     for message in skipped:
         console.print(f"[yellow]skipped[/] {message}", highlight=False)
@@ -74,7 +74,8 @@ def inputs(paths: Sequence[str]):
             found |= {name: functools.partial(photos.photograph, name) for name in photos.NAMES}
         elif path.is_dir():
             for file in folder.image_files(path):
-                found["-".join(file.relative_to(path).with_suffix("").parts)] = functools.partial(images.decode, file)
+                name = "-".join(Path(file).with_suffix("").parts)
+                found[name] = functools.partial(images.decode, path / file)
         elif path.is_file():
             found[path.stem] = functools.partial(images.decode, path)
         else:

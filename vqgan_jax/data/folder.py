@@ -43,7 +43,7 @@ class Folder:
             raise ValueError(f"`folder:PATH` must name an existing folder; got {os.fspath(path)!r}. Correct the path.")
         self.name = f"folder:{os.fspath(path)}/{split}"
         roots = _split_roots(root)
-        found = [(part, base, file) for part, base in roots.items() for file in sorted(_image_files(base))]
+        found = [(part, base, file) for part, base in roots.items() for file in image_files(base)]
         names = sorted({_class_name(file) for _, _, file in found})
         self.class_names = () if names == [""] else tuple(names)
         chosen = [(base, file) for part, base, file in found if split in ("all", part or _hash_split(file))]
@@ -69,8 +69,12 @@ def _split_roots(root: Path) -> dict[str, Path]:
     return roots if len(roots) == 2 else {"": root}
 
 
-def _image_files(root: Path) -> Iterator[str]:
-    """Paths below `root`, with forward slashes."""
+def image_files(root: Path) -> list[str]:
+    """Paths below `root` of all files that look like images, with forward slashes, sorted."""
+    return sorted(_walk(root))
+
+
+def _walk(root: Path) -> Iterator[str]:
     seen = set()  # a link to a folder above would go round for ever
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]

@@ -23,7 +23,7 @@ FILES = (
     "retina.jpg",
     "rocket.jpg",
 )
-CLASS_NAMES = tuple(file.split(".")[0] for file in FILES)
+NAMES = tuple(file.split(".")[0] for file in FILES)
 
 
 class Photos:
@@ -33,7 +33,7 @@ class Photos:
     the held-out strip cut from top to bottom into squares that do not overlap.
     """
 
-    class_names = CLASS_NAMES
+    class_names = NAMES
 
     def __init__(self, *, split: str):
         """Decodes the photographs of `split`, "train" or "validation"; they stay in memory (about 15 MB)."""
@@ -42,7 +42,7 @@ class Photos:
             raise ValueError(f"the photos' `split` must be one of {', '.join(parts)}; got {split!r}. Choose one.")
         self.name = f"photos/{split}"
         self._examples = [
-            (image, np.int32(label)) for label, file in enumerate(FILES) for image in parts[split](_photograph(file))
+            (image, np.int32(label)) for label, name in enumerate(NAMES) for image in parts[split](photograph(name))
         ]
 
     def __len__(self) -> int:
@@ -55,7 +55,9 @@ class Photos:
 
 
 @functools.cache
-def _photograph(file: str) -> UInt8[np.ndarray, "H W 3"]:
+def photograph(name: str) -> UInt8[np.ndarray, "H W 3"]:
+    """The whole photograph, both of its parts."""
+    file = FILES[NAMES.index(name)]
     # The package's own folder, not `skimage.data.NAME()`, which may go to the network.
     return images.decode(resources.files("skimage").joinpath("data", file).read_bytes(), name=f"skimage/data/{file}")
 

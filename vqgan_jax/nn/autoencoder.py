@@ -22,6 +22,7 @@ class Encoder(nn.Module):
       out_channels: width of the result.
       dropout: inside the residual blocks, in training.
       dtype: of the computation; parameters are float32.
+      norm_groups: of every GroupNorm.
     """
 
     channels: int
@@ -32,6 +33,7 @@ class Encoder(nn.Module):
     out_channels: int
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b H W _"], *, train: bool = False) -> Float[Array, "b h w {self.out_channels}"]:
@@ -39,13 +41,13 @@ class Encoder(nn.Module):
         for level, multiplier in enumerate(self.channel_multipliers):
             width, side = self.channels * multiplier, self.resolution >> level
             for block in range(self.num_res_blocks):
-                x = ResBlock(width, self.dropout, self.dtype, name=f"level_{level}_block_{block}")(x, train=train)
+                x = ResBlock(width, self.dropout, self.dtype, self.norm_groups, name=f"level_{level}_block_{block}")(x, train=train)
                 if side in self.attn_resolutions:
-                    x = AttnBlock(self.dtype, name=f"level_{level}_attn_{block}")(x)
+                    x = AttnBlock(self.dtype, self.norm_groups, name=f"level_{level}_attn_{block}")(x)
             if level < len(self.channel_multipliers) - 1:
                 x = Downsample(self.dtype, name=f"level_{level}_downsample")(x)
-        x = middle(x, self.dropout, self.dtype, train=train)
-        x = nn.swish(GroupNorm(self.dtype, name="norm_out")(x))
+        x = middle(x, self.dropout, self.dtype, self.norm_groups, train=train)
+        x = nn.swish(GroupNorm(self.dtype, self.norm_groups, name="norm_out")(x))
         return conv3x3(self.out_channels, self.dtype, "conv_out")(x)
 
 
@@ -63,26 +65,29 @@ class Decoder(nn.Module):
     out_channels: int
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    norm_groups: int = 32
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w _"], *, train: bool = False) -> Float[Array, "b H W {self.out_channels}"]:
         x = conv3x3(self.channels * self.channel_multipliers[-1], self.dtype, "conv_in")(x)
-        x = middle(x, self.dropout, self.dtype, train=train)
+        x = middle(x, self.dropout, self.dtype, self.norm_groups, train=train)
         for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             width, side = self.channels * multiplier, self.resolution >> level
             for block in range(self.num_res_blocks + 1):
-                x = ResBlock(width, self.dropout, self.dtype, name=f"level_{level}_block_{block}")(x, train=train)
+                x = ResBlock(width, self.dropout, self.dtype, self.norm_groups, name=f"level_{level}_block_{block}")(x, train=train)
                 if side in self.attn_resolutions:
-                    x = AttnBlock(self.dtype, name=f"level_{level}_attn_{block}")(x)
+                    x = AttnBlock(self.dtype, self.norm_groups, name=f"level_{level}_attn_{block}")(x)
             if level > 0:
                 x = Upsample(self.dtype, name=f"level_{level}_upsample")(x)
-        x = nn.swish(GroupNorm(self.dtype, name="norm_out")(x))
+        x = nn.swish(GroupNorm(self.dtype, self.norm_groups, name="norm_out")(x))
         return conv3x3(self.out_channels, self.dtype, "conv_out")(x).astype(jnp.float32)
 
 
-def middle(x: Float[Array, "b h w c"], dropout: float, dtype: DTypeLike, *, train: bool) -> Float[Array, "b h w c"]:
+def middle(
+    x: Float[Array, "b h w c"], dropout: float, dtype: DTypeLike, groups: int, *, train: bool
+) -> Float[Array, "b h w c"]:
     """Residual, attention, residual at the lowest resolution; to be called inside a compact module."""
     width = x.shape[-1]
-    x = ResBlock(width, dropout, dtype, name="middle_block_0")(x, train=train)
-    x = AttnBlock(dtype, name="middle_attn")(x)
-    return ResBlock(width, dropout, dtype, name="middle_block_1")(x, train=train)
+    x = ResBlock(width, dropout, dtype, groups, name="middle_block_0")(x, train=train)
+    x = AttnBlock(dtype, groups, name="middle_attn")(x)
+    return ResBlock(width, dropout, dtype, groups, name="middle_block_1")(x, train=train)

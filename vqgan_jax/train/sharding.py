@@ -21,7 +21,7 @@ BOTH = ("fsdp", "tensor")
 RULES: tuple[tuple[str, P], ...] = (
     (r"^lpips/", P()),  # frozen, small, used whole
     (r"/(bias|scale|loc|mean|var|hits|step|count)$|^step$", P()),
-    (r"/(conv_in|discriminator/conv_0|post_quantizer)/kernel$", P(None, None, None, BOTH)),  # few channels come in
+    (r"(/(conv_in|post_quantizer)|discriminator/.*conv_0)/kernel$", P(None, None, None, BOTH)),  # few channels come in
     (r"/(conv_out|pre_quantizer)/kernel$", P(None, None, BOTH, None)),  # few channels go out
     (r"/kernel$", P(None, None, "fsdp", "tensor")),
     (r"/(codebook|sums)$", P(BOTH, None)),
