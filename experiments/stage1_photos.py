@@ -5,9 +5,9 @@
 Eleven photographs and textures out of scikit-image; each step draws four crops of 64 pixels at a random scale, and the
 rightmost fifth of every photograph is held out. f4: 16 x 16 codes a crop, 1024 codes a step for a codebook of 512.
 
-The network is narrow: 16, 32, 64 channels instead of 128 to 512, under a million parameters. So it gets 8 groups a norm:
-with 32, as in the paper, the last norm of 32 channels would normalise each channel by itself and no image could have a
-colour of its own (15 dB instead of 19 dB after 200 steps of the bare autoencoder).
+The network is narrow: 16, 32, 64 channels instead of 128 to 512, under a million parameters. So it gets 8 groups a
+norm: with 32, as in the paper, the last norm of 32 channels would normalise each channel by itself and no image could
+have a colour of its own (15 dB instead of 19 dB after 200 steps of the bare autoencoder of 32, 32, 64).
 """
 
 from recipe import choose, paper_stage1, stage1, vary

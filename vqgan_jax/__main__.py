@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     verbs = sorted(module.name for module in pkgutil.iter_modules(cli.__path__))
     if verb in ("-h", "--help"):
-        print(__doc__.split(":")[0] + "\n")
+        print("`vqgan VERB ...`, the same as `python -m vqgan_jax VERB ...`\n")
         for name in verbs:
             summary = (importlib.import_module(f"vqgan_jax.cli.{name}").__doc__ or "").splitlines()[0]
             print(f"  {name:<12} {summary}")

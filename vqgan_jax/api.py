@@ -1,14 +1,15 @@
-"""The verbs for Python users: load once, then pure functions that work under the caller's own `jit`, `vmap`, sharding."""
+"""The verbs for Python users: load once; then pure functions, for the caller's own `jit`, `vmap` and shardings too."""
 
-import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from flax import struct
+from jax.core import Tracer
 from jaxtyping import Array, Float, Int, Num, UInt8
 
 from vqgan_jax import config as configs
@@ -54,11 +55,15 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     """
     workdir = epath.Path(path).absolute() if "://" not in str(path) else epath.Path(path)
     if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(f"a tokenizer's folder must hold `checkpoints`; {workdir} does not. Give the --workdir of a run.")
+        raise FileNotFoundError(
+            f"a tokenizer's folder must hold `checkpoints`; {workdir} does not. Give the --workdir of a run."
+        )
     with Checkpoints(workdir, read_only=True) as checkpoints:
         restored = checkpoints.newest(abstract_generator, partial=True)
     if restored is None:
-        raise FileNotFoundError(f"{workdir / 'checkpoints'} holds no whole checkpoint; train longer or give another run.")
+        raise FileNotFoundError(
+            f"{workdir / 'checkpoints'} holds no whole checkpoint; train longer or give another run."
+        )
     config = configs.parse(restored.config)
     (params,) = (tree["generator"] for tree in restored.state.values())
     return Tokenizer(params, configs.build_vqgan(config), restored.step)
@@ -76,7 +81,7 @@ def abstract_generator(saved: dict[str, Any]) -> Any:
     return {name: {"generator": jax.tree.map(place, getattr(state, name)["generator"])}}
 
 
-def encode(tokenizer: Tokenizer, images: Num[Array, "b H W c"]) -> Int[Array, "b h w"]:
+def encode(tokenizer: Tokenizer, images: Num[Array, "b H W c"] | Num[np.ndarray, "b H W c"]) -> Int[Array, "b h w"]:
     """Indices of images; int32, `downsample_factor` times smaller.
 
     Args:
@@ -90,17 +95,24 @@ def encode(tokenizer: Tokenizer, images: Num[Array, "b H W c"]) -> Int[Array, "b
     return _encode(tokenizer, images)
 
 
-def decode(tokenizer: Tokenizer, indices: Int[Array, "b h w"]) -> Float[Array, "b H W c"]:
+def decode(tokenizer: Tokenizer, indices: Int[Array, "b h w"] | Int[np.ndarray, "b h w"]) -> Float[Array, "b H W c"]:
     """Images of indices; float32, about in [-1, 1], not clipped: see `to_uint8`.
 
-    An index outside [0, codebook_size) gives NaN: a traced value cannot raise.
+    Under `jit`, where values cannot raise, an index outside [0, codebook_size) makes its image NaN.
 
     Raises:
-      ValueError: indices of another rank or dtype.
+      ValueError: indices of another rank or dtype, or outside the codebook.
     """
     shape, dtype = jnp.shape(indices), jnp.result_type(indices)
     if len(shape) != 3 or not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(f"`indices` must be integers of shape (b, h, w); got {dtype} of shape {shape}. Add a batch axis or cast.")
+        raise ValueError(
+            f"`indices` must be integers of shape (b, h, w); got {dtype} of shape {shape}. Add a batch axis or cast."
+        )
+    if is_concrete(indices) and not bool(jnp.all((indices >= 0) & (indices < tokenizer.codebook_size))):
+        raise ValueError(
+            f"`indices` must be in [0, {tokenizer.codebook_size}); got values in [{int(jnp.min(indices))}, "
+            f"{int(jnp.max(indices))}]. They belong to another tokenizer, or are tokens of a condition."
+        )
     return _decode(tokenizer, indices)
 
 
@@ -110,17 +122,23 @@ def to_uint8(images: Float[Array, "*b"]) -> UInt8[Array, "*b"]:
 
 
 @jax.jit
-def _encode(tokenizer: Tokenizer, images: Array) -> Array:
+def _encode(tokenizer: Tokenizer, images: Any) -> Any:
     images = pixels.to_float(images) if images.dtype == jnp.uint8 else images.astype(jnp.float32)
     rngs = {"gumbel": jax.random.key(0)}  # drawn from only with `noisy_eval`
-    return tokenizer.module.apply({"params": tokenizer.params}, images, method="encode", rngs=rngs).indices
+    quantized: Any = tokenizer.module.apply({"params": tokenizer.params}, images, method="encode", rngs=rngs)
+    return quantized.indices
 
 
 @jax.jit
-def _decode(tokenizer: Tokenizer, indices: Array) -> Array:
+def _decode(tokenizer: Tokenizer, indices: Any) -> Any:
     known = (indices >= 0) & (indices < tokenizer.codebook_size)
-    images = tokenizer.module.apply({"params": tokenizer.params}, indices, method="decode_indices")
+    images: Any = tokenizer.module.apply({"params": tokenizer.params}, indices, method="decode_indices")
     return jnp.where(known.all((1, 2))[:, None, None, None], images, jnp.nan)
+
+
+def is_concrete(array: Any) -> bool:
+    """Whether its values can be looked at: not inside somebody's `jit`."""
+    return not isinstance(array, Tracer)
 
 
 def check_images(tokenizer: Tokenizer, images: Any) -> None:
@@ -128,7 +146,9 @@ def check_images(tokenizer: Tokenizer, images: Any) -> None:
     shape, dtype, f = jnp.shape(images), jnp.result_type(images), tokenizer.downsample_factor
     channels = tokenizer.module.decoder.out_channels
     if len(shape) != 4 or shape[-1] != channels:
-        raise ValueError(f"`images` must have shape (b, H, W, {channels}); got {shape}. Add a batch axis or convert to RGB.")
+        raise ValueError(
+            f"`images` must have shape (b, H, W, {channels}); got {shape}. Add a batch axis or convert to RGB."
+        )
     if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"`images` must be uint8 or float in [-1, 1]; got {dtype}. Convert with `.astype(jnp.uint8)`.")
     for axis, size in (("height", shape[1]), ("width", shape[2])):
@@ -137,8 +157,8 @@ def check_images(tokenizer: Tokenizer, images: Any) -> None:
                 f"`images` {axis} must be a multiple of the downsample factor {f}; got {size}. "
                 f"Resize or pad to {max(-(-size // f), 1) * f}."
             )
-    if dtype != jnp.uint8 and not isinstance(images, jax.core.Tracer) and bool(jnp.max(jnp.abs(images)) > 1.01):
+    if dtype != jnp.uint8 and is_concrete(images) and not bool(jnp.max(jnp.abs(images)) <= 1.01):
         raise ValueError(
-            f"float `images` must be in [-1, 1]; got values in [{float(jnp.min(images)):.3g}, {float(jnp.max(images)):.3g}]. "
-            "Pass uint8, or scale by x / 127.5 - 1."
+            f"float `images` must be in [-1, 1]; got values in [{float(jnp.min(images)):.3g}, "
+            f"{float(jnp.max(images)):.3g}]. Pass uint8, or scale by x / 127.5 - 1."
         )

@@ -214,11 +214,17 @@ def check(config: Stage1) -> None:
     if not d.image_size <= d.resize[0] <= d.resize[1]:
         raise ValueError(f"`config.data.resize` must be a range from image_size {d.image_size} up; got {d.resize}.")
     if q.ema and loss.codebook_weight:
-        raise ValueError("`config.loss.codebook_weight` must be 0 with quantizer.ema, which gets no gradient; set it to 0.")
+        raise ValueError(
+            "`config.loss.codebook_weight` must be 0 with quantizer.ema, which gets no gradient; set it to 0."
+        )
     if q.kind == "gumbel" and (q.unit_length or q.ema or q.revive_below or q.kmeans_batches):
-        raise ValueError("unit_length, ema, revive_below and kmeans_batches belong to quantizer.kind 'vq'; got 'gumbel'.")
+        raise ValueError(
+            "unit_length, ema, revive_below and kmeans_batches belong to quantizer.kind 'vq'; got 'gumbel'."
+        )
     if q.kind == "gumbel" and (loss.codebook_weight or loss.commitment_weight):
-        raise ValueError("codebook_weight and commitment_weight belong to quantizer.kind 'vq'; set both to 0 for 'gumbel'.")
+        raise ValueError(
+            "codebook_weight and commitment_weight belong to quantizer.kind 'vq'; set both to 0 for 'gumbel'."
+        )
 
 
 def build_vqgan(config: Stage1) -> VQGAN:
@@ -255,7 +261,9 @@ def build_schedule(config: Optimizer, peak: float, steps: int) -> optax.Schedule
 
 def build_optimizer(config: Optimizer, peak: float, steps: int) -> optax.GradientTransformation:
     """Adam, with global clipping in front and decoupled weight decay of kernels behind, where they are on."""
-    decay = optax.add_decayed_weights(config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
+    decay = optax.add_decayed_weights(
+        config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+    )
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
     parts += [optax.scale_by_adam(config.b1, config.b2, eps=1e-8)]
     parts += [decay] if config.weight_decay else []

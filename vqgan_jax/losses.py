@@ -91,7 +91,8 @@ def adaptive_weight(
     r"""The weight that makes both losses pull equally hard at the decoder's last kernel; constant.
 
     .. math:: \lambda = \mathrm{clip}\left(
-        \frac{\lVert\nabla_{G_L} \mathcal{L}_{rec}\rVert}{\lVert\nabla_{G_L} \mathcal{L}_{GAN}\rVert + \epsilon}, 0, c\right)
+        \frac{\lVert\nabla_{G_L} \mathcal{L}_{rec}\rVert}
+             {\lVert\nabla_{G_L} \mathcal{L}_{GAN}\rVert + \epsilon}, 0, c\right)
 
     Args:
       rec_gradient: gradient of reconstruction and perceptual loss with respect to that kernel.

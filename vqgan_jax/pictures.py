@@ -32,8 +32,10 @@ def pairs(
     return grid(np.concatenate(rows), columns=columns)
 
 
-def wall(sheets: Sequence[UInt8[np.ndarray, "_H _W 3"]], *, width: int = 1200, gap: int = 8) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Pictures of any size from left to right, in as many lines as a sheet about `width` pixels wide needs, on white."""
+def wall(
+    sheets: Sequence[UInt8[np.ndarray, "_H _W 3"]], *, width: int = 1200, gap: int = 8
+) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Pictures of any size from left to right, in as many lines as a sheet of about `width` pixels needs, on white."""
     lines: list[list[np.ndarray]] = [[]]
     for sheet in sheets:
         if lines[-1] and sum(s.shape[1] + gap for s in lines[-1]) + sheet.shape[1] > width:

@@ -123,7 +123,7 @@ def test_a_run_resumes_on_another_number_of_hosts():
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 @pytest.mark.parametrize("length", [8, 21])
 def test_evaluation_takes_each_example_once_in_order_and_pads(length, hosts):
-    make = lambda **share: evaluation_batches(Noise(length), image_size=8, batch_size=8, **share)  # noqa: E731
+    make = lambda **share: evaluation_batches(Noise(length), image_size=8, batch_size=8, **share)
     batches = list(on_hosts(make, hosts))
     assert len(batches) == -(-length // 8)
     mask = np.concatenate([batch["mask"] for batch in batches])
@@ -185,7 +185,7 @@ def test_too_many_bad_images_stop_the_run_and_are_named(make):
 
 def test_counting_bad_images_is_thread_safe():
     images = _Decodable(Noise(10_000, bad=range(0, 10_000, 101)))
-    read = lambda: [images.get(i) for i in range(0, 10_000, 101)]  # noqa: E731
+    read = lambda: [images.get(i) for i in range(0, 10_000, 101)]
     threads = [threading.Thread(target=read) for _ in range(8)]
     for thread in threads:
         thread.start()

@@ -173,7 +173,7 @@ def gumbel_arrays(rng):
 def discriminator_arrays(rng):
     arrays = {}
     for case, options in dict(batchnorm=dict(n_layers=3), actnorm=dict(n_layers=2, use_actnorm=True)).items():
-        build = lambda options=options: upstream.NLayerDiscriminator(3, ndf=8, **options)  # noqa: E731
+        build = lambda options=options: upstream.NLayerDiscriminator(3, ndf=8, **options)
         net = seeded(SEED, rng, lambda build=build: build().apply(upstream.weights_init))
         for moment, size in (("before", None), ("first", (32, 32)), ("second", (37, 34)), ("eval", (37, 34))):
             result = {}

@@ -32,7 +32,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Stage1:
     if not path.is_file():
         raise UsageError(f"`--config` must name a file, such as experiments/stage1_photos.py; {file!r} is not one.")
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec and module_spec.loader
+    assert module_spec is not None
+    assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     sys.path.insert(0, str(path.parent))  # a page may import its neighbours
     try:
@@ -55,7 +56,9 @@ def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise UsageError(f"`config.{section}` is a value, not a section; `--config.{'.'.join(path)}` cannot be set.")
+            raise UsageError(
+                f"`config.{section}` is a value, not a section; `--config.{'.'.join(path)}` cannot be set."
+            )
     tree[key] = value
 
 

@@ -19,7 +19,9 @@ def main(argv: Sequence[str]) -> int:
         "vqgan reconstruct", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="of the run whose tokenizer to use")
-    parser.add_argument("--input", required=True, nargs="+", metavar="FILE_OR_FOLDER", help="images, folders, or `photos`")
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="FILE_OR_FOLDER", help="images, folders, or `photos`"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--size", type=int, help="resize the short side to so many pixels; default: leave")
     flags = parser.parse_args(argv)

@@ -59,7 +59,12 @@ def describe(config, console) -> None:
 
     console.print_json(data=dataclasses.asdict(config))
     state = loop.abstract_state(config, sharding.make_mesh(**dataclasses.asdict(config.mesh)))
-    table = Table("parameter", "shape", "sharding", title=f"mesh {dataclasses.asdict(config.mesh)} on {jax.device_count()} devices")
+    table = Table(
+        "parameter",
+        "shape",
+        "sharding",
+        title=f"mesh {dataclasses.asdict(config.mesh)} on {jax.device_count()} devices",
+    )
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
         table.add_row(sharding.path_name(path), str(leaf.shape), str(tuple(leaf.sharding.spec)))
     console.print(table)

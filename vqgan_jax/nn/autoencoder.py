@@ -41,7 +41,9 @@ class Encoder(nn.Module):
         for level, multiplier in enumerate(self.channel_multipliers):
             width, side = self.channels * multiplier, self.resolution >> level
             for block in range(self.num_res_blocks):
-                x = ResBlock(width, self.dropout, self.dtype, self.norm_groups, name=f"level_{level}_block_{block}")(x, train=train)
+                x = ResBlock(width, self.dropout, self.dtype, self.norm_groups, name=f"level_{level}_block_{block}")(
+                    x, train=train
+                )
                 if side in self.attn_resolutions:
                     x = AttnBlock(self.dtype, self.norm_groups, name=f"level_{level}_attn_{block}")(x)
             if level < len(self.channel_multipliers) - 1:
@@ -74,7 +76,9 @@ class Decoder(nn.Module):
         for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             width, side = self.channels * multiplier, self.resolution >> level
             for block in range(self.num_res_blocks + 1):
-                x = ResBlock(width, self.dropout, self.dtype, self.norm_groups, name=f"level_{level}_block_{block}")(x, train=train)
+                x = ResBlock(width, self.dropout, self.dtype, self.norm_groups, name=f"level_{level}_block_{block}")(
+                    x, train=train
+                )
                 if side in self.attn_resolutions:
                     x = AttnBlock(self.dtype, self.norm_groups, name=f"level_{level}_attn_{block}")(x)
             if level > 0:

@@ -34,7 +34,9 @@ class Conv(nn.Module):
         x = convolve(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, self.padding)
         if self.use_bias:
             bound = (shape[0] * shape[1] * shape[2]) ** -0.5
-            bias = self.param("bias", lambda key: jax.random.uniform(key, (self.channels,), minval=-bound, maxval=bound))
+            bias = self.param(
+                "bias", lambda key: jax.random.uniform(key, (self.channels,), minval=-bound, maxval=bound)
+            )
             x = x + bias.astype(self.dtype)[None, None, None]
         return x
 

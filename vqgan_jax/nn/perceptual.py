@@ -67,11 +67,13 @@ class LPIPS(nn.Module):
             kept = jax.random.bernoulli(self.make_rng("dropout"), 0.5, difference.shape)
             difference = jnp.where(kept, 2.0 * difference, 0.0)
         # One contraction over space and channels: the weights are linear.
-        return jnp.einsum("bhwc,c->b", difference, head, precision=jax.lax.Precision.HIGHEST) / (f.shape[1] * f.shape[2])
+        return jnp.einsum("bhwc,c->b", difference, head, precision=jax.lax.Precision.HIGHEST) / (
+            f.shape[1] * f.shape[2]
+        )
 
 
 def max_pool(x: Float[Array, "b H W c"]) -> Float[Array, "b h w c"]:
-    """The largest of every 2x2 pixels; an odd last row or column is left out. Its gradient needs no select-and-scatter."""
+    """The largest of every 2x2 pixels; an odd last row or column is left out. No select-and-scatter in its gradient."""
     b, h, w, c = x.shape
     return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
 

@@ -1,5 +1,7 @@
 """From latents to codes: nearest neighbour (equation 2 of the paper) or Gumbel softmax, always in float32."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -28,8 +30,7 @@ class Quantized:
     kl: Float[Array, "*b"]
 
 
-@struct.dataclass
-class CodebookStats:
+class CodebookStats(NamedTuple):
     """Running averages of a step's hits of each code and of the sum of the latents that hit it."""
 
     hits: Float[Array, "k"]
@@ -76,7 +77,11 @@ class VectorQuantizer(nn.Module):
 
     def setup(self):
         bound = 1.0 / self.codebook_size
-        init = nn.initializers.normal(1.0) if self.unit_length else lambda key, s: jax.random.uniform(key, s, minval=-bound, maxval=bound)
+        init = (
+            nn.initializers.normal(1.0)
+            if self.unit_length
+            else lambda key, s: jax.random.uniform(key, s, minval=-bound, maxval=bound)
+        )
         self.codebook = self.param("codebook", init, (self.codebook_size, self.embed_dim))
 
     def normalise(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -107,7 +112,9 @@ class VectorQuantizer(nn.Module):
     def initial_stats(self, codebook: Float[Array, "k d"], n: int) -> CodebookStats:
         """Every code as if it had had its share of the `n` latents of a step: no code starts near its death."""
         share = n / self.codebook_size
-        return CodebookStats(hits=jnp.full(self.codebook_size, share, jnp.float32), sums=share * self.normalise(codebook))
+        return CodebookStats(
+            hits=jnp.full(self.codebook_size, share, jnp.float32), sums=share * self.normalise(codebook)
+        )
 
     def refresh(
         self,
@@ -190,7 +197,7 @@ def kmeans(points: Float[Array, "n d"], k: int, key: jax.Array, *, rounds: int =
     n = points.shape[0]
     centres = points[jnp.resize(jax.random.permutation(key, n), (k,))]
 
-    def move(_: int, centres: Float[Array, "k d"]) -> Float[Array, "k d"]:
+    def move(_: int | Int[Array, ""], centres: Float[Array, "k d"]) -> Float[Array, "k d"]:
         indices = nearest(points, centres)
         counts = jnp.zeros(k).at[indices].add(1.0)[:, None]
         sums = jnp.zeros_like(centres).at[indices].add(points)

@@ -8,6 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 
@@ -52,7 +53,9 @@ class Checkpoints:
         self.manager.wait_until_finished()
         return self.manager.latest_step()
 
-    def save(self, step: int, state: Any, data: dict[str, Any], config: dict[str, Any], metrics: dict[str, float] | None) -> None:
+    def save(
+        self, step: int, state: Any, data: dict[str, Any], config: dict[str, Any], metrics: dict[str, float] | None
+    ) -> None:
         """Begins to write a checkpoint; a step that is there already is left alone."""
         if step in self.manager.all_steps():
             return
@@ -103,9 +106,13 @@ class Checkpoints:
 
     def set_aside(self, step: int, error: Exception) -> None:
         """Renames a broken checkpoint, so that its step can be written again and nothing is lost."""
-        logging.warning("checkpoint %d in %s is not whole and is set aside as %d.broken: %s", step, self.folder, step, error)
+        logging.warning(
+            "checkpoint %d in %s is not whole and is set aside as %d.broken: %s", step, self.folder, step, error
+        )
         if jax.process_index() == 0 and not self.manager._options.read_only:
             (self.folder / str(step)).rename(self.folder / f"{step}.broken")
+        multihost_utils.sync_global_devices(f"set aside {step}")
+        self.manager.reload()  # it remembers which steps there are
 
 
 def write_json(path: epath.Path, value: Any) -> None:

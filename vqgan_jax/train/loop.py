@@ -137,14 +137,16 @@ def resume(config: configs.Stage1, program: Program, checkpoints: Checkpoints) -
     """
 
     def abstract(saved: dict[str, Any]) -> Any:
-        shapes = lambda tree: {sharding.path_name(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+        shapes = lambda tree: {
+            sharding.path_name(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
         old, new = shapes(abstract_state(configs.parse(saved), program.mesh)), shapes(program.abstract)
         if old != new:
             changed = differences(saved, dataclasses.asdict(config))
             leaf = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
             raise ValueError(
-                f"the config must make the arrays of the run that is already in {checkpoints.folder.parent}; `{leaf}` was "
-                f"{old.get(leaf, 'absent')} and is {new.get(leaf, 'absent')} after changing {', '.join(changed)}. "
+                f"the config must make the arrays of the run that is already in {checkpoints.folder.parent}; `{leaf}` "
+                f"was {old.get(leaf, 'absent')} and is {new.get(leaf, 'absent')} after changing {', '.join(changed)}. "
                 "Set these back, or give another --workdir."
             )
         return program.abstract
@@ -182,7 +184,9 @@ def evaluate(config: configs.Stage1, program: Program, state: Any, source: data.
     few = min(PREVIEWS, config.batch_size)
     placed = sharding.put_batch(next(batches(data.spread(source, few))), program.mesh)
     recon = jax.device_get(program.reconstruct(generator, placed["image"]))[:few]
-    originals = jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(program.mesh))(placed["image"]))[:few]
+    originals = jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(program.mesh))(placed["image"]))[
+        :few
+    ]
     return results, pictures.pairs(originals, recon)
 
 
@@ -210,9 +214,9 @@ class Recorder:
         for name, value in metrics.items():
             if not np.all(np.isfinite(value)):
                 raise FloatingPointError(
-                    f"every metric must be finite; `{name}` is {value} at step {step}. The last good checkpoint is step "
-                    f"{self.checkpoints.latest} in {self.checkpoints.folder}. Lower config.optimizer.learning_rate or set "
-                    "optimizer.clip_norm, then run the same command again."
+                    f"every metric must be finite; `{name}` is {value} at step {step}. The last good checkpoint is "
+                    f"step {self.checkpoints.latest} in {self.checkpoints.folder}. Lower config.optimizer.learning_rate or "
+                    "set optimizer.clip_norm, then run the same command again."
                 )
         self.window.add(metrics)
         if step % self.config.log.metrics_every == 0:

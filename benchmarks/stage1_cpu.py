@@ -1,0 +1,288 @@
+"""Steps a second of stage 1 on this CPU: ours against the published modules in PyTorch, and where the time goes.
+
+Both train one architecture on one batch with their default number of threads, each in a process of its own. The
+processes take turns (torch, ours, torch, ours, ...), so that only one computes at a time, and every ratio is of two
+neighbours: what else the machine does slows both. A ratio above 1 is ours faster.
+
+    pip install -e '.[parity]' && pip install --no-deps taming-transformers-rom1504==0.0.6
+    python benchmarks/stage1_cpu.py [--case photos middle] [--pairs 7]
+
+Torch's step is always upstream's: the generator with its adaptive weight, then a second forward pass and the
+discriminator, whose loss measures LPIPS once more in vain. Its trainer computes no gradients of the network that does
+not learn at the moment; neither do we here.
+"""
+# pyright: reportMissingImports=false
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import io
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from vqgan_jax import cli
+from vqgan_jax import config as configs
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = (
+    "step",
+    "step, upstream's order",  # ours with a second forward pass too, and nothing that upstream has not
+    "autoencoder forward",
+    "autoencoder gradient",
+    "LPIPS gradient",  # at the reconstruction
+    "discriminator step",  # of given reconstructions
+)
+CASES: dict[str, dict[str, Any]] = {
+    # The page as it is. Its codes may have unit length while torch's have not, which costs next to nothing.
+    "photos": {},
+    # Half the paper's width: 5 million weights, 16x16 codes with attention.
+    "middle": {
+        "batch_size": 4,
+        "model.channels": 64,
+        "model.channel_multipliers": (1, 1, 2),
+        "model.num_res_blocks": 2,
+        "model.attn_resolutions": (16,),
+        "model.norm_groups": 32,
+        "quantizer.codebook_size": 512,
+        "quantizer.embed_dim": 64,
+        "quantizer.unit_length": False,
+        "quantizer.kmeans_batches": 0,
+        "quantizer.revive_below": 0.0,
+        "discriminator.channels": 64,
+        "discriminator.num_layers": 3,
+    },
+}
+UPSTREAM_ORDER = {
+    "loss.shared_forward": False,
+    "loss.lpips_dropout": True,
+    "optimizer.clip_norm": 0.0,
+    "optimizer.ema_decay": 0.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Contender:
+    """One framework: what it is, how many weights it trains, and what each row runs, until the result is there."""
+
+    about: str
+    weights: int
+    rows: dict[str, Callable[[], object]]
+
+
+def load(case: str, **changes: Any) -> configs.Stage1:
+    """The embedded config with the changes of a case. Both players are at work from the first step."""
+    changes = CASES[case] | {"loss.disc_start": 0, "loss.disc_ramp": 0, "loss.disc_train_start": 0} | changes
+    overrides = [f"--config.{key}={value!r}" for key, value in changes.items()]
+    return cli.load_config(str(ROOT / "experiments" / "stage1_photos.py"), overrides)
+
+
+def pixels(config: configs.Stage1) -> np.ndarray:
+    """A batch, uint8 b H W c; no row's time depends on what it shows."""
+    shape = (config.batch_size, config.data.image_size, config.data.image_size, config.model.image_channels)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def ours(case: str) -> Contender:
+    """Our functions, jitted as the training loop does it."""
+    import jax
+    import jax.numpy as jnp
+
+    from vqgan_jax.convert.lpips import load_lpips
+    from vqgan_jax.nn.pixels import to_float
+    from vqgan_jax.train import stage1
+
+    config = load(case)
+    task, batch, key = stage1.build(config), {"image": jnp.asarray(pixels(config))}, jax.random.key(0)
+    images, frozen = to_float(batch["image"]), {"lpips": load_lpips()}
+    recon = jax.random.uniform(key, images.shape, minval=-1, maxval=1)
+
+    def forward(params: Any) -> Any:
+        rngs = {"dropout": key, "gumbel": key}
+        recon, quantized = task.model.apply({"params": params}, images, train=True, rngs=rngs)
+        return recon, stage1.code_loss(task.loss, quantized)[0]
+
+    def gradient(params: Any) -> Any:
+        return jax.grad(lambda params: jnp.mean(forward(params)[0] * recon) + forward(params)[1])(params)
+
+    def lpips_gradient(recon: Any) -> Any:
+        lpips = task.lpips.clone(dropout=False)
+        return jax.grad(lambda recon: lpips.apply({"params": frozen["lpips"]}, images, recon).mean())(recon)
+
+    def discriminator_step(state: Any) -> Any:
+        fake = stage1.judge(task, state.params["discriminator"], state.stats["discriminator"], recon)
+        grads, stats, _ = stage1.discriminator_game(task, state, images, fake, None)
+        return stage1.apply_gradients(task, state, "discriminator", grads), stats
+
+    def train(config: configs.Stage1) -> Callable[[], object]:
+        task = stage1.build(config)
+        state = stage1.init(task, key, batch["image"][None])
+        step = jax.jit(functools.partial(stage1.train_step, task), donate_argnums=0)
+
+        def run() -> None:
+            nonlocal state
+            state, _ = jax.block_until_ready(step(state, frozen, batch, key))
+
+        return run
+
+    def timed(function: Callable[[Any], Any], argument: Any) -> Callable[[], object]:
+        compiled = jax.jit(function)
+        return lambda: jax.block_until_ready(compiled(argument))
+
+    state = stage1.init(task, key, batch["image"][None])
+    generator = state.params["generator"]
+    runs = (
+        train(config),
+        train(load(case, **UPSTREAM_ORDER)),
+        timed(forward, generator),
+        timed(gradient, generator),
+        timed(lpips_gradient, recon),
+        timed(discriminator_step, state),
+    )
+    about = f"jax {jax.__version__}, flax {version('flax')}, {len(os.sched_getaffinity(0))} threads"
+    weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    return Contender(about, weights, dict(zip(ROWS, runs, strict=True)))
+
+
+def torchs(case: str) -> Contender:
+    """Upstream's modules of the same sizes, trained in the order of its trainer."""
+    import torch
+
+    config, upstream = load(case), import_upstream()
+    # Upstream has 32 groups written into its norms.
+    groups = functools.partial(torch.nn.GroupNorm, config.model.norm_groups, eps=1e-6)
+    sys.modules[upstream.Encoder.__module__].Normalize = groups  # type: ignore[attr-defined]
+    m, loss, optimizer = config.model, config.loss, config.optimizer
+    network = {
+        **dict(ch=m.channels, ch_mult=m.channel_multipliers, num_res_blocks=m.num_res_blocks, dropout=m.dropout),
+        **dict(attn_resolutions=m.attn_resolutions, resolution=m.resolution, z_channels=m.latent_channels),
+        **dict(in_channels=m.image_channels, out_ch=m.image_channels, double_z=False),
+    }
+    losses = {
+        **dict(disc_start=loss.disc_start, disc_loss=loss.adversarial, disc_weight=loss.disc_weight),
+        **dict(disc_ndf=config.discriminator.channels, disc_num_layers=config.discriminator.num_layers),
+        **dict(perceptual_weight=loss.perceptual_weight),
+    }
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = upstream.VQModel(network, losses, config.quantizer.codebook_size, config.quantizer.embed_dim).train()
+    adam = functools.partial(torch.optim.Adam, betas=(optimizer.b1, optimizer.b2))
+    discriminator, lpips, last = model.loss.discriminator, model.loss.perceptual_loss, model.decoder.conv_out.weight
+    opt_ae = adam(model.autoencoder_parameters(), optimizer.learning_rate)
+    opt_disc = adam(discriminator.parameters(), optimizer.disc_learning_rate)
+    images = torch.tensor(pixels(config)).permute(0, 3, 1, 2).contiguous() / 127.5 - 1
+    recon = (2 * torch.rand_like(images) - 1).requires_grad_()
+
+    def update(optimizer: Any, loss: Any) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def step() -> None:
+        discriminator.requires_grad_(False)
+        y = model(images)
+        update(opt_ae, model.loss(y["codebook_loss"], images, y["recon"], 0, 0, last_layer=last)[0])
+        discriminator.requires_grad_(True)
+        with torch.no_grad():
+            y = model(images)
+        update(opt_disc, model.loss(y["codebook_loss"], images, y["recon"], 1, 0)[0])
+
+    def gradient() -> None:
+        y = model(images)
+        torch.autograd.grad((y["recon"] * recon.detach()).mean() + y["codebook_loss"], model.autoencoder_parameters())
+
+    def discriminator_step() -> None:
+        logits = discriminator(images), discriminator(recon.detach())
+        update(opt_disc, model.loss.disc_loss(*logits))
+
+    def lpips_gradient() -> None:
+        lpips.eval()
+        torch.autograd.grad(lpips(images, recon).mean(), recon)
+        lpips.train()  # as upstream's trainer has it
+
+    runs = (step, step, torch.no_grad()(lambda: model(images)), gradient, lpips_gradient, discriminator_step)
+    weights = sum(p.numel() for p in (*model.autoencoder_parameters(), *discriminator.parameters()))
+    about = f"torch {torch.__version__}, taming-transformers-rom1504 {version('taming-transformers-rom1504')}"
+    return Contender(f"{about}, {torch.get_num_threads()} threads", weights, dict(zip(ROWS, runs, strict=True)))
+
+
+def import_upstream() -> Any:
+    """The module beside the golden tests that makes upstream importable."""
+    spec = importlib.util.spec_from_file_location("upstream", ROOT / "tests" / "golden" / "upstream.py")
+    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+    spec.loader.exec_module(module)  # type: ignore[union-attr]
+    return module
+
+
+CONTENDERS = {"torch": torchs, "ours": ours}
+
+
+def work(framework: str, case: str, connection: Any) -> None:
+    """The other process: introduces itself, then runs each row that it is told to and answers in milliseconds."""
+    contender = CONTENDERS[framework](case)
+    connection.send((contender.about, contender.weights))
+    for row in iter(connection.recv, None):
+        start = time.perf_counter()
+        contender.rows[row]()
+        connection.send(1e3 * (time.perf_counter() - start))
+
+
+@contextlib.contextmanager
+def worker(framework: str, case: str) -> Iterator[tuple[Callable[[str], float], int]]:
+    """Starts a framework's process and prints its introduction; gives a function from row to ms, and its weights."""
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    process = context.Process(target=work, args=(framework, case, far), daemon=True)
+    process.start()
+    far.close()  # so that a worker's death is an EOFError here
+    about, weights = near.recv()
+    Console().print(f"{case}: {about}, {weights:,} weights to train")
+
+    def go(row: str) -> float:
+        near.send(row)
+        return near.recv()
+
+    yield go, weights
+    near.send(None)
+    process.join()
+
+
+def measure(case: str, pairs: int) -> Table:
+    """Every row of a case."""
+    table = Table(title=f"{case}: torch / ours, median [min, max] of {pairs} pairs")
+    for heading in ("what", "torch ms", "ours ms", "ratio"):
+        table.add_column(heading, justify="left" if heading == "what" else "right")
+    with worker("torch", case) as (torch, torch_weights), worker("ours", case) as (jax, jax_weights):
+        assert torch_weights == jax_weights, "one of the two trains another architecture"
+        for row in ROWS:
+            for _ in range(2):  # compilation, allocation
+                torch(row), jax(row)
+            times = [(torch(row), jax(row)) for _ in range(pairs)]
+            ratios = [a / b for a, b in times]
+            spread = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
+            table.add_row(row, *(f"{statistics.median(side):.0f}" for side in zip(*times, strict=True)), spread)
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--pairs", type=int, default=7, help="turns of each framework a row")
+    flags = parser.parse_args()
+    for case in flags.case:
+        Console().print(measure(case, flags.pairs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+import ast
+import dataclasses
+import functools
+import importlib
+import importlib.util
+import json
+import sys
+import typing
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqgan_jax import config as configs
+from vqgan_jax.cli import load_config
+from vqgan_jax.nn.quantizer import GumbelQuantizer
+from vqgan_jax.train import stage1
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted(path for path in (ROOT / "experiments").glob("*.py") if "def get_config" in path.read_text())
+
+
+def run(path: Path):
+    """The module of a page, which may import its neighbours."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
+
+
+@pytest.fixture
+def nested():
+    """The recipe as a nested dict, to be changed."""
+    return run(ROOT / "experiments" / "recipe.py").stage1().to_dict()
+
+
+@pytest.fixture
+def config(nested):
+    return configs.parse(nested)
+
+
+# The lab book
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=lambda path: path.stem)
+def test_every_file_of_the_lab_book_imports(path):
+    assert run(path).__doc__
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_every_variant_builds(path):
+    for variant in ["", *getattr(run(path), "VARIANTS", {})]:
+        config = load_config(f"{path}:{variant}")
+        assert isinstance(stage1.build(config), stage1.Task)
+
+
+@pytest.mark.parametrize("path", PAGES[:3], ids=lambda path: path.stem)
+def test_the_first_pages_start_a_state(path):
+    """Shapes only; the images may be cut down to one, the codebook may not."""
+    config = load_config(str(path))
+    size, channels = config.data.image_size, config.model.image_channels
+    images = jax.ShapeDtypeStruct((1, 2, size, size, channels), jnp.uint8)
+    state = jax.eval_shape(functools.partial(stage1.init, stage1.build(config)), jax.random.key(0), images)
+    codebook = state.params["generator"]["quantizer"]["codebook"]
+    assert codebook.shape == (config.quantizer.codebook_size, config.quantizer.embed_dim)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_an_unknown_variant_is_named(path):
+    with pytest.raises(ValueError, match="nonsense"):
+        load_config(f"{path}:nonsense")
+
+
+def test_a_variant_changes_only_what_is_there():
+    recipe = run(ROOT / "experiments" / "recipe.py")
+    base = recipe.stage1()
+    changed = recipe.choose(base, {"a": {"loss.disc_weight": 0.0}, "b": {"seed": 7}}, "a,b")
+    assert (changed.loss.disc_weight, changed.seed) == (0.0, 7)
+    assert (base.loss.disc_weight, base.seed) == (0.8, 0)
+    with pytest.raises(KeyError, match="disc_wait"):
+        recipe.vary(base, {"loss.disc_wait": 1.0})
+
+
+# Parsing
+
+
+def test_parse_reads_every_key(nested, config):
+    assert config.loss.commitment_weight == nested["loss"]["commitment_weight"]
+    assert json.loads(json.dumps(dataclasses.asdict(config))) == json.loads(json.dumps(nested))
+
+
+def test_a_config_survives_json(config):
+    assert configs.parse(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("section", "typo", "nearest"),
+    [
+        (None, "step", "config.steps"),
+        ("loss", "disc_wieght", "config.loss.disc_weight"),
+        ("model", "chanels", "config.model.channels"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(nested, section, typo, nearest):
+    (nested[section] if section else nested)[typo] = 1
+    with pytest.raises(ValueError, match=f"no key `{typo}`; the nearest is `{nearest}`"):
+        configs.parse(nested)
+
+
+def test_a_missing_key_is_named(nested):
+    del nested["optimizer"]["b2"]
+    with pytest.raises(ValueError, match=r"`config.optimizer`.*missing: b2"):
+        configs.parse(nested)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "channels", True),
+        ("model", "channels", 1.0),
+        ("model", "channels", "32"),
+        ("model", "dropout", True),
+        ("data", "flip", 1),
+        ("data", "source", 3),
+        ("data", "resize", (256, 256, 256)),
+        ("data", "resize", (256, 256.5)),
+        ("model", "channel_multipliers", 2),
+        ("model", "channel_multipliers", (1, "2")),
+        ("loss", "pixel", None),
+    ],
+)
+def test_a_wrong_type_is_named(nested, section, key, value):
+    nested[section][key] = value
+    with pytest.raises(ValueError, match=f"`config.{section}.{key}` must be of type"):
+        configs.parse(nested)
+
+
+@pytest.mark.parametrize("value", [3, None, "photos"])
+def test_a_value_in_place_of_a_section_is_a_value_error(nested, value):
+    nested["data"] = value
+    with pytest.raises(ValueError, match=r"config\.data"):
+        configs.parse(nested)
+
+
+def test_whole_numbers_pass_as_floats_and_lists_as_tuples(nested):
+    nested["model"]["dropout"], nested["model"]["attn_resolutions"] = 0, [16, 8]
+    model = configs.parse(nested).model
+    assert type(model.dropout) is float
+    assert model.attn_resolutions == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.image_size": 250}, r"multiple of the downsample factor 16; got 250.*256"),
+        ({"data.resize": (128, 256)}, r"range from image_size 256"),
+        ({"data.resize": (512, 256)}, r"range from image_size 256"),
+        ({"quantizer.ema": True}, r"codebook_weight"),
+        ({"quantizer.kind": "gumbel", "quantizer.unit_length": True}, r"unit_length"),
+        ({"quantizer.kind": "gumbel"}, r"codebook_weight and commitment_weight"),
+        ({"quantizer.kind": "lookup"}, r"must be one of vq, gumbel; got 'lookup'"),
+        ({"loss.pixel": "huber"}, r"l1, l2"),
+        ({"loss.adversarial": "wgan"}, r"hinge, vanilla, non_saturating"),
+        ({"discriminator.norm": "layer"}, r"batch, act"),
+        ({"optimizer.schedule": "linear"}, r"constant, cosine"),
+        ({"model.dtype": "float16"}, r"float32, bfloat16"),
+    ],
+)
+def test_contradictions_are_named(nested, changes, message):
+    for path, value in changes.items():
+        section, key = path.split(".")
+        nested[section][key] = value
+    with pytest.raises(ValueError, match=message):
+        configs.parse(nested)
+
+
+# From configs to modules and optimisers
+
+
+def test_fields_arrive_where_they_belong(nested):
+    nested["quantizer"] |= {"codebook_size": 7, "embed_dim": 5, "decay": 0.3, "revive_below": 0.2, "unit_length": True}
+    nested["model"] |= {"latent_channels": 96, "dropout": 0.25}
+    nested["discriminator"] |= {"channels": 8, "num_layers": 2, "norm": "act"}
+    config = configs.parse(nested)
+    model, disc = configs.build_vqgan(config), configs.build_discriminator(config)
+    q = model.quantizer
+    assert not isinstance(q, GumbelQuantizer)
+    assert (q.codebook_size, q.embed_dim, q.decay, q.revive_below, q.unit_length, q.ema) == (
+        7,
+        5,
+        0.3,
+        0.2,
+        True,
+        False,
+    )
+    assert (model.encoder.out_channels, model.decoder.out_channels, model.encoder.dropout) == (96, 3, 0.25)
+    assert model.encoder.dtype == model.decoder.dtype == jnp.bfloat16
+    assert disc is not None
+    assert (disc.channels, disc.num_layers, disc.norm) == (8, 2, "act")
+
+
+def test_no_weight_is_no_discriminator(nested):
+    nested["loss"]["disc_weight"] = 0.0
+    assert configs.build_discriminator(configs.parse(nested)) is None
+
+
+def test_warm_up_and_cosine_by_hand(config):
+    options = dataclasses.replace(config.optimizer, schedule="cosine", warmup_steps=10, final_fraction=0.1)
+    rate = configs.build_schedule(options, 2.0, 110)
+    expected = {0: 0.0, 5: 1.0, 10: 2.0, 35: 0.2 + 1.8 * (1 + np.sqrt(0.5)) / 2, 60: 1.1, 110: 0.2, 999: 0.2}
+    for step, value in expected.items():
+        assert float(rate(step)) == pytest.approx(value, rel=1e-5), step
+
+
+def test_a_constant_rate_is_constant_after_its_warm_up(config):
+    options = dataclasses.replace(config.optimizer, schedule="constant", warmup_steps=4)
+    assert [float(configs.build_schedule(options, 1.0, 9)(s)) for s in (0, 2, 4, 999)] == [0.0, 0.5, 1.0, 1.0]
+    options = dataclasses.replace(options, warmup_steps=0)
+    assert [float(configs.build_schedule(options, 1.0, 9)(s)) for s in (0, 999)] == [1.0, 1.0]
+
+
+def plain(config, **changes) -> configs.Optimizer:
+    off = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": 0.0}
+    return dataclasses.replace(config.optimizer, **(off | changes))
+
+
+def test_weight_decay_is_decoupled_and_of_kernels_only(config):
+    optimizer = configs.build_optimizer(plain(config, weight_decay=0.1), 0.5, 10)
+    params = {"kernel": jnp.full((1, 1, 2, 2), 3.0), "bias": jnp.full(2, 3.0), "scale": jnp.full(2, 3.0)}
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 3.0, rtol=1e-6)
+    assert not updates["bias"].any()
+    assert not updates["scale"].any()
+
+
+def test_the_first_step_of_adam_is_the_rate_against_the_sign(config):
+    optimizer, params = configs.build_optimizer(plain(config), 0.5, 10), {"kernel": jnp.zeros(3)}
+    updates, _ = optimizer.update({"kernel": jnp.array([1e-3, -20.0, 7.0])}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], [-0.5, 0.5, -0.5], rtol=1e-4)
+
+
+def test_clipping_stands_before_adams_moments(config):
+    """With b1 = b2 = 0.5: gradients 100 (clipped to 1) and then 1 are two equal steps; unclipped they are not."""
+    params, rates = {"kernel": jnp.zeros(1)}, []
+    for clip in (1.0, 0.0):
+        optimizer = configs.build_optimizer(plain(config, clip_norm=clip, b1=0.5, b2=0.5), 1.0, 10)
+        _, state = optimizer.update({"kernel": jnp.array([100.0])}, optimizer.init(params), params)
+        rates.append(float(optimizer.update({"kernel": jnp.array([1.0])}, state, params)[0]["kernel"][0]))
+    m, v = (0.25 * 100 + 0.5) / 0.75, (0.25 * 1e4 + 0.5) / 0.75
+    np.testing.assert_allclose(rates, [-1.0, -m / np.sqrt(v)], rtol=1e-4)
+
+
+def test_the_published_temperature(config):
+    temperature = configs.build_temperature(dataclasses.replace(config.quantizer, temperature=(0.9, 1e-6, 1_000_001)))
+    expected = {0: 0.9, 250_000: 0.768198, 500_000: 0.450001, 1_000_001: 1e-6, 2_000_000: 1e-6}
+    for step, value in expected.items():
+        assert float(temperature(jnp.asarray(step))) == pytest.approx(value, abs=1e-6), step
+
+
+# Rule 3: every key is read
+
+
+def reads(path: Path) -> set[str]:
+    """Names of attributes that a file reads, and all fields of sections that it unpacks, `**asdict(config.mesh)`."""
+    sections = typing.get_type_hints(configs.Stage1)
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            found.add(node.attr)
+        if isinstance(node, ast.keyword) and node.arg is None and isinstance(node.value, ast.Call):
+            for argument in node.value.args:
+                if isinstance(argument, ast.Attribute) and dataclasses.is_dataclass(sections.get(argument.attr)):
+                    found |= {field.name for field in dataclasses.fields(sections[argument.attr])}
+    return found
+
+
+def test_every_key_is_read_somewhere():
+    """Only in files that know the config: elsewhere an attribute of that name is another thing."""
+    files = [
+        path for path in (ROOT / "vqgan_jax").rglob("*.py") if "config" in path.read_text() and "nn" not in path.parts
+    ]
+    read = set().union(*map(reads, files))
+    classes = [cls for cls in vars(configs).values() if isinstance(cls, type) and cls.__module__ == configs.__name__]
+    unread = [
+        f"{cls.__name__}.{field.name}"
+        for cls in classes
+        if dataclasses.is_dataclass(cls)
+        for field in dataclasses.fields(cls)
+        if field.name not in read
+    ]
+    assert not unread, f"nothing reads {', '.join(unread)}: use it or delete it"
+
+
+def test_no_key_has_a_default_outside_the_lab_book():
+    classes = [cls for cls in vars(configs).values() if isinstance(cls, type) and dataclasses.is_dataclass(cls)]
+    ours = [cls for cls in classes if cls.__module__ == configs.__name__]
+    assert len(ours) >= 9
+    for cls in ours:
+        for field in dataclasses.fields(cls):
+            assert field.default is field.default_factory is dataclasses.MISSING, f"{cls.__name__}.{field.name}"

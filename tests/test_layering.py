@@ -1,0 +1,181 @@
+"""Who may import whom, and how much one file and one function may hold."""
+
+import ast
+import fnmatch
+import sys
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "vqgan_jax").rglob("*.py"))
+PAGES = sorted((ROOT / "experiments").glob("*.py"))
+
+LAYER_0 = ("nn", "nn.*", "ordering")
+LAYER_1 = (
+    "losses", "sampling", "config", "pictures", "data", "data.*", "train.sharding", "train.checkpoint", "train.metrics",
+)  # fmt: skip
+LAYER_2 = ("train", "train.state", "train.stage1", "train.stage2", "evaluate", "evaluate.*", "convert", "convert.*")
+LAYER_3 = ("train.loop", "api")
+
+# The first pattern that fits a module decides what it may import of ours.
+MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("", ("api",)),  # the package's own __init__
+    ("nn*", ("nn", "nn.*")),
+    ("ordering", ()),
+    ("pictures", ()),
+    ("losses", ("nn", "nn.*")),
+    ("sampling", ("nn", "nn.*")),
+    ("config", ("nn", "nn.*", "losses")),
+    ("data*", ("data", "data.*", "pictures")),
+    ("train", ()),
+    ("train.sharding", ("train.checkpoint", "train.metrics")),
+    ("train.checkpoint", ("train.sharding", "train.metrics")),
+    ("train.metrics", ("train.sharding", "train.checkpoint", "pictures")),
+    ("train.state", (*LAYER_0, "losses", "sampling", "config")),
+    ("train.stage*", (*LAYER_0, "losses", "sampling", "config", "train.state")),
+    ("evaluate*", (*LAYER_0, *LAYER_1, "evaluate", "evaluate.*")),
+    ("convert*", (*LAYER_0, *LAYER_1, "convert", "convert.*")),
+    ("train.loop", (*LAYER_0, *LAYER_1, *LAYER_2)),
+    ("api", (*LAYER_0, *LAYER_1, *LAYER_2)),
+    ("cli", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
+    ("cli.*", ("", "cli", *LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
+    ("__main__", ("cli",)),
+)
+
+
+def module_name(path: Path) -> str:
+    """`train.loop` for vqgan_jax/train/loop.py; the package itself is the empty name."""
+    parts = path.relative_to(ROOT / "vqgan_jax").with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of everything that a file imports, wherever it does so."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def ours(path: Path) -> set[str]:
+    """Our modules that a file imports; `from vqgan_jax import data` is `data`, not the package."""
+    found = set()
+    for name in imports(path):
+        head, _, rest = name.partition(".")
+        if head != "vqgan_jax":
+            continue
+        while rest not in MODULES:
+            rest = rest.rpartition(".")[0]
+        found.add(rest)
+    return found
+
+
+def fits(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda name: name or "package")
+def test_imports_point_downwards_only(module):
+    allowed = next((allowed for pattern, allowed in MAY_IMPORT if fnmatch.fnmatchcase(module, pattern)), None)
+    assert allowed is not None, f"{module} has no place in the floor plan: add a line to MAY_IMPORT"
+    breaches = {name for name in ours(MODULES[module]) if not fits(name, allowed)}
+    assert not breaches, f"{module} must not import {', '.join(sorted(breaches))}"
+
+
+def test_there_is_no_cycle():
+    graph = {name: ours(path) - {name} for name, path in MODULES.items()}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+    assert order.index("nn.blocks") < order.index("config") < order.index("train.loop")
+
+
+def test_verbs_do_not_know_each_other():
+    for name, path in MODULES.items():
+        if name.startswith("cli."):
+            assert not {other for other in ours(path) if other.startswith("cli.")}, name
+
+
+def test_pictures_need_numpy_and_pil_only():
+    foreign = {name.split(".")[0] for name in imports(MODULES["pictures"])} - set(sys.stdlib_module_names)
+    assert foreign <= {"numpy", "PIL", "jaxtyping"}
+
+
+def test_the_lab_book_knows_configs_only():
+    neighbours = {path.stem for path in PAGES}
+    for path in PAGES:
+        heads = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+        assert heads <= {"ml_collections"} | neighbours, path.name
+
+
+def test_only_one_file_knows_orbax_and_none_knows_torch():
+    for name, path in MODULES.items():
+        heads = {imported.split(".")[0] for imported in imports(path)}
+        assert "orbax" not in heads or name == "train.checkpoint", name
+        assert not heads & {"torch", "clu"}, name
+        assert "tensorflow" not in heads, name
+
+
+@pytest.mark.parametrize("module", ["losses", "config", "train.state", "train.stage1", "train.stage2", "nn.vqgan"])
+def test_pure_modules_touch_no_clock_and_no_file(module):
+    if module not in MODULES:
+        pytest.skip("not built yet")
+    heads = {name.split(".")[0] for name in imports(MODULES[module])}
+    assert not heads & {"time", "os", "pathlib", "etils", "signal", "random", "absl", "rich", "sys"}
+
+
+# Budgets
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_is_one_idea(path):
+    assert len(path.read_text().splitlines()) <= 300
+    assert path.stem not in ("utils", "common", "misc", "helpers")
+
+
+def functions(tree: ast.AST):
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def lines_of_code(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines from `def` to the last one, without the docstring."""
+    assert node.end_lineno is not None
+    lines = node.end_lineno - node.lineno + 1
+    if ast.get_docstring(node) is not None:
+        docstring = node.body[0]
+        assert docstring.end_lineno is not None
+        lines -= docstring.end_lineno - docstring.lineno + 1
+    return lines
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_function_is_short(path):
+    for node in functions(ast.parse(path.read_text())):
+        budget = 90 if (path.stem, node.name) == ("loop", "train") else 60
+        assert lines_of_code(node) <= budget, f"{path.name}: {node.name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_everything_public_has_a_docstring(path):
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree)
+    methods = [
+        n for cls in tree.body if isinstance(cls, ast.ClassDef) and not cls.name.startswith("_") for n in cls.body
+    ]
+    for node in [*tree.body, *methods]:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_") and node.name != "setup":
+            assert ast.get_docstring(node), f"{path.name}: {node.name}"
+
+
+def test_the_package_is_a_house():
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 6000

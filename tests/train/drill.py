@@ -1,0 +1,203 @@
+"""Real runs of the command line that are killed, stopped, and compared to the last bit."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TINY = str(Path(__file__).with_name("tiny.py"))
+PHASES = ("start-up", "step", "writing")
+TIMED = ("time", "train/images_per_second")  # what two equal runs may differ in
+
+
+def environment(folder: Path, **extra: str) -> dict[str, str]:
+    """CPU, warnings on, and one compilation cache a drill, so that a restart takes seconds."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
+    return ours | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"} | cache | extra
+
+
+class Job:
+    """`vqgan train` in a process; the workdir is `folder / name`, the output `folder / name.log`."""
+
+    def __init__(self, folder: Path, name: str, *flags: str, log: str = "", **env: str):
+        self.workdir, self.log = folder / name, folder / f"{log or name}.log"
+        command = [sys.executable, "-m", "vqgan_jax", "train", f"--config={TINY}", f"--workdir={self.workdir}", *flags]
+        with self.log.open("w") as out:
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env=environment(folder, **env)
+            )
+        self.began = time.perf_counter()
+
+    def finish(self, timeout: float = 300) -> int:
+        """Exit status; a run that hangs is killed and fails."""
+        try:
+            return self.process.wait(timeout)
+        finally:
+            self.process.kill()
+
+    def wait_for(self, condition: Callable[[], Any], timeout: float = 300) -> None:
+        """Polls every few milliseconds; it is an error if the process ends first."""
+        while not condition():
+            if self.process.poll() is not None or time.perf_counter() - self.began > timeout:
+                self.process.kill()
+                raise AssertionError(f"exit {self.process.returncode} too early:\n{self.output()}")
+            time.sleep(0.003)
+
+    def output(self) -> str:
+        """What it printed, on one line."""
+        return " ".join(self.log.read_text().split())
+
+
+def run(folder: Path, name: str, *flags: str, **env: str) -> Job:
+    """Trains to the end."""
+    job = Job(folder, name, *flags, **env)
+    assert job.finish() == 0, job.output()
+    return job
+
+
+def rows(workdir: Path, prefix: str = "train") -> list[dict[str, Any]]:
+    """The lines of the metrics that training (or "eval") wrote, without clocks."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("}")]
+    found = [row for row in found if any(name.startswith(f"{prefix}/") for name in row)]
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in found]
+
+
+def checkpoints(workdir: Path) -> list[int]:
+    """Steps of the complete checkpoints."""
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def arrays(workdir: Path) -> dict[str, Any]:
+    """Every array of the newest checkpoint by its path, on the host."""
+    import jax
+    import numpy as np
+    import orbax.checkpoint as ocp
+
+    folder = workdir / "checkpoints" / str(checkpoints(workdir)[-1]) / "state"
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        tree = reader.metadata(folder).item_metadata.tree
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        state = reader.restore(folder, args=ocp.args.PyTreeRestore(restore_args=args))
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+
+
+def check_identical(workdir: Path, reference: Path) -> tuple[int, int]:
+    """Asserts equal last states and equal metrics, each step once; the number of arrays and of numbers compared."""
+    ours, theirs = arrays(workdir), arrays(reference)
+    assert ours.keys() == theirs.keys()
+    assert {name.split("/")[0] for name in ours} == {"step", "params", "opt_state", "ema", "stats"}
+    different = [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()]
+    assert not different, f"{len(different)} of {len(ours)} arrays differ, such as {different[:3]}"
+    for prefix in ("train", "eval"):
+        assert rows(workdir, prefix) == rows(reference, prefix)
+    steps = [row["step"] for row in rows(workdir)]
+    assert steps == list(range(1, len(steps) + 1))
+    return len(ours), sum(array.size for array in ours.values())
+
+
+def kill_drill(folder: Path, kills: int, *, seed: int = 0) -> Iterator[str]:
+    """Kills a run at random moments of its whole life, lets it end, and compares it with one that was left alone.
+
+    The moments go round start-up (anywhere in it), steps (some way into the next few) and the writing of a checkpoint
+    (some way into it), so that no part of a life is left out however fast the machine is. One line for each kill.
+    """
+    rng = random.Random(seed)
+    flags = (f"--config.steps={10 + 6 * kills}",)  # more than the kills can let happen
+    folder.mkdir(exist_ok=True)
+    reference = Job(folder, "reference", *flags)
+    reference.wait_for(lambda: rows(reference.workdir))
+    start_up = time.perf_counter() - reference.began
+    assert reference.finish(600) == 0, reference.output()
+    for number in range(1, kills + 1):
+        phase = PHASES[number % len(PHASES)]
+        job = Job(folder, "killed", *flags)
+        if phase == "start-up":
+            time.sleep(rng.uniform(0.0, start_up))
+        else:
+            start_up = wait_for_life(job)
+            wait_for_moment(job, phase, rng)
+        seconds = time.perf_counter() - job.began
+        assert job.process.poll() is None, f"it ended before it was killed: {job.output()}"
+        job.process.kill()
+        job.process.wait()
+        step = max((row["step"] for row in rows(job.workdir)), default=0)
+        last = max(checkpoints(job.workdir), default="none")
+        yield f"kill {number:>2}  {phase:<8}  after {seconds:6.2f} s  last step {step:>4}  last checkpoint {last:>4}"
+    run(folder, "killed", *flags)
+    yield "identical: {} arrays, {:,} numbers".format(*check_identical(folder / "killed", folder / "reference"))
+
+
+def wait_for_life(job: Job) -> float:
+    """Until this process, not one before it, has written metrics; the seconds since it began."""
+    began = time.time()
+    path = job.workdir / "metrics.jsonl"
+
+    def alive() -> bool:
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return bool(lines) and lines[-1].endswith("}\n") and json.loads(lines[-1])["time"] >= began
+
+    job.wait_for(alive)
+    return time.perf_counter() - job.began
+
+
+def wait_for_moment(job: Job, phase: str, rng: random.Random) -> None:
+    """Until some way into one of the next steps, or into the next writing of a checkpoint."""
+    if phase == "step":
+        target = rows(job.workdir)[-1]["step"] + rng.randrange(4)
+        job.wait_for(lambda: rows(job.workdir)[-1]["step"] >= target)
+        time.sleep(rng.uniform(0.0, 0.1))
+    else:
+        before = unfinished(job.workdir)
+        job.wait_for(lambda: unfinished(job.workdir) - before)
+        time.sleep(rng.uniform(0.0, 0.15))
+
+
+def unfinished(workdir: Path) -> set[tuple[str, int]]:
+    """Checkpoints being written: name and time of change, since one left by a kill is written again."""
+    found = set()
+    for path in (workdir / "checkpoints").glob("*tmp*"):
+        try:
+            found.add((path.name, path.stat().st_mtime_ns))
+        except FileNotFoundError:  # it is finished by now
+            continue
+    return found
+
+
+def terminate_at(job: Job, step: int) -> int:
+    """SIGTERM once that step's metrics are there; exit status."""
+    job.wait_for(lambda: len(rows(job.workdir)) >= step)
+    job.process.send_signal(signal.SIGTERM)
+    return job.finish()
+
+
+def pair(folder: Path, name: str, *flags: str) -> list[Job]:
+    """The same run on two processes of four devices, started as SLURM would start them."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+    shared = slurm | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_CPU_DEVICES": "4"}
+    each = [{"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in (0, 1)]
+    return [
+        Job(folder, name, "--distributed", *flags, log=f"{name}{number}", **shared, **ours)
+        for number, ours in enumerate(each)
+    ]
+
+
+def copy(source: Path, target: Path) -> Path:
+    """A copy of a workdir."""
+    shutil.copytree(source, target)
+    return target

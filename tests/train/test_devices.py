@@ -1,0 +1,75 @@
+"""The same training on one device and on eight: sharding changes where numbers live and nothing else."""
+
+import functools
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from vqgan_jax import cli
+from vqgan_jax.train import loop, sharding
+
+TINY = str(Path(__file__).with_name("tiny.py"))
+ONE = (1, 1, 1)
+MESHES = {"data": (8, 1, 1), "fsdp": (2, 4, 1), "tensor": (2, 2, 2)}
+
+
+@functools.cache
+def run(sizes: tuple[int, int, int], variant: str = "", steps: int = 10):
+    """Metrics of each step and the last state, on the host; what must hold of every step is checked on the way."""
+    config = cli.load_config(f"{TINY}:{variant}")
+    devices = np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes)
+    mesh = Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    source = loop.open_split(config, "train")
+    program = loop.compile_program(config, mesh)
+    state = loop.start(config, program, source)
+    batches = loop.training_batches(config, source)
+    key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+    history = []
+    for _ in range(steps):
+        batch, old = sharding.put_batch(next(batches), mesh), jax.tree.leaves(state)
+        with jax.transfer_guard("disallow"):
+            state, metrics = program.step(state, program.frozen, batch, key)
+        assert all(leaf.is_deleted() for leaf in old), "the old state must be donated"
+        history.append(metrics)
+    assert program.step._cache_size() == 1, "all steps must share one compilation"
+    where = jax.tree.map(lambda leaf: leaf.sharding, program.abstract)
+    assert all(jax.tree.leaves(jax.tree.map(lambda leaf, there: leaf.sharding == there, state, where)))
+    return jax.device_get(history), jax.device_get(state)
+
+
+def distance(tree, other) -> float:
+    """Norm of the difference over the norm, over all arrays together."""
+    squares = [
+        (np.sum(np.square(np.float64(a) - b)), np.sum(np.square(np.float64(a))))
+        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    ]
+    difference, norm = np.sum(squares, axis=0)
+    return math.sqrt(difference / norm)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "variant", "steps"),
+    [
+        ("data", "", 10),
+        ("tensor", "", 10),
+        pytest.param("fsdp", "", 10, marks=pytest.mark.slow),
+        pytest.param("tensor", "lpips", 3, marks=pytest.mark.slow),
+    ],
+)
+def test_eight_devices_train_like_one(mesh, variant, steps):
+    (one, state), (eight, sharded) = (run(sizes, variant, steps) for sizes in (ONE, MESHES[mesh]))
+    assert int(state.step) == int(sharded.step) == steps
+    worst = {}
+    for a, b in zip(one, eight, strict=True):
+        np.testing.assert_array_equal(a["code_hits"], b["code_hits"])
+        for name in a.keys() - {"code_hits"}:
+            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-12, err_msg=name)
+            worst[name] = max(worst.get(name, 0.0), abs(float(b[name] / a[name] - 1)) if a[name] else 0.0)
+    for part in ("params", "opt_state", "ema", "stats"):
+        worst[part] = distance(getattr(state, part), getattr(sharded, part))
+        assert worst[part] < 1e-5, part
+    print(mesh, variant, {name: f"{value:.1e}" for name, value in worst.items() if value})

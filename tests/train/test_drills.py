@@ -1,0 +1,120 @@
+"""Whole runs by the command line, killed, stopped, spoilt and split: each must end as if nothing had happened."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from drill import Job, arrays, check_identical, checkpoints, copy, kill_drill, pair, rows, run, terminate_at
+
+from vqgan_jax import data
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """All drills share a compilation cache."""
+    return tmp_path_factory.mktemp("drills")
+
+
+@pytest.fixture(scope="module")
+def reference(folder):
+    """Ten steps that nobody disturbed."""
+    return run(folder, "reference").workdir
+
+
+def test_killed_at_random_moments(folder):
+    for line in kill_drill(folder / "kills", int(os.environ.get("VQGAN_JAX_KILLS", "3"))):
+        print(line)
+    assert line.startswith("identical: ")
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(folder, reference):
+    job = Job(folder, "stopped")
+    assert terminate_at(job, 4) == 0, job.output()
+    stopped = rows(job.workdir)[-1]["step"]
+    assert stopped < 10
+    assert checkpoints(job.workdir)[-1] == stopped
+    assert f"stopped at step {stopped}; saved" in job.output()
+    assert f"resumed from step {stopped}" in run(folder, "stopped").output()
+    check_identical(job.workdir, reference)
+
+
+def test_truncated_checkpoint_gives_way_to_the_one_before(folder, reference):
+    workdir = copy(reference, folder / "truncated")
+    older, newest = checkpoints(workdir)[-2:]
+    for file in (workdir / "checkpoints" / str(newest) / "state").rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    output = run(folder, "truncated").output()
+    assert f"checkpoint {newest} in {workdir}/checkpoints is not whole" in output
+    assert f"resumed from step {older}" in output
+    check_identical(workdir, reference)
+
+
+def test_config_of_other_shapes_is_refused(folder, reference):
+    workdir, before = copy(reference, folder / "reshaped"), (reference / "metrics.jsonl").read_bytes()
+    job = Job(folder, "reshaped", "--config.quantizer.codebook_size=64")
+    assert job.finish() == 1
+    assert "quantizer.codebook_size: 32 -> 64" in job.output()
+    assert "Traceback" not in job.output()
+    assert (workdir / "metrics.jsonl").read_bytes() == before
+    assert checkpoints(workdir) == checkpoints(reference)
+
+
+def test_loss_that_is_not_finite_stops_and_the_good_checkpoint_stays(folder, reference):
+    """The run goes well until a resume with an absurd learning rate."""
+    workdir = copy(reference, folder / "diverged")
+    job = Job(folder, "diverged", "--config.optimizer.learning_rate=1e30", "--config.steps=20")
+    assert job.finish() == 1
+    assert "Traceback" not in job.output()
+    assert "must be finite; `" in job.output()
+    assert "at step 1" in job.output()  # 11 or 12
+    assert f"The last good checkpoint is step 10 in {workdir}/checkpoints" in job.output()
+    assert checkpoints(workdir)[-1] == 10
+    assert rows(workdir)[:10] == rows(reference)
+    assert all(np.isfinite(array).all() for array in arrays(workdir).values() if array.dtype == np.float32)
+
+
+def test_two_processes_train_like_one_and_one_goes_on(folder):
+    flags = ("--config.steps=20", "--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.log.eval_every=10")
+    alone = run(folder, "alone", *flags, JAX_NUM_CPU_DEVICES="8")
+    both = pair(folder, "both", *flags)
+    assert terminate_at(both[1], 10) == 0, both[1].output()
+    assert both[0].finish() == 0, both[0].output()
+    workdir, expected = alone.workdir.with_name("both"), rows(alone.workdir)
+    stopped = checkpoints(workdir)[-1]
+    assert 10 <= stopped < 20
+    assert f"stopped at step {stopped}; saved" in both[0].output()
+    assert rows(workdir)[-1]["step"] == stopped
+    check_same_data(workdir, stopped)
+    assert f"resumed from step {stopped}" in run(folder, "both", *flags, JAX_NUM_CPU_DEVICES="8").output()
+    assert len(rows(workdir)) == len(expected) == 20
+    for ours, theirs in zip(rows(workdir), expected, strict=True):
+        for name in theirs:
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5, err_msg=f"{name} at step {theirs['step']}")
+    worst = max(
+        abs(a[name] / b[name] - 1) for a, b in zip(rows(workdir), expected, strict=True) for name in b if b[name]
+    )
+    print(f"stopped at {stopped}; largest relative difference {worst:.1e}")
+
+
+def check_same_data(workdir, step):
+    """The saved position is the same for one process and for two, and their parts are one process's batch."""
+    saved = workdir / "checkpoints" / str(step)
+    state, config = (
+        json.loads((saved / "data" / "metadata").read_text()),
+        json.loads((workdir / "config.json").read_text()),
+    )
+    assert state == {"next_index": step}
+    options = {name: config["data"][name] for name in ("image_size", "resize", "crop", "flip", "small", "num_threads")}
+    options |= {"resize": tuple(options["resize"]), "batch_size": config["batch_size"], "seed": config["seed"]}
+    source = data.open_source("scenes", split="train", data_dir="", image_size=config["data"]["image_size"])
+    shares = [(0, 1), (0, 2), (1, 2)]
+    readers = [data.training_batches(source, process_index=i, process_count=n, **options) for i, n in shares]
+    for reader in readers:
+        reader.set_state(state)
+    for _ in range(2):
+        whole, first, second = (next(reader)["image"] for reader in readers)
+        np.testing.assert_array_equal(np.concatenate([first, second]), whole)

@@ -1,0 +1,175 @@
+import dataclasses
+import functools
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from vqgan_jax import config as configs
+from vqgan_jax.train import sharding, stage1
+
+RECIPE = Path(__file__).parents[2] / "experiments" / "recipe.py"
+TINY = {
+    "model": {
+        "channels": 32, "channel_multipliers": (1, 2), "num_res_blocks": 1, "attn_resolutions": (8,), "resolution": 16,
+        "latent_channels": 32, "norm_groups": 32, "dtype": "float32",
+    },
+    "data": {"image_size": 16, "resize": (16, 16)},
+    "quantizer": {"codebook_size": 16, "embed_dim": 8},
+    "discriminator": {"channels": 8, "num_layers": 1},
+}  # fmt: skip
+KINDS = {
+    "vq": {},
+    "ema_revived": {"quantizer": {"ema": True, "revive_below": 0.1}, "loss": {"codebook_weight": 0.0}},
+    "act_norm_decay": {"discriminator": {"norm": "act"}, "optimizer": {"weight_decay": 0.1, "ema_decay": 0.0}},
+    "gumbel": {"quantizer": {"kind": "gumbel"}, "loss": {"codebook_weight": 0.0, "commitment_weight": 0.0}},
+    "no_discriminator": {"loss": {"disc_weight": 0.0}},
+}
+
+
+def tiny(kind: str = "vq") -> configs.Stage1:
+    spec = importlib.util.spec_from_file_location("recipe", RECIPE)
+    assert spec is not None
+    assert spec.loader is not None
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    nested = recipe.stage1().to_dict()
+    for changes in (TINY, KINDS[kind]):
+        for section, values in changes.items():
+            nested[section] |= values
+    return configs.parse(nested)
+
+
+def init(config: configs.Stage1):
+    """The state as a function of a key."""
+    images = np.random.default_rng(0).integers(0, 256, (1, 2, 16, 16, 3), dtype=np.uint8)
+    return lambda key: stage1.init(stage1.build(config), key, jnp.asarray(images))
+
+
+@functools.cache
+def abstract(kind: str):
+    return jax.eval_shape(init(tiny(kind)), jax.random.key(0))
+
+
+# Meshes
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((-1, 1, 1), (8, 1, 1)),
+        ((2, -1, 2), (2, 2, 2)),
+        ((1, 4, -1), (1, 4, 2)),
+        ((2, 2, 2), (2, 2, 2)),
+        ((8, 1, -1), (8, 1, 1)),
+    ],
+)
+def test_minus_one_is_what_is_left(sizes, expected):
+    mesh = sharding.make_mesh(*sizes)
+    assert tuple(mesh.shape.items()) == tuple(zip(("data", "fsdp", "tensor"), expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    "sizes", [(4, 1, 1), (3, -1, 1), (-1, -1, 1), (16, 1, 1), (0, 1, 8), (-1, 0, 1), (-1, 16, 1), (-8, -1, 1)]
+)
+def test_a_mesh_that_is_not_all_devices_is_an_error(sizes):
+    with pytest.raises(ValueError, match="number of devices, 8"):
+        sharding.make_mesh(*sizes)
+
+
+# Rules
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
+def test_every_array_of_a_state_has_a_place(kind, sizes):
+    mesh = sharding.make_mesh(*sizes)
+    where = sharding.shardings(abstract(kind), mesh)
+    assert jax.tree.structure(where) == jax.tree.structure(abstract(kind))
+    for leaf, place in zip(jax.tree.leaves(abstract(kind)), jax.tree.leaves(where), strict=True):
+        place.shard_shape(leaf.shape)  # raises where axes do not divide it
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moments_and_averages_live_where_their_parameter_lives(kind):
+    where = sharding.shardings(abstract(kind), sharding.make_mesh(2, 2, 2))
+
+    def specs(tree):
+        return {sharding.path_name(p): s.spec for p, s in jax.tree_util.tree_leaves_with_path(tree)}
+
+    for name, params in where.params.items():
+        for adam in (part for part in where.opt_state[name] if hasattr(part, "mu")):
+            assert specs(adam.mu) == specs(adam.nu) == specs(params)
+        if name in where.ema:
+            assert specs(where.ema[name]) == specs(params)
+
+
+def test_every_large_array_is_cut_by_fsdp():
+    """What is left whole on each device is small: biases, scales, counters."""
+    where = sharding.shardings(abstract("vq"), sharding.make_mesh(1, 8, 1))
+    for (path, leaf), place in zip(
+        jax.tree_util.tree_leaves_with_path(abstract("vq")), jax.tree.leaves(where), strict=True
+    ):
+        parts = leaf.size // int(np.prod(place.shard_shape(leaf.shape)))
+        assert parts == (8 if leaf.ndim > 1 else 1), sharding.path_name(path)
+
+
+def test_every_rule_is_needed():
+    trees = [{"lpips": {"head_0": jnp.zeros(3)}}, *map(abstract, KINDS)]
+    names = [sharding.path_name(path) for tree in trees for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+    used = {
+        next(i for i, (pattern, _) in enumerate(sharding.RULES) if sharding.re.search(pattern, name)) for name in names
+    }
+    assert used == set(range(len(sharding.RULES)))
+
+
+def test_an_array_without_a_rule_is_named():
+    tree = {"params": {"generator": {"mystery": jax.ShapeDtypeStruct((8, 8), jnp.float32)}}}
+    with pytest.raises(ValueError, match="params/generator/mystery"):
+        sharding.shardings(tree, sharding.make_mesh(8, 1, 1))
+
+
+def test_a_dimension_that_is_not_divided_is_named():
+    tree = {"params": {"conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 12, 8), jnp.float32)}}}
+    with pytest.raises(ValueError, match=r"params/conv/kernel.*12 is cut into 8"):
+        sharding.shardings(tree, sharding.make_mesh(1, 8, 1))
+    sharding.shardings(tree, sharding.make_mesh(2, 4, 1))
+
+
+# Arrays
+
+
+def test_a_state_is_born_sharded_with_the_same_values_on_any_mesh():
+    """One level and no discriminator: the partitioner's work is what this test costs."""
+    config, born = tiny("ema_revived"), []
+    model = dataclasses.replace(config.model, channel_multipliers=(1,), attn_resolutions=())
+    config = dataclasses.replace(config, model=model, loss=dataclasses.replace(config.loss, disc_weight=0.0))
+    for sizes in ((1, 8, 1), (2, 2, 2)):
+        mesh = sharding.make_mesh(*sizes)
+        where = sharding.shardings(jax.eval_shape(init(config), jax.random.key(0)), mesh)
+        born.append(jax.jit(init(config), out_shardings=where)(jax.random.key(config.seed)))
+        for leaf, place in zip(jax.tree.leaves(born[-1]), jax.tree.leaves(where), strict=True):
+            assert leaf.addressable_shards[0].data.shape == place.shard_shape(leaf.shape)
+    params = born[0].params["generator"]
+    assert params["quantizer"]["codebook"].addressable_shards[0].data.shape == (2, 8)
+    assert params["encoder"]["conv_in"]["kernel"].addressable_shards[0].data.shape == (3, 3, 3, 4)
+    assert params["decoder"]["conv_out"]["kernel"].addressable_shards[0].data.shape == (3, 3, 4, 3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=1e-6), *born)
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (1, 2, 4)])
+def test_a_batch_is_cut_over_data_and_fsdp_in_order(sizes):
+    mesh, images = sharding.make_mesh(*sizes), np.arange(8 * 3).reshape(8, 3)
+    placed = sharding.put_batch({"image": images}, mesh)["image"]
+    np.testing.assert_array_equal(placed, images)
+    assert placed.sharding.spec == P(("data", "fsdp"))
+    assert placed.addressable_shards[0].data.shape == (8 // (sizes[0] * sizes[1]), 3)
+
+
+def test_the_mesh_of_the_recipe_fits_any_number_of_devices():
+    mesh = sharding.make_mesh(**dataclasses.asdict(tiny().mesh))
+    assert mesh.size == jax.device_count()

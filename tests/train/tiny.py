@@ -1,0 +1,48 @@
+"""The smallest run that has every part: k-means start, revived codes, BatchNorm, an adversary from step 4, an EMA."""
+
+import runpy
+from pathlib import Path
+
+recipe = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "recipe.py"))
+
+VARIANTS = {
+    "base": {},
+    "lpips": {"loss.perceptual_weight": 1.0},
+}
+
+
+def get_config(variant: str = ""):
+    """A config page like those of the lab book; 16 px, some 300,000 parameters."""
+    config = recipe["vary"](
+        recipe["stage1"](),
+        {
+            "steps": 10,
+            "batch_size": 8,
+            "data.source": "scenes",
+            "data.image_size": 16,
+            "data.resize": (16, 20),
+            "data.num_threads": 1,
+            "model.channels": 64,  # two a group: a bias before a norm of one channel has no gradient but noise
+            "model.channel_multipliers": (1, 1),
+            "model.num_res_blocks": 1,
+            "model.attn_resolutions": (),
+            "model.resolution": 16,
+            "model.latent_channels": 64,
+            "model.dtype": "float32",
+            "quantizer.codebook_size": 32,
+            "quantizer.embed_dim": 8,
+            "quantizer.kmeans_batches": 2,
+            "quantizer.revive_below": 0.1,
+            "discriminator.channels": 16,
+            "discriminator.num_layers": 2,
+            "loss.perceptual_weight": 0.0,
+            "loss.disc_start": 3,
+            "loss.disc_ramp": 2,
+            "optimizer.warmup_steps": 0,
+            "log.metrics_every": 1,
+            "log.eval_every": 6,
+            "log.eval_examples": 16,
+            "log.checkpoint_every": 3,
+        },
+    )
+    return recipe["choose"](config, VARIANTS, variant)
