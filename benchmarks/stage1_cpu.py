@@ -2,7 +2,11 @@
 
 Both train one architecture on one batch with their default number of threads, each in a process of its own. The
 processes take turns (torch, ours, torch, ours, ...), so that only one computes at a time, and every ratio is of two
-neighbours: what else the machine does slows both. A ratio above 1 is ours faster.
+neighbours. A ratio above 1 is ours faster.
+
+Run it on an idle machine: turns cancel a slow drift, but not a load, which need not slow both alike. On a busy one
+torch's two threads were seen to burn far more CPU time than the same work should take, which flatters us. With
+`taskset -c 0` in front both have one thread. The load is printed first.
 
     pip install -e '.[parity]' && pip install --no-deps taming-transformers-rom1504==0.0.6
     python benchmarks/stage1_cpu.py [--case photos middle] [--pairs 7]
@@ -280,6 +284,8 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--pairs", type=int, default=7, help="turns of each framework a row")
     flags = parser.parse_args()
+    busy = os.getloadavg()[0]  # before we add to it
+    Console().print(f"load average {busy:.1f}" + (": this machine is too busy, do not trust the ratios" * (busy > 0.5)))
     for case in flags.case:
         Console().print(measure(case, flags.pairs))
 

@@ -178,6 +178,8 @@ def parse(mapping: Mapping[str, Any], cls: type = Stage1, path: str = "config") 
 def convert(value: Any, hint: Any, path: str) -> Any:
     """`value` as the type of a field; whole numbers pass as floats and lists as tuples, nothing else is bent."""
     if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"`{path}` must be a section of keys; got {value!r}. Set one of its keys instead.")
         return parse(value, hint, path)  # type: ignore[arg-type]
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         kinds = typing.get_args(hint)
@@ -196,6 +198,9 @@ def check(config: Stage1) -> None:
     """Raises ValueError where values are outside their range or contradict each other."""
     d, m, q, loss = config.data, config.model, config.quantizer, config.loss
     for path, value, table in (
+        ("stage", config.stage, (1,)),
+        ("data.crop", d.crop, ("random", "center")),
+        ("data.small", d.small, ("upscale", "refuse")),
         ("quantizer.kind", q.kind, ("vq", "gumbel")),
         ("discriminator.norm", config.discriminator.norm, NORMS),
         ("loss.pixel", loss.pixel, PIXEL),
@@ -204,7 +209,7 @@ def check(config: Stage1) -> None:
         ("model.dtype", m.dtype, ("float32", "bfloat16")),
     ):
         if value not in table:
-            raise ValueError(f"`config.{path}` must be one of {', '.join(table)}; got {value!r}.")
+            raise ValueError(f"`config.{path}` must be one of {', '.join(map(str, table))}; got {value!r}.")
     factor = 2 ** (len(m.channel_multipliers) - 1)
     if d.image_size % factor:
         raise ValueError(
@@ -260,7 +265,7 @@ def build_schedule(config: Optimizer, peak: float, steps: int) -> optax.Schedule
 
 
 def build_optimizer(config: Optimizer, peak: float, steps: int) -> optax.GradientTransformation:
-    """Adam, with global clipping in front and decoupled weight decay of kernels behind, where they are on."""
+    """Adam, with global clipping in front and decoupled weight decay of matrices (kernels, codebook) behind, where they are on."""
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     )

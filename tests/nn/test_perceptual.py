@@ -31,7 +31,7 @@ def pictures():
 
 
 def test_an_image_has_no_distance_from_itself(lpips, pictures):
-    assert float(lpips(pictures[0], pictures[0])[0]) == 0.0
+    assert float(lpips(pictures[0], pictures[0])[0]) < 1e-9
 
 
 def test_the_distance_is_symmetric(lpips, pictures):
@@ -68,7 +68,7 @@ def test_the_trained_heads_never_reward_a_difference(params):
 def test_dropout_is_random_only_when_on_and_right_on_average(params, lpips, pictures):
     x, y = pictures[0], pictures[2]
     noisy = jax.jit(jax.vmap(lambda key: LPIPS(dropout=True).apply(params, x, y, rngs={"dropout": key})[0]))(
-        jax.random.split(jax.random.key(0), 64)
+        jax.random.split(jax.random.key(0), 32)
     )
     sure = float(lpips(x, y)[0])
     assert float(noisy.std()) > 0.01 * sure
@@ -84,9 +84,9 @@ def test_a_grey_channel_equals_three_equal_ones(lpips, pictures):
 def test_the_gradient_is_finite_at_identical_and_at_flat_images(params, pictures, level):
     x = pictures[0] if level is None else jnp.full((1, 32, 32, 3), level)
     value, gradient = jax.jit(jax.value_and_grad(lambda y: LPIPS().apply(params, x, y).sum()))(x)
-    assert value == 0.0
+    assert value < 1e-9
     assert np.isfinite(gradient).all()
-    away = jax.grad(lambda y: LPIPS().apply(params, pictures[0], y).sum())(x if level is not None else 0.9 * x)
+    away = jax.jit(jax.grad(lambda y: LPIPS().apply(params, pictures[0], y).sum()))(x if level is not None else 0.9 * x)
     assert np.isfinite(away).all()
     assert away.any()
 

@@ -66,13 +66,18 @@ def test_hits_do_not_overflow_32_bits():
     assert window.take(1)["perplexity"] == pytest.approx(2.0)
 
 
-def test_images_per_second_counts_images_and_seconds(monkeypatch):
-    clock = iter([100.0, 104.0, 104.0])
+def test_images_per_second_is_the_rate_between_steps_without_pauses(monkeypatch):
+    clock = iter([10.0, 12.0, 14.0, 100.0, 102.0, 103.0])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     window = Window()
-    window.add({"rec_loss": np.array(0, np.float32)})
-    window.add({"rec_loss": np.array(0, np.float32)})
-    assert window.take(16)["images_per_second"] == 8.0
+    for _ in range(3):
+        window.add({"loss": np.array(1, np.float32)})
+    window.pause()
+    for _ in range(2):
+        window.add({"loss": np.array(1, np.float32)})
+    assert window.take(16)["images_per_second"] == 3 * 16 / 6
+    window.add({"loss": np.array(1, np.float32)})
+    assert window.take(16)["images_per_second"] == 16.0
 
 
 # Files

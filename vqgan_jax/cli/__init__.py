@@ -29,8 +29,10 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Stage1:
     """
     file, _, variant = spec.partition(":")
     path = Path(file).resolve()
-    if not path.is_file():
-        raise UsageError(f"`--config` must name a file, such as experiments/stage1_photos.py; {file!r} is not one.")
+    if not path.is_file() or path.suffix != ".py":
+        raise UsageError(
+            f"`--config` must name a Python file, such as experiments/stage1_photos.py; {file!r} is not one."
+        )
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     assert module_spec is not None
     assert module_spec.loader is not None
@@ -40,7 +42,9 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Stage1:
         module_spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(path.parent))
-    config = module.get_config(variant)
+    if not hasattr(module, "get_config"):
+        raise UsageError(f"a config file must define `get_config(variant)`; {file!r} does not. See experiments/.")
+    config = module.get_config(variant) if variant else module.get_config()
     nested = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
     for override in overrides:
         flag, equals, text = override.partition("=")

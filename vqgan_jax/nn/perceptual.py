@@ -81,5 +81,5 @@ def max_pool(x: Float[Array, "b H W c"]) -> Float[Array, "b h w c"]:
 def normalise(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Divides by the length over channels; where that is 0, as in flat black regions, value and gradient are 0."""
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    length = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
-    return x / (length + 1e-10)
+    positive = squares > 0
+    return jnp.where(positive, x / (jnp.sqrt(jnp.where(positive, squares, 1.0)) + 1e-10), 0.0)

@@ -35,9 +35,9 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=policies.PreemptionCheckpointingPolicy(),  # besides those that the loop forces
             preservation_policy=policies.AnyPreservationPolicy(preserve),
-            read_only=read_only,
-            create=not read_only,
+            create=not read_only,  # Orbax's own `read_only` warns about itself at every loading
         )
+        self.read_only = read_only
         self.folder = workdir / "checkpoints"
         self.manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -109,7 +109,7 @@ class Checkpoints:
         logging.warning(
             "checkpoint %d in %s is not whole and is set aside as %d.broken: %s", step, self.folder, step, error
         )
-        if jax.process_index() == 0 and not self.manager._options.read_only:
+        if jax.process_index() == 0 and not self.read_only:
             (self.folder / str(step)).rename(self.folder / f"{step}.broken")
         multihost_utils.sync_global_devices(f"set aside {step}")
         self.manager.reload()  # it remembers which steps there are

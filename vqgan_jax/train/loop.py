@@ -215,22 +215,23 @@ class Recorder:
             if not np.all(np.isfinite(value)):
                 raise FloatingPointError(
                     f"every metric must be finite; `{name}` is {value} at step {step}. The last good checkpoint is "
-                    f"step {self.checkpoints.latest} in {self.checkpoints.folder}. Lower config.optimizer.learning_rate or "
-                    "set optimizer.clip_norm, then run the same command again."
+                    f"step {self.checkpoints.latest} in {self.checkpoints.folder}. "
+                    "Lower config.optimizer.learning_rate or set optimizer.clip_norm, then run the same command again."
                 )
         self.window.add(metrics)
         if step % self.config.log.metrics_every == 0:
             values = self.window.take(self.config.batch_size)
             self.writer.scalars(step, "train", values)
-            left = (self.config.steps - step) * self.config.batch_size / values["images_per_second"]
-            self.show(step, values, SHOWN, f"  eta {datetime.timedelta(seconds=round(left))}")
+            rate = values.get("images_per_second", 0.0)
+            left = (self.config.steps - step) * self.config.batch_size / rate if rate else 0.0
+            self.show(step, values, SHOWN, f"  eta {datetime.timedelta(seconds=round(left))}" if rate else "")
 
     def held_out(self, step: int, values: dict[str, float], sheet: np.ndarray) -> None:
         """Writes an evaluation."""
         self.writer.scalars(step, "eval", values)
         self.writer.picture(step, "reconstructions", sheet)
         self.show(step, values, tuple(values), "  [cyan]held out[/]")
-        self.window.clear()  # the evaluation's time is not the steps'
+        self.window.pause()
 
     def show(self, step: int, values: dict[str, float], names: tuple[str, ...], tail: str) -> None:
         """One line for people."""

@@ -23,25 +23,31 @@ class Window:
     """Sums the steps' metrics until they are taken; hits of codes are added up before their statistics are."""
 
     def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Starts a new window now."""
-        self.steps, self.sums, self.began = 0, {}, time.perf_counter()
+        self.steps, self.sums = 0, {}
+        self.timed, self.seconds, self.last = 0, 0.0, None
 
     def add(self, metrics: dict[str, np.ndarray]) -> None:
-        """One step's metrics."""
+        """One step's metrics, as soon as it is done."""
+        now = time.perf_counter()
+        if self.last is not None:
+            self.timed, self.seconds = self.timed + 1, self.seconds + now - self.last
+        self.last = now
         self.steps += 1
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0) + np.asarray(value, np.float64 if value.ndim == 0 else np.int64)
 
+    def pause(self) -> None:
+        """Leaves the time until the next step out of the rate: it went into an evaluation."""
+        self.last = None
+
     def take(self, batch_size: int) -> dict[str, float]:
-        """Means over the window, usage and perplexity over all its codes, and images per second of wall time."""
+        """Means over the window, usage and perplexity over all its codes, images per second between its steps."""
         means = {name: float(value / self.steps) for name, value in self.sums.items() if value.ndim == 0}
         if "code_hits" in self.sums:
             means |= code_statistics(self.sums["code_hits"])
-        means["images_per_second"] = self.steps * batch_size / (time.perf_counter() - self.began)
-        self.clear()
+        if self.timed:  # a first step, which is compiled, has no rate
+            means["images_per_second"] = self.timed * batch_size / self.seconds
+        self.steps, self.sums, self.timed, self.seconds = 0, {}, 0, 0.0
         return means
 
 

@@ -36,7 +36,7 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     """
     sizes, devices = [data, fsdp, tensor], jax.device_count()
     if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = devices // -math.prod(sizes)
+        sizes[sizes.index(-1)] = devices // max(-math.prod(sizes), 1)
     if math.prod(sizes) != devices or min(sizes) < 1:
         raise ValueError(
             f"`config.mesh` must multiply to the number of devices, {devices}; got data={data}, fsdp={fsdp}, "
