@@ -132,7 +132,7 @@ def ours(case: str) -> Contender:
 
     def train(config: configs.Stage1) -> Callable[[], object]:
         task = stage1.build(config)
-        state = stage1.init(task, key, batch["image"][None])
+        state = jax.jit(functools.partial(stage1.init, task))(key, batch["image"][None])
         step = jax.jit(functools.partial(stage1.train_step, task), donate_argnums=0)
 
         def run() -> None:
@@ -145,7 +145,7 @@ def ours(case: str) -> Contender:
         compiled = jax.jit(function)
         return lambda: jax.block_until_ready(compiled(argument))
 
-    state = stage1.init(task, key, batch["image"][None])
+    state = jax.jit(functools.partial(stage1.init, task))(key, batch["image"][None])
     generator = state.params["generator"]
     runs = (
         train(config),

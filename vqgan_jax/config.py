@@ -265,7 +265,7 @@ def build_schedule(config: Optimizer, peak: float, steps: int) -> optax.Schedule
 
 
 def build_optimizer(config: Optimizer, peak: float, steps: int) -> optax.GradientTransformation:
-    """Adam, with global clipping in front and decoupled weight decay of matrices (kernels, codebook) behind, where they are on."""
+    """Adam; global clipping in front and decoupled weight decay of kernels and codebook behind, where they are on."""
     decay = optax.add_decayed_weights(
         config.weight_decay, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
     )
