@@ -47,6 +47,7 @@ def get_config(variant: str = "base"):
             "quantizer.revive_below": 0.1,
             "discriminator.channels": 32,
             "discriminator.num_layers": 2,
+            "loss.disc_weight": 0.2,
             "loss.disc_start": 2_000,
             "loss.disc_ramp": 500,
             "optimizer.learning_rate": 1e-3,

@@ -22,7 +22,7 @@ VARIANTS = {
     "no_disc": {"loss.disc_weight": 0.0},
     "l1_only": {"loss.disc_weight": 0.0, "loss.perceptual_weight": 0.0},
     "two_forwards": {"loss.shared_forward": False},
-    "paper": paper_stage1(batch_size=4, disc_start=800) | {"data.resize": (64, 256)},
+    "paper": paper_stage1(batch_size=4, disc_start=600) | {"data.resize": (64, 256)},
 }
 
 
@@ -31,7 +31,7 @@ def get_config(variant: str = "base"):
     config = vary(
         stage1(),
         {
-            "steps": 1_600,
+            "steps": 1_200,
             "batch_size": 4,
             "data.image_size": 64,
             "data.resize": (64, 256),  # from the whole photograph in a crop to a third of it
@@ -52,7 +52,8 @@ def get_config(variant: str = "base"):
             "quantizer.revive_below": 0.1,
             "discriminator.channels": 32,
             "discriminator.num_layers": 2,
-            "loss.disc_start": 800,
+            "loss.disc_weight": 0.2,
+            "loss.disc_start": 600,
             "loss.disc_ramp": 200,
             "optimizer.learning_rate": 1e-3,
             "optimizer.disc_learning_rate": 3e-4,
