@@ -78,7 +78,13 @@ def test_loss_that_is_not_finite_stops_and_the_good_checkpoint_stays(folder, ref
 
 
 def test_two_processes_train_like_one_and_one_goes_on(folder):
-    flags = ("--config.steps=20", "--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.log.eval_every=10")
+    flags = (
+        "--config.loss.pixel=l2",
+        "--config.steps=20",
+        "--config.mesh.data=2",
+        "--config.mesh.fsdp=4",
+        "--config.log.eval_every=10",
+    )
     alone = run(folder, "alone", *flags, JAX_NUM_CPU_DEVICES="8")
     both = pair(folder, "both", *flags)
     assert terminate_at(both[1], 10) == 0, both[1].output()

@@ -134,7 +134,7 @@ def test_an_array_without_a_rule_is_named():
 
 
 def test_a_dimension_that_is_not_divided_is_named():
-    tree = {"params": {"conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 12, 8), jnp.float32)}}}
+    tree = {"params": {"conv": {"kernel": jax.ShapeDtypeStruct((3, 3, 8, 12), jnp.float32)}}}
     with pytest.raises(ValueError, match=r"params/conv/kernel.*12 is cut into 8"):
         sharding.shardings(tree, sharding.make_mesh(1, 8, 1))
     sharding.shardings(tree, sharding.make_mesh(2, 4, 1))

@@ -7,6 +7,7 @@ recipe = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "recipe.
 
 VARIANTS = {
     "base": {},
+    "smooth": {"loss.pixel": "l2", "loss.adversarial": "non_saturating"},
     "lpips": {"loss.perceptual_weight": 1.0},
 }
 
@@ -33,7 +34,7 @@ def get_config(variant: str = ""):
             "quantizer.embed_dim": 8,
             "quantizer.kmeans_batches": 2,
             "quantizer.revive_below": 0.1,
-            "discriminator.channels": 16,
+            "discriminator.channels": 8,
             "discriminator.num_layers": 2,
             "loss.perceptual_weight": 0.0,
             "loss.disc_start": 3,
