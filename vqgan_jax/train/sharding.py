@@ -17,9 +17,9 @@ BATCH = P(("data", "fsdp"))
 BOTH = ("fsdp", "tensor")
 
 # The first pattern that is found in a leaf's path decides. A path ends alike for a parameter, for its running average
-# and for its Adam moments, so one line serves all four. Kernels are (height, width, in, out) and cut along one dimension
-# only: cut along in and out on a mesh of data=2, fsdp=2, tensor=2 the gradient of a convolution on small maps comes out
-# of XLA's partitioner 1% wrong (jax 0.10.2 on CPU; tests/train/test_devices.py compares that mesh with one device).
+# and for its Adam moments, so one line serves all four. Kernels are (height, width, in, out) and cut along one
+# dimension only: cut along in and out on a mesh of data=2, fsdp=2, tensor=2 the gradient of a convolution on small maps
+# comes out of XLA's partitioner 1% wrong (jax 0.10.2, CPU; tests/train/test_devices.py trains on that mesh).
 RULES: tuple[tuple[str, P], ...] = (
     (r"^lpips/", P()),  # frozen, small, used whole
     (r"/(bias|scale|loc|mean|var|hits|step|count)$|^step$", P()),
