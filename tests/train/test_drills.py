@@ -86,13 +86,14 @@ def test_two_processes_train_like_one_and_one_goes_on(folder):
         "--config.log.eval_every=10",
     )
     alone = run(folder, "alone", *flags, JAX_NUM_CPU_DEVICES="8")
-    both = pair(folder, "both", *flags)
-    assert terminate_at(both[1], 10) == 0, both[1].output()
-    assert both[0].finish() == 0, both[0].output()
+    first, second = pair(folder, "both", *flags)
+    with first, second:
+        assert terminate_at(second, 10) == 0, second.output()
+        assert first.finish() == 0, first.output()
     workdir, expected = alone.workdir.with_name("both"), rows(alone.workdir)
     stopped = checkpoints(workdir)[-1]
     assert 10 <= stopped < 20
-    assert f"stopped at step {stopped}; saved" in both[0].output()
+    assert f"stopped at step {stopped}; saved" in first.output()
     assert rows(workdir)[-1]["step"] == stopped
     check_same_data(workdir, stopped)
     assert f"resumed from step {stopped}" in run(folder, "both", *flags, JAX_NUM_CPU_DEVICES="8").output()

@@ -61,6 +61,7 @@ class Program:
     step: Any
     evaluate: Any
     reconstruct: Any
+    gather: Any
 
 
 def abstract_state(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Any:
@@ -101,6 +102,7 @@ def compile_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Program:
             in_shardings=(generator, rows),
             out_shardings=everywhere,
         ),
+        gather=jax.jit(lambda images: images, in_shardings=rows, out_shardings=everywhere),
     )
 
 
@@ -181,13 +183,12 @@ def evaluate(config: configs.Stage1, program: Program, state: Any, source: data.
     count = totals.pop("count")
     results = metrics_lib.code_statistics(totals.pop("code_hits"))
     results |= {name: float(value / count) for name, value in totals.items()}
-    few = min(PREVIEWS, config.batch_size)
-    placed = sharding.put_batch(next(batches(data.spread(source, few))), program.mesh)
-    recon = jax.device_get(program.reconstruct(generator, placed["image"]))[:few]
-    originals = jax.device_get(jax.jit(lambda x: x, out_shardings=sharding.replicated(program.mesh))(placed["image"]))[
-        :few
-    ]
-    return results, pictures.pairs(originals, recon)
+    shown: list[tuple[np.ndarray, np.ndarray]] = []
+    for batch in batches(data.spread(source, PREVIEWS)):
+        images = sharding.put_batch(batch, program.mesh)["image"]
+        shown.append(jax.device_get((program.gather(images), program.reconstruct(generator, images))))
+    originals, recons = (np.concatenate(images)[: min(PREVIEWS, len(source))] for images in zip(*shown, strict=True))
+    return results, pictures.pairs(originals, recons)
 
 
 class Recorder:
@@ -273,7 +274,7 @@ def train(config: configs.Stage1, workdir: epath.Path, console: Console) -> bool
             write_json(workdir / "config.json", dataclasses.asdict(config))
         writer = metrics_lib.Writer(workdir, resume_from=first, enabled=jax.process_index() == 0)
         recorder = Recorder(config, checkpoints, writer, console)
-        key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+        key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
         with progress_bar(console) as progress:
             bar = progress.add_task("", total=config.steps, completed=first)
             for step in range(first + 1, config.steps + 1):
