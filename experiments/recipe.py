@@ -119,6 +119,51 @@ def paper_stage1(*, batch_size: int, disc_start: int, disc_weight: float = 0.8) 
     }
 
 
+def laptop_stage1(*, image_size: int) -> dict[str, Any]:
+    """A tokenizer of less than a million parameters with codes that live from the first step, for a laptop's CPU.
+
+    16, 32, 64 channels instead of the paper's 128 to 512, so 8 groups a norm: with 32 groups the last norm of 32
+    channels normalises each channel by itself and no image has a colour of its own.
+    """
+    return {
+        "data.image_size": image_size,
+        "data.num_threads": 1,  # the other core's time belongs to the step
+        "model.channels": 16,
+        "model.channel_multipliers": (1, 2, 4),  # 2 halvings: f4
+        "model.num_res_blocks": 1,
+        "model.attn_resolutions": (),  # there is one in the middle anyway
+        "model.resolution": image_size,
+        "model.latent_channels": 64,
+        "model.norm_groups": 8,
+        "model.dtype": "float32",
+        "quantizer.codebook_size": 512,
+        "quantizer.embed_dim": 8,
+        "quantizer.unit_length": True,
+        "quantizer.kmeans_batches": 8,
+        "quantizer.decay": 0.9,  # a dead code is born again after some 20 steps
+        "quantizer.revive_below": 0.1,
+        "discriminator.channels": 32,
+        "discriminator.num_layers": 2,
+        "loss.disc_weight": 0.2,
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.disc_learning_rate": 3e-4,
+        "optimizer.b1": 0.9,
+        "optimizer.b2": 0.99,
+        "optimizer.warmup_steps": 50,
+        "optimizer.ema_decay": 0.99,
+    }
+
+
+# What keeps the codes of a laptop page alive, taken away or replaced.
+CODEBOOKS: dict[str, dict[str, Any]] = {
+    "no_kmeans": {"quantizer.kmeans_batches": 0},
+    "no_revival": {"quantizer.revive_below": 0.0},
+    "plain": {"quantizer.unit_length": False, "quantizer.kmeans_batches": 0, "quantizer.revive_below": 0.0},
+    "euclidean": {"quantizer.unit_length": False},
+    "ema": {"quantizer.unit_length": False, "quantizer.ema": True, "loss.codebook_weight": 0.0},
+}
+
+
 def vary(config: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """The config with some `section.key`s changed; a key that is not there is an error."""
     config = config.copy_and_resolve_references()
