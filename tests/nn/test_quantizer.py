@@ -225,7 +225,7 @@ def test_refresh_of_a_sharded_batch_equals_one_device(getkey):
     quantizer = VectorQuantizer(16, 4, ema=True, revive_below=0.5)
     codebook, latents = jax.random.normal(getkey(), (16, 4)), jax.random.normal(getkey(), (64, 4))
     indices, stats, key = nearest(latents, codebook) // 2, quantizer.initial_stats(codebook, 64), getkey()
-    stats = stats.replace(hits=stats.hits.at[3].set(0.0).at[12].set(0.0))
+    stats = stats._replace(hits=stats.hits.at[3].set(0.0).at[12].set(0.0))
     alone, alone_stats = jax.jit(quantizer.refresh)(codebook, stats, latents, indices, key)
     rows = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)), P("data"))
     spread = jax.device_put(latents, rows), jax.device_put(indices, rows)

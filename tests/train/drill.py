@@ -86,13 +86,18 @@ def checkpoints(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
+def newest(workdir: Path) -> int:
+    """Step of the newest complete checkpoint; 0 without any."""
+    return max(checkpoints(workdir), default=0)
+
+
 def arrays(workdir: Path) -> dict[str, Any]:
     """Every array of the newest checkpoint by its path, on the host."""
     import jax
     import numpy as np
     import orbax.checkpoint as ocp
 
-    folder = workdir / "checkpoints" / str(checkpoints(workdir)[-1]) / "state"
+    folder = workdir / "checkpoints" / str(newest(workdir)) / "state"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).item_metadata.tree
         args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -118,11 +123,12 @@ def check_identical(workdir: Path, reference: Path) -> tuple[int, int]:
 def kill_drill(folder: Path, kills: int, *, seed: int = 0) -> Iterator[str]:
     """Kills a run at random moments of its whole life, lets it end, and compares it with one that was left alone.
 
-    The moments go round start-up (anywhere in it), steps (some way into the next few) and the writing of a checkpoint
-    (some way into it), so that no part of a life is left out however fast the machine is. One line for each kill.
+    The moments go round steps (some way into one of the few after a new checkpoint), the writing of a checkpoint (some
+    way into it) and start-up (anywhere in it), so that no part of a life is left out however fast the machine is.
+    Gives a line for each kill.
     """
     rng = random.Random(seed)
-    flags = (f"--config.steps={10 + 6 * kills}",)  # more than the kills can let happen
+    flags = (f"--config.steps={10 + 10 * kills}",)  # more than the kills can let happen
     folder.mkdir(exist_ok=True)
     reference = Job(folder, "reference", *flags)
     reference.wait_for(lambda: rows(reference.workdir))
@@ -141,7 +147,7 @@ def kill_drill(folder: Path, kills: int, *, seed: int = 0) -> Iterator[str]:
         job.process.kill()
         job.process.wait()
         step = max((row["step"] for row in rows(job.workdir)), default=0)
-        last = max(checkpoints(job.workdir), default="none")
+        last = newest(job.workdir)
         yield f"kill {number:>2}  {phase:<8}  after {seconds:6.2f} s  last step {step:>4}  last checkpoint {last:>4}"
     run(folder, "killed", *flags)
     yield "identical: {} arrays, {:,} numbers".format(*check_identical(folder / "killed", folder / "reference"))
@@ -161,15 +167,18 @@ def wait_for_life(job: Job) -> float:
 
 
 def wait_for_moment(job: Job, phase: str, rng: random.Random) -> None:
-    """Until some way into one of the next steps, or into the next writing of a checkpoint."""
+    """Until some way into one of the steps after a new checkpoint, or into the writing of one."""
     if phase == "step":
+        before = newest(job.workdir)
+        job.wait_for(lambda: newest(job.workdir) > before)
         target = rows(job.workdir)[-1]["step"] + rng.randrange(4)
         job.wait_for(lambda: rows(job.workdir)[-1]["step"] >= target)
         time.sleep(rng.uniform(0.0, 0.1))
     else:
-        before = unfinished(job.workdir)
-        job.wait_for(lambda: unfinished(job.workdir) - before)
-        time.sleep(rng.uniform(0.0, 0.15))
+        for _ in range(rng.choice((1, 2))):
+            before = unfinished(job.workdir)
+            job.wait_for(lambda before=before: unfinished(job.workdir) - before)
+        time.sleep(rng.uniform(0.0, 0.3))
 
 
 def unfinished(workdir: Path) -> set[tuple[str, int]]:
