@@ -1,4 +1,4 @@
-"""The embedded photographs at 64 pixels: a real VQGAN on a laptop in about ten minutes, with nothing to download.
+"""The embedded photographs at 64 pixels: a real VQGAN on a laptop in minutes, with nothing to download.
 
     vqgan train --config=experiments/stage1_photos.py --workdir=runs/photos
 
