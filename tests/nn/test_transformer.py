@@ -1,0 +1,161 @@
+"""The transformer: what it may see, that the cache changes nothing, and that its switches do what they say."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqgan_jax.nn import decoding
+from vqgan_jax.nn.transformer import Block, Transformer, causal_mask, rotate
+
+LENGTH, VOCAB = 16, 20
+GRID = tuple((i // 4, i % 4) for i in range(LENGTH))
+VARIANTS = {
+    "gpt": {},
+    "prefix": {"bidirectional_prefix": 5},
+    "llama": {
+        "norm": "rms",
+        "mlp": "swiglu",
+        "positions": "rope2d",
+        "coordinates": GRID,
+        "qk_norm": True,
+        "bias": False,
+    },
+}
+PUBLISHED = {  # layers, width, heads, vocabulary, positions
+    304_932_864: (24, 1024, 16, 1024, 512),
+    801_798_400: (24, 1664, 16, 1024, 256),
+    1_410_640_896: (48, 1536, 16, 16384, 256),
+    975_876_352: (40, 1408, 16, 8192, 348),
+    1_045_638_144: (36, 1536, 16, 8192, 348),
+}
+
+
+@functools.cache
+def model(variant: str, **changes):
+    module = Transformer(VOCAB, LENGTH, depth=3, width=32, num_heads=4, **(VARIANTS[variant] | changes))
+    params = module.init(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.int32))["params"]
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [x + 0.1 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+    return module, jax.tree.unflatten(tree, noisy)
+
+
+@pytest.fixture
+def tokens():
+    return jax.random.randint(jax.random.key(2), (2, LENGTH), 0, VOCAB)
+
+
+@pytest.mark.parametrize(("count", "shape"), PUBLISHED.items())
+def test_published_parameter_counts(count, shape):
+    depth, width, heads, vocab, positions = shape
+    module = Transformer(vocab, positions, depth, width, heads)
+    params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_logit_sees_a_later_token(variant, tokens):
+    """By gradients: of each position's logits at each position's embedding."""
+    module, params = model(variant)
+
+    def logits(shift):
+        embedded = functools.partial(module.apply, {"params": params})
+        x = embedded(tokens[:1], method="embed") + shift[None]
+        angles = None if module.angles is None else jnp.asarray(module.angles)
+        layers = decoding.unstack(module, params).layers
+        mask = causal_mask(LENGTH, module.bidirectional_prefix)
+        for layer in layers:
+            x, _ = Block(**module.block_fields).apply({"params": layer}, x, mask, angles, False)
+        return embedded(x, method="readout")[0]
+
+    np.testing.assert_allclose(
+        logits(jnp.zeros((LENGTH, 32))), module.apply({"params": params}, tokens[:1])[0], atol=2e-6
+    )
+    seen = np.abs(jax.jacobian(lambda s: logits(s).sum(-1))(jnp.zeros((LENGTH, 32)))).max(-1)
+    np.testing.assert_array_equal(seen > 0, np.asarray(causal_mask(LENGTH, module.bidirectional_prefix)))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("prefix", [5, 9])
+def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, tokens):
+    module, params = model(variant)
+    full = module.apply({"params": params}, tokens)
+    weights = decoding.unstack(module, params)
+    step = jax.jit(functools.partial(decoding.step, module), donate_argnums=1)
+    logits, cache = decoding.prefill(module, weights, tokens[:, :prefix], LENGTH)
+    np.testing.assert_allclose(logits, full[:, prefix - 1], atol=1e-5)
+    for position in range(prefix, LENGTH):
+        logits, cache = step(weights, cache, tokens[:, position], jnp.asarray(position))
+        np.testing.assert_allclose(logits, full[:, position], atol=1e-5)
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("chunk", [3, 4, 16])
+def test_the_chunk_in_which_the_cache_is_read_changes_nothing(chunk, monkeypatch):
+    q, keys, values = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 4, 8), *2 * [(2, 4, 16, 8)]]))
+    position = jnp.asarray(10)
+    logits = jnp.einsum("bnp,bntp->bnt", q, keys[:, :, :11]) / np.sqrt(8)
+    expected = jnp.einsum("bnt,bntp->bnp", jax.nn.softmax(logits), values[:, :, :11])
+    monkeypatch.setattr(decoding, "CHUNK", chunk)
+    np.testing.assert_allclose(decoding.attend_filled(q, keys, values, position), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_no_gradient(remat, tokens):
+    def gradient(module, params):
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(module.apply({"params": p}, tokens)))))(params)
+
+    plain, params = model("gpt")
+    again, _ = model("gpt", remat=remat)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
+        *(gradient(m, params) for m in (plain, again)),
+    )
+
+
+def test_rotation_keeps_lengths_and_depends_on_distance_only():
+    q, k = (jax.random.normal(jax.random.key(i), (1, 1, 1, 8)) for i in range(2))
+    angle = jnp.asarray([[0.3, 0.7, 0.1, 2.0]])
+    np.testing.assert_allclose(jnp.linalg.norm(rotate(q, angle)), jnp.linalg.norm(q), rtol=1e-6)
+    products = [jnp.sum(rotate(q, s + angle) * rotate(k, s + 2 * angle)) for s in (0.0, 5.0)]
+    np.testing.assert_allclose(*products, rtol=1e-5)
+
+
+def test_half_of_the_pairs_turn_by_the_row_and_half_by_the_column():
+    angles = model("llama")[0].angles
+    assert angles.shape == (LENGTH, 4)
+    np.testing.assert_allclose(angles[4 * 2 + 3], [2.0, 2.0 / 100, 3.0, 3.0 / 100], rtol=1e-6)
+
+
+def test_dropout_is_of_training_only_and_drops_attention_too(tokens):
+    module, params = model("gpt", dropout=0.5)
+    plain = model("gpt")[0].apply({"params": params}, tokens)
+    np.testing.assert_array_equal(module.apply({"params": params}, tokens), plain)
+    train = lambda seed: module.apply({"params": params}, tokens, train=True, rngs={"dropout": jax.random.key(seed)})
+    assert np.abs(train(0) - plain).max() > 0.1
+    assert np.abs(train(0) - train(1)).max() > 0.1
+
+
+def test_bfloat16_keeps_logits_and_parameters_in_float32(tokens):
+    module, params = model("llama", dtype=jnp.bfloat16)
+    logits = module.apply({"params": params}, tokens)
+    assert logits.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    exact = model("llama")[0].apply({"params": params}, tokens)
+    assert np.abs(logits - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_an_input_longer_than_the_positions_is_an_error():
+    module, params = model("gpt")
+    with pytest.raises(ValueError, match="at most max_len 16 tokens; got 17"):
+        module.apply({"params": params}, jnp.zeros((1, 17), jnp.int32))
+
+
+def test_a_prefix_of_its_own_has_rows_behind_the_codes():
+    module = Transformer(VOCAB, LENGTH, 1, 32, 4, extra_vocab=3)
+    params = module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    assert params["embedding"].shape == (VOCAB + 3, 32)
+    assert params["head"]["kernel"].shape == (32, VOCAB)

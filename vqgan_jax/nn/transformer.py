@@ -1,0 +1,196 @@
+"""The causal transformer over codes (section 3.2 of the paper): upstream's GPT, and its successors as switches."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+NORMS = {
+    "layer": functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False),
+    "rms": functools.partial(nn.RMSNorm, epsilon=1e-5, use_fast_variance=False),
+}
+MLPS = ("gelu", "swiglu")
+POSITIONS = ("learned", "rope2d")
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+normal = nn.initializers.normal(0.02)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP around a residual, in two halves so that a cache may stand between them."""
+
+    width: int
+    num_heads: int
+    norm: str = "layer"
+    mlp: str = "gelu"
+    qk_norm: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        dense = functools.partial(nn.DenseGeneral, use_bias=self.bias, kernel_init=normal, dtype=self.dtype)
+        norm = functools.partial(NORMS[self.norm], dtype=self.dtype)
+        self.norm1, self.norm2 = norm(), norm()
+        self.qkv = dense((3, self.num_heads, self.width // self.num_heads))
+        self.proj = dense(self.width, axis=(-2, -1))
+        if self.qk_norm:
+            self.q_norm, self.k_norm = norm(), norm()
+        if self.mlp == "swiglu":
+            # Two thirds of 4 widths, because it has three kernels for two, rounded up to a multiple of 256.
+            hidden = -(-8 * self.width // 3 // 256) * 256
+            self.gate, self.up = dense(hidden), dense(hidden)
+        else:
+            self.up = dense(4 * self.width)
+        self.down = dense(self.width)
+        self.drop = nn.Dropout(self.dropout)
+
+    def project(self, x: Float[Array, "b t m"], angles: Float[Array, "t _"] | None) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, each b t n p; the first two turned by `angles`."""
+        q, k, v = jnp.moveaxis(self.qkv(self.norm1(x)), 2, 0)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
+
+    def finish(
+        self, x: Float[Array, "b t m"], attended: Float[Array, "b t n p"], *, train: bool = False
+    ) -> Float[Array, "b t m"]:
+        """The rest of the block, after attention."""
+        x = x + self.drop(self.proj(attended), deterministic=not train)
+        hidden = self.norm2(x)
+        if self.mlp == "swiglu":
+            hidden = nn.silu(self.gate(hidden)) * self.up(hidden)
+        else:
+            hidden = nn.gelu(self.up(hidden), approximate=False)
+        return x + self.drop(self.down(hidden), deterministic=not train)
+
+    def __call__(
+        self, x: Float[Array, "b t m"], mask: Bool[Array, "t t"], angles: Float[Array, "t _"] | None, train: bool
+    ) -> tuple[Float[Array, "b t m"], None]:
+        q, k, v = self.project(x, angles)
+        if train and self.dropout:
+            weights = nn.dot_product_attention_weights(
+                q, k, mask=mask[None, None], dropout_rng=self.make_rng("dropout"), dropout_rate=self.dropout,
+                broadcast_dropout=False, deterministic=False, dtype=jnp.float32,
+            )  # fmt: skip
+            attended = jnp.einsum("bnts,bsnp->btnp", weights.astype(v.dtype), v)
+        else:
+            attended = jax.nn.dot_product_attention(q, k, v, mask=mask[None, None])  # softmax in float32
+        return self.finish(x, attended, train=train), None
+
+
+class Transformer(nn.Module):
+    """Tokens to logits of the next one. In training the layers are one scan: any depth compiles once.
+
+    Attributes:
+      vocab_size: tokens that can be predicted.
+      max_len: longest input: prefix and tokens, without the last one.
+      depth, width, num_heads: layers, channels and heads.
+      extra_vocab: rows of the embedding behind the vocabulary, for a prefix that shares no row with the codes.
+      bidirectional_prefix: so many first positions see each other both ways.
+      norm: a name of NORMS.
+      mlp: a name of MLPS.
+      positions: "learned", one vector a position, or "rope2d", which turns queries and keys by `coordinates`.
+      coordinates: row and column in the grid of each position of the input, for "rope2d" only; (0, 0) for a prefix.
+      qk_norm: normalises queries and keys, head by head.
+      bias: of the kernels; the head has none.
+      dropout: of embeddings, attention weights and both residual branches.
+      remat: what the backward pass computes again, a name of REMAT.
+      dtype: of products and activations; softmax, statistics of norms and logits are float32.
+    """
+
+    vocab_size: int
+    max_len: int
+    depth: int
+    width: int
+    num_heads: int
+    extra_vocab: int = 0
+    bidirectional_prefix: int = 0
+    norm: str = "layer"
+    mlp: str = "gelu"
+    positions: str = "learned"
+    coordinates: tuple[tuple[int, int], ...] = ()
+    qk_norm: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    remat: str = "none"
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        self.embedding = self.param("embedding", normal, (self.vocab_size + self.extra_vocab, self.width))
+        if self.positions == "learned":
+            self.position_embedding = self.param("positions", nn.initializers.zeros, (self.max_len, self.width))
+        self.drop = nn.Dropout(self.dropout)
+        block = Block
+        if self.remat != "none":
+            # Argument 4, counted from `self`, is `train`. In a scan no barrier against common subexpressions is needed.
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat], static_argnums=(4,))
+        stack = nn.scan(
+            block,
+            length=self.depth,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+        )
+        self.layers = stack(**self.block_fields)
+        self.norm_out = NORMS[self.norm](dtype=self.dtype, name="norm")
+        self.head = nn.Dense(self.vocab_size, use_bias=False, kernel_init=normal, dtype=self.dtype)
+
+    @property
+    def block_fields(self) -> dict:
+        """The fields of each of its blocks."""
+        names = ("width", "num_heads", "norm", "mlp", "qk_norm", "bias", "dropout", "dtype")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def angles(self) -> Float[np.ndarray, "t _"] | None:
+        """Of each position's rotation, in radians; None without 2-D rotary positions."""
+        if self.positions != "rope2d":
+            return None
+        pairs = self.width // self.num_heads // 4  # a quarter of a head: pairs of channels that turn by the row
+        rates = 10_000.0 ** (-np.arange(pairs) / pairs)
+        return np.concatenate([np.outer(axis, rates) for axis in np.transpose(self.coordinates)], 1).astype(np.float32)
+
+    def embed(
+        self, tokens: Int[Array, "b t"], start: int | Int[Array, ""] = 0, *, train: bool = False
+    ) -> Float[Array, "b t m"]:
+        """Embeds tokens that stand at `start` and after."""
+        x = self.embedding[tokens]
+        if self.positions == "learned":
+            x = x + jax.lax.dynamic_slice_in_dim(self.position_embedding, start, tokens.shape[1])[None]
+        return self.drop(x.astype(self.dtype), deterministic=not train)
+
+    def readout(self, x: Float[Array, "b t m"]) -> Float[Array, "b t v"]:
+        """Float32 logits."""
+        return self.head(self.norm_out(x)).astype(jnp.float32)
+
+    def __call__(self, tokens: Int[Array, "b t"], *, train: bool = False) -> Float[Array, "b t v"]:
+        length = tokens.shape[1]
+        if length > self.max_len:
+            raise ValueError(f"the input must have at most max_len {self.max_len} tokens; got {length}. Cut it.")
+        angles = None if self.angles is None else jnp.asarray(self.angles[:length])
+        x = self.embed(tokens, train=train)
+        x, _ = self.layers(x, causal_mask(length, self.bidirectional_prefix), angles, train)
+        return self.readout(x)
+
+
+def causal_mask(length: int, bidirectional_prefix: int = 0) -> Bool[Array, "t t"]:
+    """True where position t may see position s: s <= t, or both within the prefix."""
+    position = np.arange(length)
+    prefix = position < bidirectional_prefix
+    return jnp.asarray((position[:, None] >= position[None]) | (prefix[:, None] & prefix[None]))
+
+
+def rotate(x: Float[Array, "b t n p"], angles: Float[Array, "t _"]) -> Float[Array, "b t n p"]:
+    """Turns the pairs of neighbouring channels (even, odd) of each head, in float32."""
+    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
