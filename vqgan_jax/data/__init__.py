@@ -1,7 +1,20 @@
-"""Images and their labels: four kinds of sources behind one interface, and resumable batches of them."""
+"""Images and their labels: four kinds of sources behind one interface, resumable batches of them, and token caches."""
 
 from vqgan_jax.data.images import ImageError
 from vqgan_jax.data.loader import Batches, evaluation_batches, training_batches
 from vqgan_jax.data.sources import Source, open_source, spread
+from vqgan_jax.data.tokens import TokenSource, evaluation_token_batches, open_tokens, token_batches
 
-__all__ = ["Batches", "ImageError", "Source", "evaluation_batches", "open_source", "spread", "training_batches"]
+__all__ = [
+    "Batches",
+    "ImageError",
+    "Source",
+    "TokenSource",
+    "evaluation_batches",
+    "evaluation_token_batches",
+    "open_source",
+    "open_tokens",
+    "spread",
+    "token_batches",
+    "training_batches",
+]

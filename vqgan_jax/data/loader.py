@@ -6,7 +6,7 @@ processes only decides who loads what: of each global batch, process p loads the
 
 import functools
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import grain
@@ -30,7 +30,7 @@ class Batches(grain.DatasetIterator[Batch]):
     the same in every process and for any number of processes; `set_state` continues there.
     """
 
-    def __init__(self, batches: grain.DatasetIterator[Batch], images: "_Decodable"):
+    def __init__(self, batches: grain.DatasetIterator[Batch], images: "_Decodable | None" = None):
         super().__init__(batches)
         self._batches, self._images = batches, images
 
@@ -48,7 +48,7 @@ class Batches(grain.DatasetIterator[Batch]):
     @property
     def bad_images(self) -> tuple[str, ...]:
         """One message for each image that could not be decoded so far, each naming its file."""
-        return self._images.bad_images
+        return self._images.bad_images if self._images is not None else ()
 
 
 def training_batches(
@@ -87,15 +87,13 @@ def training_batches(
       ValueError: if an argument is out of range; while iterating, if more than 1% of the images cannot be decoded, or
         an image is smaller than `small` "refuse" allows.
     """
-    local_size = _local_size(batch_size, process_index, process_count)
+    local_size = local_size_of(batch_size, process_index, process_count)
     augmentation = Augmentation(image_size=image_size, resize=resize, crop=crop, flip=flip, small=small)
     images = _Decodable(source)
     data = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
     # Randomness comes before the share of a process: keyed by the example's global number it is anyone's to load.
     data = data.random_map(functools.partial(_training_example, images, augmentation))
-    data = data.batch(local_size, drop_remainder=True)[process_index::process_count]
-    read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
-    return Batches(iter(data.to_iter_dataset(read_options)), images)
+    return Batches(share(data, local_size, process_index, process_count, num_threads, prefetch), images)
 
 
 def evaluation_batches(
@@ -127,19 +125,16 @@ def evaluation_batches(
     Raises:
       ValueError: if an argument is out of range; while iterating, if more than 1% of the images cannot be decoded.
     """
-    local_size = _local_size(batch_size, process_index, process_count)
-    count = len(source) if num_examples is None else num_examples
-    if not 1 <= count <= len(source):
-        raise ValueError(f"`num_examples` must be in 1 .. {len(source)} for {source.name}; got {count}. Lower it.")
+    local_size = local_size_of(batch_size, process_index, process_count)
+    count = how_many(num_examples, len(source), source.name)
     images, augmentation = _Decodable(source), preprocessing.evaluation(image_size)
     data = grain.MapDataset.range(-(-count // batch_size) * batch_size)
     data = data.map(functools.partial(_evaluation_example, images, augmentation, count))
-    data = data.batch(local_size, drop_remainder=True)[process_index::process_count]
-    read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
-    return Batches(iter(data.to_iter_dataset(read_options)), images)
+    return Batches(share(data, local_size, process_index, process_count, num_threads, prefetch), images)
 
 
-def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
+def local_size_of(batch_size: int, process_index: int, process_count: int) -> int:
+    """This process's part of a global batch; ValueError unless all parts are equal."""
     if not 0 <= process_index < process_count:
         raise ValueError(
             f"`process_index` must be in 0 .. process_count - 1; got {process_index} of {process_count}. Pass both, "
@@ -151,6 +146,45 @@ def _local_size(batch_size: int, process_index: int, process_count: int) -> int:
             f"{batch_size}. Choose {max(1, -(-batch_size // process_count)) * process_count}."
         )
     return batch_size // process_count
+
+
+def how_many(num_examples: int | None, length: int, name: str) -> int:
+    """`num_examples`, or all `length` of the source called `name` if None; ValueError if there are not as many."""
+    count = length if num_examples is None else num_examples
+    if not 1 <= count <= length:
+        raise ValueError(f"`num_examples` must be in 1 .. {length} for {name}; got {count}. Lower it.")
+    return count
+
+
+def share(
+    data: grain.MapDataset,
+    local_size: int,
+    process_index: int,
+    process_count: int,
+    num_threads: int,
+    prefetch: int,
+) -> grain.DatasetIterator[Batch]:
+    """This process's part of each global batch of `data`, made in threads."""
+    data = data.batch(local_size, drop_remainder=True)[process_index::process_count]
+    read_options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(prefetch, num_threads))
+    return iter(data.to_iter_dataset(read_options))
+
+
+def training_view(source: Source, augmentation: Augmentation) -> Callable[[int, np.random.Generator], dict[str, Any]]:
+    """From an example's number, and chance, to what training sees of it: "image" and "label".
+
+    If its image cannot be decoded, the next one that can stands in for it; ValueError if these are more than 1%.
+    """
+    return functools.partial(_training_example, _Decodable(source), augmentation)
+
+
+def evaluation_view(source: Source, image_size: int) -> Callable[[int], dict[str, Any]]:
+    """From an example's number to what evaluation sees of it: "image", "label" and "mask".
+
+    The mask is False, and the image zero, if it cannot be decoded; ValueError if these are more than 1%.
+    """
+    augmentation = preprocessing.evaluation(image_size)
+    return functools.partial(_evaluation_example, _Decodable(source), augmentation, len(source))
 
 
 def _training_example(

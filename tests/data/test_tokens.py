@@ -1,0 +1,483 @@
+import dataclasses
+import itertools
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from vqgan_jax.data import (
+    evaluation_batches,
+    evaluation_token_batches,
+    open_source,
+    open_tokens,
+    spread,
+    token_batches,
+)
+from vqgan_jax.data.images import ImageError
+from vqgan_jax.data.preprocessing import Augmentation
+from vqgan_jax.data.token_writer import dtype_for, finish, split_up, write
+from vqgan_jax.data.tokens import Plan
+
+AUGMENTATION = Augmentation(image_size=8, resize=(8, 12), crop="random", flip=True, small="upscale")
+K = 1000
+
+
+class Noise:
+    """Random images of several sizes; the label is the index modulo 7. Those in `bad` cannot be decoded."""
+
+    name, class_names = "noise", tuple("abcdefg")
+
+    def __init__(self, length: int, bad=(), key=0):
+        self.length, self.bad, self.key = length, frozenset(bad), key
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, index, /):
+        if index in self.bad:
+            raise ImageError(f"image{index}.png is damaged")
+        rng = np.random.default_rng([self.key, index])
+        shape = (*rng.integers(10, 20, size=2), 3)
+        return {"image": rng.integers(0, 256, shape, dtype=np.uint8), "label": np.int32(index % 7)}
+
+
+class Killed(BaseException):
+    """Stands for a signal."""
+
+
+def means(images):
+    """A code for each quarter of an image."""
+    b = len(images)
+    return images.reshape(b, 2, 4, 2, 4, 3).astype(np.int64).sum(axis=(2, 4, 5)).reshape(b, 4)
+
+
+def encode(images, labels):
+    """A label and four codes, each of which depends on everything that is in the batch, and where."""
+    assert (images.shape, images.dtype) == ((4, 8, 8, 3), np.uint8)
+    assert (labels.shape, labels.dtype) == ((4,), np.int32)
+    mixed = means(images) + (images.astype(np.int64).sum(axis=(1, 2, 3)) * np.arange(1, 5)).sum()
+    return np.concatenate([labels[:, None], mixed % K], axis=1)
+
+
+def encode_alone(images, labels):
+    """The same without what depends on the neighbours."""
+    return np.concatenate([labels[:, None], means(images) % K], axis=1)
+
+
+SOURCES = {"train": Noise(13), "validation": Noise(9, key=1)}
+
+
+def plan_for(sources, *, crops=2, per_shard=6, **changes):
+    fields = {
+        "fingerprint": "abc123",
+        "codebook_size": K,
+        "grid": (2, 2),
+        "prefix": 1,
+        "condition": {"kind": "class", "num_classes": 7},
+        "class_names": tuple("abcdefg"),
+        "dtype": dtype_for(K),
+        "source": "noise",
+        "crops": crops,
+        "seed": 3,
+        "augmentation": AUGMENTATION,
+        "batch_size": 4,
+        "splits": split_up(sources, crops=crops, per_shard=per_shard),
+    }
+    return Plan(**{**fields, **changes})
+
+
+def make(folder, sources=SOURCES, encode=encode, hosts=1, **changes):
+    plan = plan_for(sources, **changes)
+    for process in reversed(range(hosts)):
+        write(folder, plan, sources, encode, process_index=process, process_count=hosts, num_threads=2)
+    return finish(folder, plan)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def rows(source):
+    return np.stack([source[i]["tokens"] for i in range(len(source))])
+
+
+def take(batches, count):
+    return [batch["tokens"] for batch in itertools.islice(batches, count)]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cache")
+    make(folder)
+    return folder
+
+
+# What is written
+
+
+def test_a_cache_is_shards_and_their_description(cache):
+    train = [f"train-{i:05}-of-00005.array_record" for i in range(5)]
+    validation = [f"validation-{i:05}-of-00002.array_record" for i in range(2)]
+    assert list(contents(cache)) == ["plan.json", "tokens.json", *train, *validation]
+    found = json.loads((cache / "tokens.json").read_text())
+    assert found["splits"] == {
+        "train": {"examples": 26, "shards": 5, "per_shard": 6, "left_out": []},
+        "validation": {"examples": 9, "shards": 2, "per_shard": 6, "left_out": []},
+    }
+    assert (found["version"], found["fingerprint"], found["grid"], found["prefix"]) == (1, "abc123", [2, 2], 1)
+    assert (found["dtype"], found["condition"]) == ("uint16", {"kind": "class", "num_classes": 7})
+
+
+def test_what_was_encoded_is_what_is_read(tmp_path):
+    make(tmp_path, encode=encode_alone)
+    validation = rows(open_tokens(tmp_path, split="validation"))
+    assert (validation.shape, validation.dtype) == ((9, 5), np.int32)
+    views = next(evaluation_batches(SOURCES["validation"], image_size=8, batch_size=9))
+    np.testing.assert_array_equal(validation, encode_alone(views["image"], views["label"]))
+
+
+def test_a_training_image_is_seen_once_in_each_round_of_crops_and_never_alike(tmp_path):
+    make(tmp_path, encode=encode_alone, crops=3)
+    tokens = rows(open_tokens(tmp_path, split="train")).reshape(3, 13, 5)
+    np.testing.assert_array_equal(tokens[..., 0], np.tile(np.arange(13) % 7, (3, 1)))
+    assert all(len({tokens[crop, image, 1:].tobytes() for crop in range(3)}) == 3 for image in range(13))
+
+
+def test_an_image_alone_decides_the_codes_of_its_crops(tmp_path):
+    make(tmp_path / "one", encode=encode_alone)
+    make(tmp_path / "other", encode=encode_alone, per_shard=11)
+    some, others = (rows(open_tokens(tmp_path / name, split="train")) for name in ("one", "other"))
+    np.testing.assert_array_equal(some, others)
+
+
+def test_the_seed_decides_the_crops(tmp_path):
+    make(tmp_path / "one")
+    make(tmp_path / "other", seed=4)
+    some, others = (rows(open_tokens(tmp_path / name, split="train")) for name in ("one", "other"))
+    assert (some[:, 1:] != others[:, 1:]).any(axis=1).all()
+
+
+@pytest.mark.parametrize("hosts", [2, 3, 9])
+def test_files_do_not_depend_on_the_number_of_processes(cache, tmp_path, hosts):
+    make(tmp_path, hosts=hosts)
+    assert contents(tmp_path) == contents(cache)
+
+
+def test_files_do_not_depend_on_threads(cache, tmp_path):
+    plan = plan_for(SOURCES)
+    write(tmp_path, plan, SOURCES, encode, num_threads=7)
+    finish(tmp_path, plan)
+    assert contents(tmp_path) == contents(cache)
+
+
+def test_a_run_killed_again_and_again_leaves_the_same_files(cache, tmp_path):
+    plan, calls = plan_for(SOURCES), itertools.count(1)
+
+    def mortal(images, labels):
+        if next(calls) % 3 == 0:
+            raise Killed
+        return encode(images, labels)
+
+    def survives(process):
+        try:
+            write(tmp_path, plan, SOURCES, mortal, process_index=process, process_count=2)
+        except Killed:
+            assert any(path.suffix == ".part" for path in tmp_path.iterdir())
+            return False
+        return True
+
+    kills = 0
+    while not all([survives(process) for process in range(2)]):
+        kills += 1
+    assert kills > 2
+    finish(tmp_path, plan)
+    assert contents(tmp_path) == contents(cache)
+
+
+def test_a_full_disk_leaves_what_is_whole_and_a_temporary_file(cache, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # below the size of any ArrayRecord file
+    try:
+        with pytest.raises(OSError, match=r"00000-of-00005\.array_record\.part must be written; .*Make room"):
+            make(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(contents(tmp_path)) == ["plan.json", "train-00000-of-00005.array_record.part"]
+    make(tmp_path)
+    assert contents(tmp_path) == contents(cache)
+
+
+def test_whole_shards_are_not_made_again(cache, tmp_path):
+    make(tmp_path)
+    (tmp_path / "tokens.json").unlink()
+    (tmp_path / "train-00002-of-00005.array_record").unlink()
+    (tmp_path / "train-00002-of-00005.array_record.part").write_bytes(b"torn")
+    calls, seen = [], []
+    counting = lambda images, labels: calls.append(1) or encode(images, labels)
+    write(tmp_path, plan_for(SOURCES), SOURCES, counting, progress=lambda *numbers: seen.append(numbers))
+    assert len(calls) == 2
+    assert seen == [(29, 35), (33, 35), (35, 35)]
+    finish(tmp_path, plan_for(SOURCES))
+    assert contents(tmp_path) == contents(cache)
+
+
+def test_a_complete_cache_is_left_as_it_is(cache, tmp_path):
+    make(tmp_path)
+    make(tmp_path, encode=lambda images, labels: pytest.fail("nothing is left to encode"))
+    assert contents(tmp_path) == contents(cache)
+
+
+def test_scenes(tmp_path):
+    sources = {split: open_source("scenes", split=split, image_size=16) for split in ("train", "validation")}
+    few = {split: _First(source, 5) for split, source in sources.items()}
+    make(tmp_path, few, crops=1, class_names=few["train"].class_names)
+    assert rows(open_tokens(tmp_path, split="train"))[:, 0].tolist() == [few["train"][i]["label"] for i in range(5)]
+
+
+class _First:
+    def __init__(self, source, count):
+        self.source, self.count, self.name, self.class_names = source, count, source.name, source.class_names
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index, /):
+        return self.source[index]
+
+
+# Bad images
+
+
+def test_in_training_the_next_good_image_stands_in(tmp_path):
+    good, bad = ({"train": Noise(200, bad=which)} for which in ([], [17, 199]))
+    for name, sources in (("good", good), ("bad", bad)):
+        make(tmp_path / name, sources, encode_alone, crops=1, per_shard=50)
+    some, others = (rows(open_tokens(tmp_path / name, split="train")) for name in ("good", "bad"))
+    np.testing.assert_array_equal(np.flatnonzero((some != others).any(axis=1)), [17, 199])
+    assert [others[17, 0], others[199, 0]] == [18 % 7, 0]
+
+
+def test_in_validation_they_are_left_out_and_listed(tmp_path):
+    good, bad = ({"validation": Noise(250, bad=which)} for which in ([], [70, 249]))
+    make(tmp_path / "good", good, encode_alone, per_shard=60)
+    plan = make(tmp_path / "bad", bad, encode_alone, per_shard=60, hosts=2)
+    assert plan.splits["validation"].left_out == (70, 249)
+    some, others = (rows(open_tokens(tmp_path / name, split="validation")) for name in ("good", "bad"))
+    np.testing.assert_array_equal(others, np.delete(some, [70, 249], axis=0))
+
+
+def test_too_many_bad_images_stop_the_run(tmp_path):
+    with pytest.raises(ValueError, match="at most 1% of the images"):
+        make(tmp_path, {"train": Noise(20, bad=[3])})
+
+
+# Sizes of ids
+
+
+@pytest.mark.parametrize(("k", "dtype", "width"), [(2**16, "uint16", 2), (2**16 + 1, "uint32", 4)])
+def test_ids_are_stored_as_narrow_as_they_fit(tmp_path, k, dtype, width):
+    assert dtype_for(k) == dtype
+    highest = lambda images, labels: np.full((4, 5), k - 1)
+    make(tmp_path / "cache", encode=highest, codebook_size=k, dtype=dtype)
+    source = open_tokens(tmp_path / "cache", split="train")
+    assert (rows(source) == k - 1).all()
+    assert source.plan.record_dtype == np.dtype(f"<u{width}")
+    shard = (tmp_path / "cache" / "train-00000-of-00005.array_record").read_bytes()
+    assert shard.count((k - 1).to_bytes(width, "little") * 5) == 6
+
+
+@pytest.mark.parametrize(
+    ("encode", "message"),
+    [
+        (lambda images, labels: np.zeros((4, 4), np.int32), r"shape \(4, 5\); got int32 \(4, 4\)"),
+        (lambda images, labels: np.zeros((4, 5)), r"integers of shape \(4, 5\); got float64"),
+        (lambda images, labels: np.full((4, 5), -1), r"codes must be in 0 \.\. 999 .*got ids from -1"),
+        (lambda images, labels: np.full((4, 5), 1000), r"codes must be in 0 \.\. 999 .*codes up to 1000"),
+        (lambda images, labels: np.array([[2**16, 0, 0, 0, 0]] * 4), r"the prefix in 0 \.\. 65535; .* to 65536"),
+    ],
+)
+def test_what_is_no_tokens_is_refused(tmp_path, encode, message):
+    with pytest.raises(ValueError, match=message):
+        make(tmp_path, encode=encode)
+    assert not list(tmp_path.glob("*.array_record"))
+
+
+# Errors
+
+
+def test_another_configuration_is_refused_and_the_difference_named(cache, tmp_path):
+    make(tmp_path)
+    before = contents(tmp_path)
+    other = plan_for(SOURCES, seed=4, augmentation=dataclasses.replace(AUGMENTATION, flip=False))
+    for call in (lambda: write(tmp_path, other, SOURCES, encode), lambda: finish(tmp_path, other)):
+        with pytest.raises(ValueError, match="another configuration") as error:
+            call()
+        assert "seed: 3 there, 4 here" in str(error.value)
+        assert "'flip': True" in str(error.value)
+        assert "fingerprint" not in str(error.value)
+    assert contents(tmp_path) == before
+
+
+def test_shards_without_a_plan_are_not_taken_over(cache, tmp_path):
+    make(tmp_path)
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(ValueError, match=r"has no plan\.json"):
+        make(tmp_path)
+
+
+def test_a_plan_survives_its_file(cache):
+    plan = plan_for(SOURCES)
+    assert Plan.from_json(plan.to_json()) == plan == open_tokens(cache, split="train").plan
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": 0}, {"grid": (2, 0)}, {"codebook_size": 2**16 + 1}, {"prefix": -1}])
+def test_impossible_plans_are_refused(changes):
+    with pytest.raises(ValueError, match="a plan's numbers must be positive"):
+        plan_for(SOURCES, **changes)
+
+
+@pytest.mark.parametrize("sources", [{}, {"test": Noise(3)}, {"train": Noise(0)}])
+def test_splits_are_train_and_validation_and_not_empty(sources):
+    with pytest.raises(ValueError, match="images of train, of validation or of both"):
+        split_up(sources, crops=1, per_shard=4)
+
+
+def test_what_is_no_cache_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"folder; .*nowhere is none"):
+        open_tokens(tmp_path / "nowhere", split="train")
+    with pytest.raises(ValueError, match=r"it has no tokens\.json. Correct the path"):
+        open_tokens(tmp_path, split="train")
+
+
+def test_a_half_written_cache_says_how_far_it_is(tmp_path):
+    plan = plan_for(SOURCES)
+    write(tmp_path, plan, SOURCES, encode, process_index=0, process_count=2)
+    with pytest.raises(ValueError, match=r"half-written: 4 of 7 shards. Run `vqgan tokenize` again, it goes on"):
+        open_tokens(tmp_path, split="train")
+    with pytest.raises(ValueError, match=r"train-00001-of-00005.array_record must be .* 6 records; got none"):
+        finish(tmp_path, plan)
+    assert not (tmp_path / "tokens.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda shard, last: shard.unlink(), "got none"),
+        (lambda shard, last: shard.write_bytes(last.read_bytes()), "got 2 records"),
+        (lambda shard, last: shard.write_bytes(shard.read_bytes()[:100]), "got one that cannot be read"),
+        (lambda shard, last: shard.write_bytes(b""), "got one that cannot be read"),
+    ],
+)
+def test_a_damaged_shard_is_named_and_can_be_made_again(cache, tmp_path, damage, message):
+    make(tmp_path)
+    shard, last = (tmp_path / f"train-0000{i}-of-00005.array_record" for i in (1, 4))
+    damage(shard, last)
+    with pytest.raises(ValueError, match=f"train-00001-of-00005.array_record must be .*{message}.*Delete it"):
+        open_tokens(tmp_path, split="train")
+    shard.unlink(missing_ok=True)
+    make(tmp_path)
+    assert contents(tmp_path) == contents(cache)
+
+
+def test_another_tokenizer_is_refused(cache):
+    assert len(open_tokens(cache, split="train", fingerprint="abc123")) == 26
+    with pytest.raises(ValueError, match=r"made with abc123, this tokenizer is xyz.*into another folder"):
+        open_tokens(cache, split="train", fingerprint="xyz")
+
+
+def test_an_unknown_split_is_refused(cache):
+    with pytest.raises(ValueError, match=r"one of train, validation .*got 'test'"):
+        open_tokens(cache, split="test")
+
+
+def test_another_version_of_the_format_is_refused(tmp_path):
+    make(tmp_path)
+    path = tmp_path / "tokens.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(ValueError, match="version must be 1; got 2"):
+        open_tokens(tmp_path, split="train")
+
+
+# Batches
+
+
+def train(cache, **changes):
+    source = open_tokens(cache, split="train")
+    return token_batches(source, **{"batch_size": 4, "seed": 5, "num_threads": 2, "prefetch": 2, **changes})
+
+
+def on_hosts(make, count):
+    shares = [make(process_index=i, process_count=count) for i in range(count)]
+    for parts in zip(*shares, strict=True):
+        yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def test_each_epoch_has_each_example_once_in_another_order(cache):
+    tokens = np.concatenate(take(train(cache, batch_size=2), 39))
+    assert (tokens.shape, tokens.dtype) == ((78, 5), np.int32)
+    epochs = [list(map(tuple, epoch)) for epoch in tokens.reshape(3, 26, 5).tolist()]
+    expected = sorted(map(tuple, rows(open_tokens(cache, split="train")).tolist()))
+    assert all(sorted(epoch) == expected for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_the_order_is_the_seed(cache):
+    np.testing.assert_array_equal(take(train(cache), 9), take(train(cache, num_threads=5), 9))
+    assert not np.array_equal(take(train(cache), 3), take(train(cache, seed=6), 3))
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_global_batches_are_equal_for_any_number_of_processes(cache, hosts):
+    together = on_hosts(lambda **share: train(cache, **share), hosts)
+    np.testing.assert_array_equal(take(train(cache), 9), take(together, 9))
+
+
+def test_batches_resume_exactly_also_on_another_number_of_processes(cache):
+    running = train(cache, process_index=1, process_count=2)
+    take(running, 5)
+    state = json.loads(json.dumps(running.get_state()))
+    assert state == {"next_index": 5}
+
+    def resumed(**share):
+        batches = train(cache, **share)
+        batches.set_state(state)
+        return batches
+
+    expected = take(train(cache), 8)[5:]
+    for hosts in (1, 2, 4):
+        np.testing.assert_array_equal(take(on_hosts(resumed, hosts), 3), expected)
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+@pytest.mark.parametrize("count", [None, 4, 6])
+def test_evaluation_takes_each_example_once_in_order_and_pads(cache, count, hosts):
+    source = open_tokens(cache, split="validation")
+    make = lambda **share: evaluation_token_batches(source, batch_size=4, num_examples=count, **share)
+    batches = list(on_hosts(make, hosts))
+    count = count or 9
+    assert len(batches) == -(-count // 4)
+    mask = np.concatenate([batch["mask"] for batch in batches])
+    np.testing.assert_array_equal(mask, np.arange(4 * len(batches)) < count)
+    tokens = np.concatenate([batch["tokens"] for batch in batches])
+    np.testing.assert_array_equal(tokens[mask], rows(source)[:count])
+    assert not tokens[~mask].any()
+    assert tokens.dtype == np.int32
+
+
+def test_evaluation_of_some_examples_spread_over_the_split(cache):
+    source = open_tokens(cache, split="validation")
+    (batch,) = evaluation_token_batches(spread(source, 3), batch_size=4)
+    np.testing.assert_array_equal(batch["tokens"][:3], rows(source)[[0, 4, 8]])
+    assert batch["mask"].tolist() == [True, True, True, False]
+
+
+def test_impossible_batches_are_refused(cache):
+    with pytest.raises(ValueError, match="positive multiple of the 4 processes; got 6"):
+        train(cache, batch_size=6, process_count=4)
+    with pytest.raises(ValueError, match=r"`num_examples` must be in 1 \.\. 9 for tokens:.*got 10"):
+        evaluation_token_batches(open_tokens(cache, split="validation"), batch_size=4, num_examples=10)
+
+
+def test_batches_of_tokens_know_of_no_bad_images(cache):
+    assert train(cache).bad_images == ()
