@@ -109,7 +109,7 @@ def ours(case: str) -> Contender:
     from vqgan_jax.train import stage1
 
     config = load(case)
-    task, batch, key = stage1.build(config), {"image": jnp.asarray(pixels(config))}, jax.random.key(0)
+    task, batch, key = stage1.from_config(config), {"image": jnp.asarray(pixels(config))}, jax.random.key(0)
     images, frozen = to_float(batch["image"]), {"lpips": load_lpips()}
     recon = jax.random.uniform(key, images.shape, minval=-1, maxval=1)
 
@@ -131,7 +131,7 @@ def ours(case: str) -> Contender:
         return stage1.apply_gradients(task, state, "discriminator", grads), stats
 
     def train(config: configs.Stage1) -> Callable[[], object]:
-        task = stage1.build(config)
+        task = stage1.from_config(config)
         state = jax.jit(functools.partial(stage1.init, task))(key, batch["image"][None])
         step = jax.jit(functools.partial(stage1.train_step, task), donate_argnums=0)
 

@@ -15,7 +15,7 @@ def stage1() -> ConfigDict:
             "steps": 300_000,
             "batch_size": 256,  # over all devices
             "data": {
-                "source": "photos",  # photos | scenes | folder:PATH | tfds:NAME
+                "source": "photos",  # photos | scenes | folder:PATH | tfds:NAME; stage 2 also tokens:PATH
                 "data_dir": "",  # of prepared TFDS datasets; "" is TFDS's own
                 "train_split": "train",
                 "eval_split": "validation",
@@ -91,6 +91,73 @@ def stage1() -> ConfigDict:
     )
 
 
+def stage2() -> ConfigDict:
+    """A prior of 24 layers and 1024 channels with our defaults of training; the paper's are a variant."""
+    tokenizer = stage1()
+    return ConfigDict(
+        {
+            "stage": 2,
+            "seed": 0,
+            "steps": 300_000,
+            "batch_size": 256,  # over all devices
+            "data": tokenizer.data,
+            "tokenizer": {
+                "workdir": "",  # of the stage-1 run
+                "fingerprint": "",  # "" takes what is there; the run writes down what that was
+                "codebook_size": 1024,
+                "downsample_factor": 16,
+                "crops": 10,  # of each training image, in a token cache
+            },
+            "condition": {
+                "kind": "class",  # class | none
+                "num_classes": 1000,
+                "shared_vocab": False,  # true: upstream's one table for classes and codes
+                "drop": 0.1,  # so often the null class, for guidance
+            },
+            "transformer": {
+                "depth": 24,
+                "width": 1024,
+                "num_heads": 16,
+                "max_len": 0,  # 0 is as long as needed
+                "bidirectional_prefix": 0,
+                "order": "raster",  # alternate | z_curve | subsample | spiral_in | spiral_out | random
+                "norm": "rms",  # layer | rms
+                "mlp": "swiglu",  # gelu | swiglu
+                "positions": "rope2d",  # learned | rope2d
+                "qk_norm": True,
+                "bias": False,
+                "dropout": 0.1,
+                "remat": "dots",  # none | dots | full
+                "dtype": "bfloat16",  # of products; parameters, norms, softmax, logits and losses are float32
+            },
+            "loss": {"keep": 1.0, "label_smoothing": 0.0},
+            "sampling": {
+                "temperature": 1.0,
+                "top_k": 0,  # 0 is off
+                "top_p": 1.0,  # 1 is off
+                "guidance": 1.0,  # 1 is off
+                "schedule": "constant",  # constant | linear | cosine
+                "power": 1.0,  # of the cosine
+                "greedy": False,
+                "previews": 8,
+            },
+            "optimizer": {
+                "learning_rate": 4e-4,
+                "b1": 0.9,
+                "b2": 0.95,
+                "weight_decay": 0.05,
+                "clip_norm": 1.0,  # 0 is off
+                "schedule": "cosine",  # constant | cosine
+                "warmup_steps": 10_000,
+                "final_fraction": 0.05,
+                "ema_decay": 0.9999,  # 0 is off
+            },
+            "mesh": tokenizer.mesh,
+            "log": tokenizer.log,
+        }
+    )
+
+
 def paper_stage1(*, batch_size: int, disc_start: int, disc_weight: float = 0.8) -> dict[str, Any]:
     """Upstream's training, to the letter: its order of updates, its weights and its learning rate.
 
@@ -149,6 +216,50 @@ def laptop_stage1(*, image_size: int) -> dict[str, Any]:
         "optimizer.disc_learning_rate": 3e-4,
         "optimizer.b1": 0.9,
         "optimizer.b2": 0.99,
+        "optimizer.warmup_steps": 50,
+        "optimizer.ema_decay": 0.99,
+    }
+
+
+def paper_stage2(*, batch_size: int, top_k: int = 100) -> dict[str, Any]:
+    """Upstream's GPT and its training, to the letter."""
+    return {
+        "batch_size": batch_size,
+        "condition.shared_vocab": True,
+        "condition.drop": 0.0,
+        "transformer.norm": "layer",
+        "transformer.mlp": "gelu",
+        "transformer.positions": "learned",
+        "transformer.qk_norm": False,
+        "transformer.bias": True,
+        "transformer.dropout": 0.0,
+        "transformer.dtype": "float32",
+        "sampling.top_k": top_k,
+        "optimizer.learning_rate": 4.5e-6 * batch_size,
+        "optimizer.b2": 0.95,
+        "optimizer.weight_decay": 0.01,
+        "optimizer.clip_norm": 0.0,
+        "optimizer.schedule": "constant",
+        "optimizer.warmup_steps": 0,
+        "optimizer.ema_decay": 0.0,
+    }
+
+
+def laptop_stage2(*, image_size: int, num_classes: int) -> dict[str, Any]:
+    """A prior of a few million parameters over the codes of `laptop_stage1`, for a laptop's CPU."""
+    return {
+        "data.image_size": image_size,
+        "data.num_threads": 1,
+        "tokenizer.codebook_size": 512,
+        "tokenizer.downsample_factor": 4,
+        "condition.num_classes": num_classes,
+        "transformer.depth": 4,
+        "transformer.width": 192,
+        "transformer.num_heads": 4,
+        "transformer.dropout": 0.0,
+        "transformer.remat": "none",
+        "transformer.dtype": "float32",
+        "optimizer.learning_rate": 2e-3,
         "optimizer.warmup_steps": 50,
         "optimizer.ema_decay": 0.99,
     }

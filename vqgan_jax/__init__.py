@@ -5,8 +5,24 @@ import vqgan_jax as vq
 tokenizer = vq.load_tokenizer("runs/photos")
 indices = vq.encode(tokenizer, images)            # uint8 or float in [-1, 1] -> int32, b h w
 recon = vq.to_uint8(vq.decode(tokenizer, indices))
+
+prior = vq.load_prior("runs/photos_prior")
+images = vq.to_uint8(vq.sample(prior, jax.random.key(0), labels=jnp.array([2, 4]), top_k=100))
+nats = vq.log_likelihood(prior, images, labels=jnp.array([2, 4]))
 """
 
-from vqgan_jax.api import Tokenizer, decode, encode, load_tokenizer, to_uint8
+from vqgan_jax.api import decode, encode, log_likelihood, sample, sample_indices, to_uint8
+from vqgan_jax.models import Prior, Tokenizer, load_prior, load_tokenizer
 
-__all__ = ["Tokenizer", "decode", "encode", "load_tokenizer", "to_uint8"]
+__all__ = [
+    "Prior",
+    "Tokenizer",
+    "decode",
+    "encode",
+    "load_prior",
+    "load_tokenizer",
+    "log_likelihood",
+    "sample",
+    "sample_indices",
+    "to_uint8",
+]

@@ -1,84 +1,19 @@
 """The verbs for Python users: load once; then pure functions, for the caller's own `jit`, `vmap` and shardings too."""
 
-import functools
-from pathlib import Path
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
-from flax import struct
 from jax.core import Tracer
-from jaxtyping import Array, Float, Int, Num, UInt8
+from jaxtyping import Array, Float, Int, Key, Num, UInt8
 
-from vqgan_jax import config as configs
+from vqgan_jax import prior as priors
+from vqgan_jax import sampling
+from vqgan_jax.data.conditions import ClassLabel
+from vqgan_jax.models import Prior, Tokenizer
 from vqgan_jax.nn import pixels
-from vqgan_jax.nn.vqgan import VQGAN
-from vqgan_jax.train import stage1
-from vqgan_jax.train.checkpoint import Checkpoints
-
-
-@struct.dataclass
-class Tokenizer:
-    """A trained VQGAN: a pytree whose leaves are the parameters and whose module is static.
-
-    Attributes:
-      params: the generator's parameters.
-      module: what they belong to.
-      step: of the training that made them.
-    """
-
-    params: dict[str, Any]
-    module: VQGAN = struct.field(pytree_node=False)
-    step: int = struct.field(pytree_node=False, default=0)
-
-    @property
-    def downsample_factor(self) -> int:
-        """Side of an image over the side of its grid of indices."""
-        return self.module.downsample_factor
-
-    @property
-    def codebook_size(self) -> int:
-        """Indices are below this."""
-        return self.module.quantizer.codebook_size
-
-
-def load_tokenizer(path: str | Path) -> Tokenizer:
-    """Loads the tokenizer of a run: its newest whole checkpoint, the averaged parameters where there are any.
-
-    Args:
-      path: the `--workdir` of a stage-1 run; local, or gs://.
-
-    Raises:
-      FileNotFoundError: no such folder, or no whole checkpoint in it.
-    """
-    workdir = epath.Path(path).absolute() if "://" not in str(path) else epath.Path(path)
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(
-            f"a tokenizer's folder must hold `checkpoints`; {workdir} does not. Give the --workdir of a run."
-        )
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.newest(abstract_generator, partial=True)
-    if restored is None:
-        raise FileNotFoundError(
-            f"{workdir / 'checkpoints'} holds no whole checkpoint; train longer or give another run."
-        )
-    config = configs.parse(restored.config)
-    (params,) = (tree["generator"] for tree in restored.state.values())
-    return Tokenizer(params, configs.build_vqgan(config), restored.step)
-
-
-def abstract_generator(saved: dict[str, Any]) -> Any:
-    """The part of a checkpoint's state that a tokenizer needs, as shapes on the first device."""
-    config = configs.parse(saved)
-    size, channels = config.data.image_size, config.model.image_channels
-    images = jax.ShapeDtypeStruct((1, 1, size, size, channels), jnp.uint8)
-    state = jax.eval_shape(functools.partial(stage1.init, stage1.build(config)), jax.random.key(0), images)
-    name = "ema" if state.ema else "params"
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-    return {name: {"generator": jax.tree.map(place, getattr(state, name)["generator"])}}
 
 
 def encode(tokenizer: Tokenizer, images: Num[Array, "b H W c"] | Num[np.ndarray, "b H W c"]) -> Int[Array, "b h w"]:
@@ -121,6 +56,84 @@ def to_uint8(images: Float[Array, "*b"]) -> UInt8[Array, "*b"]:
     return pixels.to_uint8(images)
 
 
+def sample(prior: Prior, key: Key[Array, "*b"], **options: Any) -> Float[Array, "b H W c"]:
+    """Images out of the prior; float32, about in [-1, 1]: see `to_uint8`. Arguments and errors: `sample_indices`."""
+    return _decode(prior.tokenizer, sample_indices(prior, key, **options))
+
+
+def sample_indices(
+    prior: Prior,
+    key: Key[Array, "*b"],
+    *,
+    labels: Int[Array, "b"] | Int[np.ndarray, "b"] | None = None,
+    count: int | None = None,
+    prompt: Int[Array, "b h w"] | Int[np.ndarray, "b h w"] | None = None,
+    prompt_length: int | Int[Array, ""] | None = None,
+    **options: Any,
+) -> Int[Array, "b h w"]:
+    """Codes out of the prior, row-major, for `decode`.
+
+    Image i depends on its own key, label and prompt only, not on how many are drawn with it.
+
+    Args:
+      prior: from `load_prior`.
+      key: of all the images, whose number is folded in; or one for each.
+      labels: the class of each, for a class-conditional prior.
+      count: how many, for an unconditional one without a prompt.
+      prompt: codes to begin with, as `encode` gives them; complete grids, of which the tokens that come first in the
+        prior's order count.
+      prompt_length: how many of these; by default the first half. It may change without a new compilation.
+      options: `temperature`, `top_k`, `top_p`, `guidance`, `schedule`, `power`, `greedy`: see `sampling.Settings`.
+        What is not given is off.
+
+    Raises:
+      ValueError: an argument out of range, or arguments that do not fit the prior or each other.
+    """
+    settings = sampling.Settings(**options)
+    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(settings)):
+        sampling.check(settings, prior.tokenizer.codebook_size)
+    if settings.guidance is not None and not prior.config.condition.drop:
+        raise ValueError(
+            "`guidance` needs a prior that was trained with condition.drop above 0; this one was not. Leave it out."
+        )
+    condition = condition_tokens(prior, labels, count if prompt is None else len(prompt))
+    codes = math.prod(prior.module.grid)
+    if prompt is None:
+        prompt, prompt_length = jnp.zeros((len(condition), *prior.module.grid), jnp.int32), 0
+    check_indices(prior, prompt, len(condition))
+    prompt_length = codes // 2 if prompt_length is None else prompt_length
+    if is_concrete(prompt_length) and not 0 <= int(prompt_length) <= codes:
+        raise ValueError(
+            f"`prompt_length` must be in 0 .. {codes}, the codes of an image; got {int(prompt_length)}. Lower it."
+        )
+    if key.shape not in ((), (len(condition),)):
+        raise ValueError(f"`key` must be one key, or one for each of {len(condition)} images; got {key.shape}.")
+    return _sample(prior, key, condition, jnp.asarray(prompt), jnp.asarray(prompt_length), settings)
+
+
+def log_likelihood(
+    prior: Prior,
+    images_or_indices: Num[Array, "b ..."] | Num[np.ndarray, "b ..."],
+    *,
+    labels: Int[Array, "b"] | Int[np.ndarray, "b"] | None = None,
+) -> Float[Array, "b"]:
+    """Logarithm of the probability that the prior gives to the codes of each image, in nats a sequence.
+
+    Args:
+      prior: from `load_prior`.
+      images_or_indices: images as `encode` takes them, or their indices.
+      labels: the class of each, for a class-conditional prior.
+
+    Raises:
+      ValueError: images or indices of another size than the prior's grid, or labels that do not fit.
+    """
+    indices = images_or_indices
+    if jnp.ndim(indices) == 4:
+        indices = encode(prior.tokenizer, indices)
+    check_indices(prior, indices, len(indices))
+    return _log_likelihood(prior, condition_tokens(prior, labels, len(indices)), jnp.asarray(indices))
+
+
 @jax.jit
 def _encode(tokenizer: Tokenizer, images: Any) -> Any:
     images = pixels.to_float(images) if images.dtype == jnp.uint8 else images.astype(jnp.float32)
@@ -134,6 +147,53 @@ def _decode(tokenizer: Tokenizer, indices: Any) -> Any:
     known = (indices >= 0) & (indices < tokenizer.codebook_size)
     images: Any = tokenizer.module.apply({"params": tokenizer.params}, indices, method="decode_indices")
     return jnp.where(known.all((1, 2))[:, None, None, None], images, jnp.nan)
+
+
+@jax.jit
+def _sample(prior: Prior, key: Any, condition: Any, prompt: Any, prompt_length: Any, settings: Any) -> Any:
+    keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(condition)))
+    tokens = prompt.reshape(len(prompt), -1)[:, prior.module.forward]
+    return priors.sample(prior.module, prior.params, condition, keys, settings, tokens, prompt_length)
+
+
+@jax.jit
+def _log_likelihood(prior: Prior, condition: Any, indices: Any) -> Any:
+    return -priors.nll(prior.module, prior.params, condition, indices).sum(axis=1)
+
+
+def condition_tokens(prior: Prior, labels: Any, count: int | None) -> Int[Array, "b s"]:
+    """The prefix of each image; raises ValueError where `labels` and `count` do not fit the prior."""
+    condition = prior.module.condition
+    if not isinstance(condition, ClassLabel):
+        if labels is not None:
+            raise ValueError("`labels` are for a class-conditional prior; this one has no classes. Leave them out.")
+        if count is None or count < 1:
+            raise ValueError(f"an unconditional prior needs `count`, the number of images; got {count}.")
+        return jnp.zeros((count, condition.length), jnp.int32)
+    shape, dtype = jnp.shape(labels if labels is not None else 0.0), jnp.result_type(0.0 if labels is None else labels)
+    if len(shape) != 1 or not jnp.issubdtype(dtype, jnp.integer):
+        got = "none" if labels is None else f"{dtype} of shape {shape}"
+        raise ValueError(f"`labels` must be integers of shape (b,), the class of each image; got {got}.")
+    if count is not None and shape[0] != count:
+        raise ValueError(f"`labels` must be as many as the images, {count}; got {shape[0]}.")
+    if is_concrete(labels) and not bool(jnp.all((labels >= 0) & (labels < condition.num_classes))):
+        raise ValueError(
+            f"`labels` must be in [0, {condition.num_classes}); got values in [{int(jnp.min(labels))}, "
+            f"{int(jnp.max(labels))}]."
+        )
+    return jnp.asarray(labels, jnp.int32)[:, None]
+
+
+def check_indices(prior: Prior, indices: Any, count: int) -> None:
+    """Raises ValueError for codes that are not of this prior's grid and codebook."""
+    shape, dtype, size = jnp.shape(indices), jnp.result_type(indices), prior.tokenizer.codebook_size
+    if shape != (count, *prior.module.grid) or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"codes for this prior must be integers of shape {(count, *prior.module.grid)}; got {dtype} of shape "
+            f"{shape}. It was trained on images of {prior.config.data.image_size} pixels."
+        )
+    if is_concrete(indices) and not bool(jnp.all((indices >= 0) & (indices < size))):
+        raise ValueError(f"codes must be in [0, {size}); some are outside. They belong to another tokenizer.")
 
 
 def is_concrete(array: Any) -> bool:

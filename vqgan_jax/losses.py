@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 def l1_loss(images: Float[Array, "*b"], recon: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -120,3 +120,20 @@ ADVERSARIAL = {
     "vanilla": Adversarial(vanilla_discriminator_loss, linear_generator_loss),
     "non_saturating": Adversarial(non_saturating_discriminator_loss, non_saturating_generator_loss),
 }
+
+
+def cross_entropy(
+    logits: Float[Array, "*b v"], targets: Int[Array, "*b"], smoothing: float = 0.0
+) -> Float[Array, "*b"]:
+    r"""Negative log-likelihood of each target, in nats (equation 8 of the paper).
+
+    .. math:: -(1 - s) \log p_y - \frac{s}{v} \sum_i \log p_i
+
+    Args:
+      logits: unnormalised log-probabilities; a uniform prediction costs ln v.
+      targets: in [0, v).
+      smoothing: s, mass that the target gives away to all.
+    """
+    log_p = jax.nn.log_softmax(logits, axis=-1)
+    nll = -jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    return (1.0 - smoothing) * nll - smoothing * jnp.mean(log_p, axis=-1) if smoothing else nll

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 
 def grid(images: UInt8[np.ndarray, "n H W c"], *, columns: int, gap: int = 2) -> UInt8[np.ndarray, "_H _W 3"]:
@@ -51,6 +51,20 @@ def wall(
             x += sheet.shape[1] + gap
         y += max(sheet.shape[0] for sheet in line) + gap
     return canvas
+
+
+def words(text: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
+    """A square with a word or two in its middle, dark on light grey, as large as fits."""
+    image = Image.new("RGB", (size, size), (238, 238, 238))
+    draw, lines = ImageDraw.Draw(image), text.replace("_", " ").replace(" ", "\n")
+    for points in range(max(size // 4, 6), 5, -1):
+        font = ImageFont.load_default(points)
+        left, top, right, bottom = draw.multiline_textbbox((0, 0), lines, font=font)
+        if right - left <= size * 0.92 and bottom - top <= size * 0.92:
+            break
+    middle = (size - left - right) / 2, (size - top - bottom) / 2
+    draw.multiline_text(middle, lines, fill=(40, 40, 40), font=font, align="center")
+    return np.asarray(image)
 
 
 def png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:

@@ -34,10 +34,8 @@ def run(sizes: tuple[int, int, int], variant: str = "smooth", steps: int = 10):
     config = cli.load_config(f"{TINY}:{variant}")
     devices = np.array(jax.devices()[: math.prod(sizes)]).reshape(sizes)
     mesh = Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    source = loop.open_split(config, "train")
-    program = loop.compile_program(config, mesh)
-    state = loop.start(config, program, source)
-    batches = loop.training_batches(config, source)
+    program = loop.build_program(config, mesh)
+    state, batches = program.start(), program.batches()
     key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
     history = []
     for _ in range(steps):

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vqgan_jax import config as configs
+from vqgan_jax import parsing
 from vqgan_jax.train import sharding, stage1
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "recipe.py"
@@ -41,13 +42,13 @@ def tiny(kind: str = "vq") -> configs.Stage1:
     for changes in (TINY, KINDS[kind]):
         for section, values in changes.items():
             nested[section] |= values
-    return configs.parse(nested)
+    return parsing.parse(nested)
 
 
 def init(config: configs.Stage1):
     """The state as a function of a key."""
     images = np.random.default_rng(0).integers(0, 256, (1, 2, 16, 16, 3), dtype=np.uint8)
-    return lambda key: stage1.init(stage1.build(config), key, jnp.asarray(images))
+    return lambda key: stage1.init(stage1.from_config(config), key, jnp.asarray(images))
 
 
 @functools.cache

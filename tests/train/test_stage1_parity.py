@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from reference import GRADIENTS, VALUES, error, golden, layout, pairs, translate, tree, under
 
-from vqgan_jax import config as configs
-from vqgan_jax import losses
+from vqgan_jax import losses, parsing
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.nn.pixels import to_uint8
 from vqgan_jax.train import stage1
@@ -92,7 +91,7 @@ CONFIG = {
     "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
     "log": {"metrics_every": 1, "eval_every": 10, "eval_examples": 2, "checkpoint_every": 10, "keep": 1},
 }
-TASK: Any = stage1.build(configs.parse(CONFIG))
+TASK: Any = stage1.from_config(parsing.parse(CONFIG))
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from vqgan_jax import config as configs
+from vqgan_jax import parsing
 
 
 class UsageError(Exception):
     """A mistake of the caller, shown as one message without a traceback."""
 
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Stage1:
+def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Stage1 | configs.Stage2:
     """Runs a config file and parses what it returns.
 
     Args:
@@ -51,7 +52,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Stage1:
         if not flag.startswith("--config.") or not equals:
             raise UsageError(f"overrides must look like --config.section.key=value; got {override!r}.")
         put(nested, flag.removeprefix("--config.").split("."), literal(text))
-    return configs.parse(nested)
+    return parsing.parse(nested)
 
 
 def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

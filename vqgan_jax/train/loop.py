@@ -2,29 +2,36 @@
 
 import dataclasses
 import datetime
-import functools
 import signal
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vqgan_jax import config as configs
-from vqgan_jax import data, pictures
-from vqgan_jax.convert.lpips import load_lpips
+from vqgan_jax import parsing
 from vqgan_jax.train import metrics as metrics_lib
-from vqgan_jax.train import sharding, stage1
+from vqgan_jax.train import sharding, stage1_program, stage2_program
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
+from vqgan_jax.train.program import Program
 
-PREVIEWS = 16
-SHOWN = (
-    "rec_loss", "perceptual_loss", "generator_loss", "discriminator_loss", "adaptive_weight", "codebook_usage",
-    "images_per_second",
-)  # fmt: skip
+Config = configs.Stage1 | configs.Stage2
+
+
+def build_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
+    """The program of the config's stage."""
+    if isinstance(config, configs.Stage1):
+        return stage1_program.stage1_program(config, mesh)
+    return stage2_program.stage2_program(config, mesh)
+
+
+def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, dtypes and shardings of the state; nothing is allocated."""
+    stage = stage1_program if isinstance(config, configs.Stage1) else stage2_program
+    return stage.abstract_state(config, mesh)
 
 
 class Stop:
@@ -50,104 +57,31 @@ class Stop:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A run's functions, jitted once with the shardings of everything that goes in and comes out."""
-
-    mesh: jax.sharding.Mesh
-    abstract: Any  # the state: shapes, dtypes and shardings
-    frozen: dict[str, Any]
-    init: Any
-    step: Any
-    evaluate: Any
-    reconstruct: Any
-    gather: Any
-
-
-def abstract_state(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes, dtypes and shardings of the state; nothing is allocated."""
-    size, channels = config.data.image_size, config.model.image_channels
-    images = jax.ShapeDtypeStruct((1, config.batch_size, size, size, channels), jnp.uint8)
-    state = jax.eval_shape(functools.partial(stage1.init, stage1.build(config)), jax.random.key(0), images)
-    place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-    return jax.tree.map(place, state, sharding.shardings(state, mesh))
-
-
-def compile_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Program:
-    """Binds the config; the compiler itself runs at each function's first call."""
-    task, abstract = stage1.build(config), abstract_state(config, mesh)
-    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
-    frozen = jax.device_put({"lpips": load_lpips()}, everywhere)
-    generator = where.params["generator"]
-    init = functools.partial(stage1.init, task, kmeans_start=config.quantizer.kmeans_batches > 0)
-    return Program(
-        mesh=mesh,
-        abstract=abstract,
-        frozen=frozen,
-        init=jax.jit(init, out_shardings=where),
-        step=jax.jit(
-            functools.partial(stage1.train_step, task),
-            in_shardings=(where, everywhere, rows, everywhere),
-            out_shardings=(where, everywhere),
-            donate_argnums=0,
-        ),
-        evaluate=jax.jit(
-            functools.partial(stage1.eval_step, task),
-            in_shardings=(generator, everywhere, rows, rows),
-            out_shardings=everywhere,
-        ),
-        reconstruct=jax.jit(
-            lambda generator, images: stage1.reconstruct(task, generator, images)[0],
-            in_shardings=(generator, rows),
-            out_shardings=everywhere,
-        ),
-        gather=jax.jit(lambda images: images, in_shardings=rows, out_shardings=everywhere),
-    )
-
-
-def training_batches(config: configs.Stage1, source: data.Source) -> data.Batches:
-    """This process's share of the training batches, from the first one on."""
-    d = config.data
-    return data.training_batches(
-        source, image_size=d.image_size, resize=d.resize, crop=d.crop, flip=d.flip, small=d.small,
-        batch_size=config.batch_size, seed=config.seed, num_threads=d.num_threads,
-        process_index=jax.process_index(), process_count=jax.process_count(),
-    )  # fmt: skip
-
-
-def open_split(config: configs.Stage1, split: str) -> data.Source:
-    """The source of the config's data."""
-    d = config.data
-    return data.open_source(d.source, split=split, data_dir=d.data_dir, image_size=d.image_size)
-
-
-def start(config: configs.Stage1, program: Program, source: data.Source) -> Any:
-    """A fresh state, born sharded, from the first batches."""
-    batches = training_batches(config, source)
-    images = np.stack([next(batches)["image"] for _ in range(max(config.quantizer.kmeans_batches, 1))])
-    spec = jax.P(None, *sharding.BATCH)
-    placed = sharding.put_batch({"image": images}, program.mesh, spec=spec)["image"]
-    return program.init(jax.random.key(config.seed), placed)
-
-
-def resume(config: configs.Stage1, program: Program, checkpoints: Checkpoints) -> Any:
+def resume(program: Program, checkpoints: Checkpoints) -> Any:
     """The newest whole checkpoint, or None.
 
     Raises:
-      ValueError: the checkpoint's config makes other arrays than this one.
+      ValueError: the checkpoint's config makes other arrays than this one, or is of another stage or tokenizer.
     """
+    config, workdir = dataclasses.asdict(program.config), checkpoints.folder.parent
 
     def abstract(saved: dict[str, Any]) -> Any:
+        for section, key in (("", "stage"), ("tokenizer", "fingerprint")):
+            was, now = ((c.get(section, {}) if section else c).get(key) for c in (saved, config))
+            if was != now:
+                raise ValueError(
+                    f"a run goes on with the {section} {key} it began with; {workdir} has {was}, now it is {now}. "
+                    "Give back the old one, or another --workdir."
+                )
         shapes = lambda tree: {
             sharding.path_name(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(tree)
         }
-        old, new = shapes(abstract_state(configs.parse(saved), program.mesh)), shapes(program.abstract)
+        old, new = shapes(abstract_state(parsing.parse(saved), program.mesh)), shapes(program.abstract)
         if old != new:
-            changed = differences(saved, dataclasses.asdict(config))
+            changed = differences(saved, config)
             leaf = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
             raise ValueError(
-                f"the config must make the arrays of the run that is already in {checkpoints.folder.parent}; `{leaf}` "
+                f"the config must make the arrays of the run that is already in {workdir}; `{leaf}` "
                 f"was {old.get(leaf, 'absent')} and is {new.get(leaf, 'absent')} after changing {', '.join(changed)}. "
                 "Set these back, or give another --workdir."
             )
@@ -168,34 +102,12 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> lis
     return sorted(found)
 
 
-def evaluate(config: configs.Stage1, program: Program, state: Any, source: data.Source) -> tuple[dict[str, float], Any]:
-    """Held-out metrics of the averaged parameters where there are any, and a sheet of originals and reconstructions."""
-    generator = state.ema.get("generator", state.params["generator"])
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    totals: dict[str, np.ndarray] = {}
-    batches = functools.partial(
-        data.evaluation_batches, image_size=config.data.image_size, batch_size=config.batch_size, **share
-    )
-    for batch in batches(data.spread(source, config.log.eval_examples)):
-        placed = sharding.put_batch(batch, program.mesh)
-        sums = jax.device_get(program.evaluate(generator, program.frozen, placed["image"], placed["mask"]))
-        totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
-    count = totals.pop("count")
-    results = metrics_lib.code_statistics(totals.pop("code_hits"))
-    results |= {name: float(value / count) for name, value in totals.items()}
-    shown: list[tuple[np.ndarray, np.ndarray]] = []
-    for batch in batches(data.spread(source, PREVIEWS)):
-        images = sharding.put_batch(batch, program.mesh)["image"]
-        shown.append(jax.device_get((program.gather(images), program.reconstruct(generator, images))))
-    originals, recons = (np.concatenate(images)[: min(PREVIEWS, len(source))] for images in zip(*shown, strict=True))
-    return results, pictures.pairs(originals, recons)
-
-
 class Recorder:
     """Takes each step's metrics to the host one step late, checks them, and writes a window of them now and then."""
 
-    def __init__(self, config: configs.Stage1, checkpoints: Checkpoints, writer: metrics_lib.Writer, console: Console):
-        self.config, self.checkpoints, self.writer, self.console = config, checkpoints, writer, console
+    def __init__(self, program: Program, checkpoints: Checkpoints, writer: metrics_lib.Writer, console: Console):
+        self.program, self.config = program, program.config
+        self.checkpoints, self.writer, self.console = checkpoints, writer, console
         self.window, self.pending = metrics_lib.Window(), None
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
@@ -225,12 +137,15 @@ class Recorder:
             self.writer.scalars(step, "train", values)
             rate = values.get("images_per_second", 0.0)
             left = (self.config.steps - step) * self.config.batch_size / rate if rate else 0.0
-            self.show(step, values, SHOWN, f"  eta {datetime.timedelta(seconds=round(left))}" if rate else "")
+            self.show(
+                step, values, self.program.shown, f"  eta {datetime.timedelta(seconds=round(left))}" if rate else ""
+            )
 
-    def held_out(self, step: int, values: dict[str, float], sheet: np.ndarray) -> None:
+    def held_out(self, step: int, values: dict[str, float], sheets: dict[str, np.ndarray]) -> None:
         """Writes an evaluation."""
         self.writer.scalars(step, "eval", values)
-        self.writer.picture(step, "reconstructions", sheet)
+        for name, sheet in sheets.items():
+            self.writer.picture(step, name, sheet)
         self.show(step, values, tuple(values), "  [cyan]held out[/]")
         self.window.pause()
 
@@ -247,7 +162,7 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def train(config: configs.Stage1, workdir: epath.Path, console: Console) -> bool:
+def train(config: Config, workdir: epath.Path, console: Console) -> bool:
     """Trains until the config's last step, from the newest checkpoint in `workdir` where there is one.
 
     Returns:
@@ -258,22 +173,21 @@ def train(config: configs.Stage1, workdir: epath.Path, console: Console) -> bool
       FloatingPointError: a loss or a norm is not finite.
     """
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-    source, held_out = open_split(config, config.data.train_split), open_split(config, config.data.eval_split)
-    program = compile_program(config, mesh)
-    batches = training_batches(config, source)
-    with Stop() as stop, Checkpoints(workdir, keep=config.log.keep) as checkpoints:
-        restored = resume(config, program, checkpoints)
+    program = build_program(config, mesh)
+    config, batches = program.config, program.batches()
+    with Stop() as stop, Checkpoints(workdir, keep=config.log.keep, best=program.best) as checkpoints:
+        restored = resume(program, checkpoints)
         if restored:
             state, first = restored.state, restored.step
             batches.set_state(restored.data)
             console.print(f"resumed from step {first} in {workdir}")
         else:
             console.print(f"starting in {workdir}: compiling, a minute or so")
-            state, first = start(config, program, source), 0
+            state, first = program.start(), 0
         if jax.process_index() == 0:
             write_json(workdir / "config.json", dataclasses.asdict(config))
         writer = metrics_lib.Writer(workdir, resume_from=first, enabled=jax.process_index() == 0)
-        recorder = Recorder(config, checkpoints, writer, console)
+        recorder = Recorder(program, checkpoints, writer, console)
         key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
         with progress_bar(console) as progress:
             bar = progress.add_task("", total=config.steps, completed=first)
@@ -288,8 +202,8 @@ def train(config: configs.Stage1, workdir: epath.Path, console: Console) -> bool
                 if evaluating or stopping or last or step % config.log.checkpoint_every == 0:
                     recorder.flush()  # nothing unchecked is evaluated or saved
                     if evaluating:
-                        results, sheet = evaluate(config, program, state, held_out)
-                        recorder.held_out(step, results, sheet)
+                        results, sheets = program.evaluate(state)
+                        recorder.held_out(step, results, sheets)
                     if stopping or last or step % config.log.checkpoint_every == 0:
                         checkpoints.save(step, state, batches.get_state(), dataclasses.asdict(config), results)
                 if stopping and not last:

@@ -21,9 +21,16 @@ BOTH = ("fsdp", "tensor")
 # dimension only: cut along in and out on a mesh of data=2, fsdp=2, tensor=2 the gradient of a convolution on small maps
 # comes out of XLA's partitioner 1% wrong (jax 0.10.2, CPU; tests/train/test_devices.py trains on that mesh).
 RULES: tuple[tuple[str, P], ...] = (
-    (r"^lpips/", P()),  # frozen, small, used whole
+    (r"^(lpips|tokenizer)/", P()),  # frozen and used whole
     (r"/(bias|scale|loc|mean|var|hits|step|count)$|^step$", P()),
     (r"/(conv_out|pre_quantizer)/kernel$", P(None, None, BOTH, None)),  # few channels go out
+    (r"layers/qkv/kernel$", P(None, "fsdp", None, "tensor", None)),  # layer, width, q k v, heads, width of a head
+    (r"layers/proj/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"layers/(up|gate)/kernel$", P(None, "fsdp", "tensor")),
+    (r"layers/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"head/kernel$", P("fsdp", "tensor")),
+    (r"/embedding$", P(None, BOTH)),
+    (r"transformer/positions$", P()),
     (r"/kernel$", P(None, None, None, BOTH)),
     (r"/(codebook|sums)$", P(BOTH, None)),
 )
@@ -45,6 +52,12 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
         )
     # Auto axes: with JAX's default of explicit ones a convolution with a sharded kernel is an error.
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def local_mesh() -> Mesh:
+    """The devices of this process alone, along "data": for work that processes share out among themselves."""
+    devices = jax.local_devices()
+    return jax.make_mesh((len(devices), 1, 1), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def path_name(path: tuple[Any, ...]) -> str:

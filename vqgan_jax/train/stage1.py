@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from vqgan_jax import build, losses
 from vqgan_jax import config as configs
-from vqgan_jax import losses
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_float, to_uint8
@@ -39,16 +39,16 @@ class Task:
     ema_decay: float
 
 
-def build(config: configs.Stage1) -> Task:
+def from_config(config: configs.Stage1) -> Task:
     """The task that a config describes."""
     optimizer = config.optimizer
     rates = {"generator": optimizer.learning_rate, "discriminator": optimizer.disc_learning_rate}
     return Task(
-        model=configs.build_vqgan(config),
-        discriminator=configs.build_discriminator(config),
+        model=build.vqgan(config),
+        discriminator=build.discriminator(config),
         lpips=LPIPS(config.loss.lpips_dropout, jnp.dtype(config.model.dtype)),
-        optimizers={name: configs.build_optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
-        temperature=configs.build_temperature(config.quantizer),
+        optimizers={name: build.optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
+        temperature=build.temperature(config.quantizer),
         loss=config.loss,
         ema_decay=optimizer.ema_decay,
     )

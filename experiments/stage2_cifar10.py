@@ -1,0 +1,40 @@
+"""CIFAR-10 on a laptop: a class-conditional prior over 8 x 8 codes.
+
+vqgan train --config=experiments/stage1_cifar10.py --workdir=runs/cifar10
+vqgan tokenize --config=experiments/stage2_cifar10.py --workdir=runs/cifar10_tokens
+vqgan train --config=experiments/stage2_cifar10.py:cached --workdir=runs/cifar10_prior
+"""
+
+from recipe import choose, laptop_stage2, paper_stage2, stage2, vary
+
+VARIANTS = {
+    "base": {},
+    "cached": {"data.source": "tokens:runs/cifar10_tokens"},
+    "unconditional": {"condition.kind": "none", "condition.drop": 0.0},
+    "guided": {"sampling.guidance": 2.0},
+    "paper": paper_stage2(batch_size=32),
+}
+
+
+def get_config(variant: str = "base"):
+    """`variant` is a name of VARIANTS, or several, applied from left to right."""
+    config = vary(
+        stage2(),
+        laptop_stage2(image_size=32, num_classes=10)
+        | {
+            "steps": 4_000,
+            "batch_size": 32,
+            "data.source": "tfds:cifar10",
+            "data.eval_split": "test",
+            "data.resize": (32, 32),
+            "tokenizer.workdir": "runs/cifar10",
+            "tokenizer.crops": 2,  # with and without the flip, by chance
+            "transformer.width": 256,
+            "transformer.depth": 6,
+            "log.metrics_every": 50,
+            "log.eval_every": 500,
+            "log.eval_examples": 1_024,
+            "log.checkpoint_every": 500,
+        },
+    )
+    return choose(config, VARIANTS, variant)

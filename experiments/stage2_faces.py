@@ -1,0 +1,33 @@
+"""Unconditional faces at 256 pixels: CelebA-HQ and FFHQ.
+
+    vqgan train --config=experiments/stage2_faces.py --workdir=runs/faces_prior --config.data.source=folder:DIR
+
+Not run by us: the numbers in the comments are published ones of the run that a variant restates.
+"""
+
+from recipe import choose, paper_stage2, stage2, vary
+
+# 801,798,400 parameters: 24 layers of 1664 channels; the paper names the width "big".
+BIG = {"transformer.width": 1664}
+
+VARIANTS = {
+    "base": {},
+    # Published FID of the two: 9.6 on FFHQ at top-k 300, 10.2 on CelebA-HQ at top-k 400.
+    "paper_ffhq": paper_stage2(batch_size=2, top_k=300) | BIG,
+    "paper_celebahq": paper_stage2(batch_size=2, top_k=400) | BIG,
+}
+
+
+def get_config(variant: str = "base"):
+    """`variant` is a name of VARIANTS, or several, applied from left to right."""
+    config = vary(
+        stage2(),
+        {
+            "data.source": "folder:faces",
+            "tokenizer.workdir": "runs/faces",
+            "condition.kind": "none",
+            "condition.drop": 0.0,
+            "batch_size": 64,
+        },
+    )
+    return choose(config, VARIANTS, variant)

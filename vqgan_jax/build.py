@@ -1,0 +1,124 @@
+"""From configs to modules, optimisers and schedules; configs end here."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from vqgan_jax import config as configs
+from vqgan_jax import ordering, sampling
+from vqgan_jax.data import conditions
+from vqgan_jax.nn.autoencoder import Decoder, Encoder
+from vqgan_jax.nn.discriminator import PatchDiscriminator
+from vqgan_jax.nn.quantizer import GumbelQuantizer, VectorQuantizer
+from vqgan_jax.nn.transformer import Transformer
+from vqgan_jax.nn.vqgan import VQGAN
+
+
+def vqgan(config: configs.Stage1) -> VQGAN:
+    """The tokenizer's module."""
+    m, q = config.model, config.quantizer
+    shape = (m.channels, m.channel_multipliers, m.num_res_blocks, m.attn_resolutions, m.resolution)
+    options = {"dropout": m.dropout, "dtype": jnp.dtype(m.dtype), "norm_groups": m.norm_groups}
+    encoder = Encoder(*shape, out_channels=m.latent_channels, **options)
+    decoder = Decoder(*shape, out_channels=m.image_channels, **options)
+    if q.kind == "gumbel":
+        quantizer = GumbelQuantizer(q.codebook_size, q.embed_dim, q.noisy_eval)
+    else:
+        quantizer = VectorQuantizer(q.codebook_size, q.embed_dim, q.unit_length, q.ema, q.decay, q.revive_below)
+    return VQGAN(encoder, quantizer, decoder)
+
+
+def discriminator(config: configs.Stage1) -> PatchDiscriminator | None:
+    """The discriminator's module; none where its loss has no weight."""
+    d = config.discriminator
+    if config.loss.disc_weight == 0:
+        return None
+    return PatchDiscriminator(d.channels, d.num_layers, d.norm, jnp.dtype(config.model.dtype))
+
+
+def schedule(config: configs.Optimizer, peak: float, steps: int) -> optax.Schedule:
+    """Learning rate at each step: linear warm-up to `peak`, then constant or half a cosine down to the last step."""
+    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(steps - config.warmup_steps, 1), config.final_fraction)
+    else:
+        after = optax.constant_schedule(peak)
+    return optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
+
+
+def optimizer(config: configs.Optimizer, peak: float, steps: int) -> optax.GradientTransformation:
+    """Adam; global clipping in front and decoupled weight decay of kernels and codebook behind, where they are on."""
+    decayed = lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) in ("kernel", "codebook")
+    mask = lambda params: jax.tree_util.tree_map_with_path(decayed, params)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=mask)
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts += [optax.scale_by_adam(config.b1, config.b2, eps=1e-8)]
+    parts += [decay] if config.weight_decay else []
+    parts += [optax.scale_by_learning_rate(schedule(config, peak, steps))]
+    return optax.chain(*parts)
+
+
+def temperature(config: configs.Quantizer) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+    """Temperature of the Gumbel softmax at each step: half a cosine from start to end, then constant."""
+    start, end, steps = config.temperature
+    return lambda step: end + 0.5 * (start - end) * (1 + jnp.cos(jnp.pi * jnp.clip(step / steps, 0.0, 1.0)))
+
+
+def condition(config: configs.Stage2) -> conditions.Condition:
+    """The tokens in front of the codes."""
+    c = config.condition
+    if c.kind == "class":
+        return conditions.ClassLabel(c.num_classes, droppable=c.drop > 0)
+    return conditions.Unconditional()
+
+
+def grid(config: configs.Stage2) -> tuple[int, int]:
+    """Rows and columns of codes of one image."""
+    side = config.data.image_size // config.tokenizer.downsample_factor
+    return side, side
+
+
+def transformer(config: configs.Stage2) -> Transformer:
+    """The prior's module, as long as its prefix and codes need unless the config wants it longer."""
+    t, prefix = config.transformer, condition(config)
+    height, width = grid(config)
+    needed = prefix.length + height * width - 1  # the last token is never an input
+    fields: dict[str, Any] = {}
+    if t.positions == "rope2d":
+        codes = [(int(i) // width, int(i) % width) for i in ordering.order(t.order, height, width)]
+        fields["coordinates"] = ((0, 0),) * prefix.length + tuple(codes[:-1])
+    return Transformer(
+        vocab_size=config.tokenizer.codebook_size,
+        max_len=t.max_len or needed,
+        depth=t.depth,
+        width=t.width,
+        num_heads=t.num_heads,
+        extra_vocab=0 if config.condition.shared_vocab else prefix.vocab_size,
+        bidirectional_prefix=t.bidirectional_prefix,
+        norm=t.norm,
+        mlp=t.mlp,
+        positions=t.positions,
+        qk_norm=t.qk_norm,
+        bias=t.bias,
+        dropout=t.dropout,
+        remat=t.remat,
+        dtype=jnp.dtype(t.dtype),
+        **fields,
+    )
+
+
+def settings(config: configs.Sampling) -> sampling.Settings:
+    """How to draw, as the sampler takes it."""
+    return sampling.Settings(
+        temperature=config.temperature,
+        top_p=config.top_p if config.top_p != 1.0 else None,
+        guidance=config.guidance if config.guidance != 1.0 else None,
+        power=config.power,
+        top_k=config.top_k or None,
+        schedule=config.schedule,
+        greedy=config.greedy,
+    )

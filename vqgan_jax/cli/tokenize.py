@@ -1,0 +1,54 @@
+"""Writes a token cache: the codes of all images, so that stage 2 trains without encoding them."""
+
+import argparse
+from collections.abc import Sequence
+
+EXAMPLES = """examples:
+  vqgan tokenize --config=experiments/stage2_photos.py --workdir=runs/photos_tokens
+  vqgan tokenize --config=experiments/stage2_imagenet.py --workdir=tokens --config.tokenizer.crops=10 --distributed
+
+Then `vqgan train` with --config.data.source=tokens:DIR. Run the same command again to go on after an interruption.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`vqgan tokenize`."""
+    parser = argparse.ArgumentParser(
+        "vqgan tokenize", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a stage-2 page of the lab book")
+    parser.add_argument("--workdir", required=True, help="folder of the cache, seen by all processes")
+    parser.add_argument("--distributed", action="store_true", help="call jax.distributed.initialize() first")
+    flags, overrides = parser.parse_known_args(argv)
+
+    from vqgan_jax import cli
+    from vqgan_jax import config as configs
+
+    config = cli.load_config(flags.config, overrides)
+    if not isinstance(config, configs.Stage2):
+        raise cli.UsageError(f"`--config` must be a page of stage 2; {flags.config} is of stage {config.stage}.")
+    import jax
+
+    if flags.distributed:
+        jax.distributed.initialize()
+    from absl import logging
+    from rich.console import Console
+
+    logging.set_verbosity(logging.WARNING)
+    write(config, flags.workdir, Console(quiet=jax.process_index() != 0))
+    return 0
+
+
+def write(config, folder, console) -> None:
+    """Writes the cache, with progress."""
+    import time
+
+    from vqgan_jax.train import token_cache
+    from vqgan_jax.train.loop import progress_bar
+
+    with progress_bar(console) as bar:
+        task, start = bar.add_task("tokenizing", total=None), time.monotonic()
+        report = lambda done, total: bar.update(task, completed=done, total=total)
+        plan = token_cache.write_cache(config, folder, report)
+    counts = ", ".join(f"{split.examples:,} of {name}" for name, split in plan.splits.items())
+    console.print(f"{counts} in {folder}, {time.monotonic() - start:.0f} s; tokenizer {plan.fingerprint}")

@@ -1,0 +1,185 @@
+"""Trained models as pytrees: parameters are leaves, modules are static; and how a run's folder becomes one."""
+
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from flax import struct
+
+from vqgan_jax import build, parsing, prior
+from vqgan_jax import config as configs
+from vqgan_jax.nn.vqgan import VQGAN
+from vqgan_jax.train import sharding, stage1, stage2
+from vqgan_jax.train.checkpoint import Checkpoints, Restored
+
+
+@struct.dataclass
+class Tokenizer:
+    """A trained VQGAN.
+
+    Attributes:
+      params: the generator's parameters.
+      module: what they belong to.
+      step: of the training that made them.
+    """
+
+    params: dict[str, Any]
+    module: VQGAN = struct.field(pytree_node=False)
+    step: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def downsample_factor(self) -> int:
+        """Side of an image over the side of its grid of indices."""
+        return self.module.downsample_factor
+
+    @property
+    def codebook_size(self) -> int:
+        """Indices are below this."""
+        return self.module.quantizer.codebook_size
+
+
+@struct.dataclass
+class Prior:
+    """A trained prior and the tokenizer whose codes it knows.
+
+    Attributes:
+      params: the transformer's parameters.
+      tokenizer: decodes what the prior draws.
+      module: the static part: transformer, condition, grid and order.
+      config: of the run that made it.
+      step: of the training that made it.
+    """
+
+    params: dict[str, Any]
+    tokenizer: Tokenizer
+    module: prior.CodePrior = struct.field(pytree_node=False)
+    config: configs.Stage2 = struct.field(pytree_node=False)
+    step: int = struct.field(pytree_node=False, default=0)
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Loads the tokenizer of a run: its newest whole checkpoint, the averaged parameters where there are any.
+
+    Args:
+      path: the `--workdir` of a stage-1 run; local, or gs://.
+
+    Raises:
+      FileNotFoundError: no such folder, or no whole checkpoint in it.
+      ValueError: the run is not one of stage 1.
+    """
+    restored, config = restore(path, configs.Stage1, "generator", tokenizer_state)
+    return Tokenizer(restored.state, build.vqgan(config), restored.step)
+
+
+def load_prior(path: str | Path, *, tokenizer: str | Path | Tokenizer | None = None) -> Prior:
+    """Loads the prior of a run, with its tokenizer.
+
+    Args:
+      path: the `--workdir` of a stage-2 run; local, or gs://.
+      tokenizer: the one it was trained with, or that one's folder; by default what the run's config names, or a folder
+        of that name beside the run.
+
+    Raises:
+      FileNotFoundError: no such folder, no whole checkpoint in it, or no tokenizer.
+      ValueError: the run is not one of stage 2, or the tokenizer is another than the one that it was trained with.
+    """
+    restored, config = restore(path, configs.Stage2, "transformer", prior_state)
+    if tokenizer is None:
+        tokenizer = find_tokenizer(config.tokenizer.workdir, beside=absolute(path).parent)
+    if not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(tokenizer)
+    check_tokenizer(config.tokenizer, tokenizer)
+    return Prior(restored.state, tokenizer, prior.from_config(config), config, restored.step)
+
+
+def absolute(path: str | Path) -> Any:
+    """A path, with its folder if it is local."""
+    return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
+
+
+def find_tokenizer(workdir: str, *, beside: Any) -> Any:
+    """The folder of a tokenizer: as it was given to the run, or where a prior was moved together with it."""
+    places = [absolute(workdir), beside / Path(workdir).name]
+    for place in places:
+        if (place / "checkpoints").is_dir():
+            return place
+    raise FileNotFoundError(
+        f"a prior needs the tokenizer that it was trained with; it is neither {places[0]} nor {places[1]}. "
+        "Name its folder: config.tokenizer.workdir of a run, `tokenizer=` of load_prior, or --tokenizer."
+    )
+
+
+def restore(path: str | Path, stage: type, network: str, abstract: Callable[[Any], Any]) -> tuple[Restored, Any]:
+    """The newest whole checkpoint's averaged (or else plain) parameters of one network, on the first device."""
+    workdir = absolute(path)
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"a run's folder must hold `checkpoints`; {workdir} does not. Give the --workdir of `vqgan train`."
+        )
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+
+    def wanted(saved: dict[str, Any]) -> Any:
+        config = parsing.parse(saved)
+        if not isinstance(config, stage):
+            raise ValueError(f"{workdir} must be a run of {stage.__name__}; it is one of stage {config.stage}.")
+        state = abstract(config)
+        name = "ema" if state.ema else "params"
+        return {name: {network: jax.tree.map(place, getattr(state, name)[network])}}
+
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        restored = checkpoints.newest(wanted, partial=True)
+    if restored is None:
+        raise FileNotFoundError(
+            f"{workdir / 'checkpoints'} holds no whole checkpoint; train longer or give another run."
+        )
+    (params,) = (tree[network] for tree in restored.state.values())
+    return restored._replace(state=params), parsing.parse(restored.config)
+
+
+def tokenizer_state(config: configs.Stage1) -> Any:
+    """Shapes and dtypes of a stage-1 run's state."""
+    size, channels = config.data.image_size, config.model.image_channels
+    images = jax.ShapeDtypeStruct((1, config.batch_size, size, size, channels), jnp.uint8)
+    return jax.eval_shape(functools.partial(stage1.init, stage1.from_config(config)), jax.random.key(0), images)
+
+
+def prior_state(config: configs.Stage2) -> Any:
+    """Shapes and dtypes of a stage-2 run's state."""
+    return jax.eval_shape(functools.partial(stage2.init, stage2.from_config(config)), jax.random.key(0))
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """Sixteen hexadecimal digits of the parameters' names and values: equal only for the same codes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tokenizer.params):
+        array = np.asarray(leaf)
+        digest.update(f"{sharding.path_name(path)} {array.shape} {array.dtype}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_tokenizer(wanted: configs.FrozenTokenizer, tokenizer: Tokenizer) -> str:
+    """The tokenizer's fingerprint.
+
+    Raises:
+      ValueError: it is not the one that the config describes.
+    """
+    found = fingerprint(tokenizer)
+    for name, expected, value in (
+        ("codebook_size", wanted.codebook_size, tokenizer.codebook_size),
+        ("downsample_factor", wanted.downsample_factor, tokenizer.downsample_factor),
+        ("fingerprint", wanted.fingerprint or found, found),
+    ):
+        if value != expected:
+            raise ValueError(
+                f"the prior's tokenizer must have {name} {expected}; the one given has {value}. Give the tokenizer "
+                "that the prior was trained with, or train a prior for this one in a new --workdir."
+            )
+    return found

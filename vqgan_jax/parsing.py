@@ -1,0 +1,161 @@
+"""From a nested mapping to a config: every key known and given, every value of its type, in range and consistent."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from vqgan_jax import build, ordering, sampling
+from vqgan_jax.config import STAGES, Stage1, Stage2
+from vqgan_jax.losses import ADVERSARIAL, PIXEL
+from vqgan_jax.nn import discriminator, transformer
+
+DTYPES = ("float32", "bfloat16")
+
+
+def parse(mapping: Mapping[str, Any], cls: type | None = None, path: str = "config") -> Any:
+    """Reads a nested mapping into `cls`; without one, into the class of its `stage`.
+
+    Raises:
+      ValueError: an unknown key (the nearest known one is named), a missing key, a value of another type, or values
+        that contradict each other.
+    """
+    if cls is None:
+        if mapping.get("stage") not in STAGES:
+            raise ValueError(
+                f"`{path}.stage` must be one of {', '.join(map(str, STAGES))}; got {mapping.get('stage')!r}."
+            )
+        cls = STAGES[mapping["stage"]]
+    hints = typing.get_type_hints(cls)
+    for key in mapping:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1, cutoff=0.0)[0]
+            raise ValueError(f"`{path}` has no key `{key}`; the nearest is `{path}.{near}`. Known: {', '.join(hints)}.")
+    missing = [key for key in hints if key not in mapping]
+    if missing:
+        raise ValueError(f"`{path}` must give every key; missing: {', '.join(missing)}. Add them to the config file.")
+    parsed = cls(**{key: convert(mapping[key], hint, f"{path}.{key}") for key, hint in hints.items()})
+    if isinstance(parsed, Stage1 | Stage2):
+        check_shared(parsed)
+        (check_stage1 if isinstance(parsed, Stage1) else check_stage2)(parsed)
+    return parsed
+
+
+def convert(value: Any, hint: Any, path: str) -> Any:
+    """`value` as the type of a field; whole numbers pass as floats and lists as tuples, nothing else is bent."""
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"`{path}` must be a section of keys; got {value!r}. Set one of its keys instead.")
+        return parse(value, hint, path)  # type: ignore[arg-type]
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        kinds = typing.get_args(hint)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        if len(kinds) == len(value):
+            return tuple(convert(v, kind, path) for v, kind in zip(value, kinds, strict=True))
+    if hint is float and type(value) is int:
+        return float(value)
+    if isinstance(hint, type) and type(value) is hint:
+        return value
+    wanted = hint if isinstance(hint, types.GenericAlias) else hint.__name__
+    raise ValueError(f"`{path}` must be of type {wanted}; got {value!r}.")
+
+
+def one_of(choices: list[tuple[str, Any, Any]]) -> None:
+    """Raises ValueError for the first (key, value, table) whose value is not in its table."""
+    for path, value, table in choices:
+        if value not in table:
+            raise ValueError(f"`config.{path}` must be one of {', '.join(map(str, table))}; got {value!r}.")
+
+
+def check_shared(config: Stage1 | Stage2) -> None:
+    """Raises ValueError where values of the sections of both stages contradict each other."""
+    d = config.data
+    one_of(
+        [
+            ("data.crop", d.crop, ("random", "center")),
+            ("data.small", d.small, ("upscale", "refuse")),
+            ("optimizer.schedule", config.optimizer.schedule, ("constant", "cosine")),
+        ]
+    )
+    if isinstance(config, Stage1):
+        factor = 2 ** (len(config.model.channel_multipliers) - 1)
+    else:
+        factor = config.tokenizer.downsample_factor
+    if d.image_size % factor:
+        raise ValueError(
+            f"`config.data.image_size` must be a multiple of the downsample factor {factor}; got {d.image_size}. "
+            f"Set it to {-(-d.image_size // factor) * factor}."
+        )
+    if not d.image_size <= d.resize[0] <= d.resize[1]:
+        raise ValueError(f"`config.data.resize` must be a range from image_size {d.image_size} up; got {d.resize}.")
+
+
+def check_stage1(config: Stage1) -> None:
+    """Raises ValueError where values are outside their range or contradict each other."""
+    m, q, loss = config.model, config.quantizer, config.loss
+    one_of(
+        [
+            ("quantizer.kind", q.kind, ("vq", "gumbel")),
+            ("discriminator.norm", config.discriminator.norm, discriminator.NORMS),
+            ("loss.pixel", loss.pixel, PIXEL),
+            ("loss.adversarial", loss.adversarial, ADVERSARIAL),
+            ("model.dtype", m.dtype, DTYPES),
+        ]
+    )
+    if q.ema and loss.codebook_weight:
+        raise ValueError(
+            "`config.loss.codebook_weight` must be 0 with quantizer.ema, which gets no gradient; set it to 0."
+        )
+    if q.kind == "gumbel" and (q.unit_length or q.ema or q.revive_below or q.kmeans_batches):
+        raise ValueError(
+            "unit_length, ema, revive_below and kmeans_batches belong to quantizer.kind 'vq'; got 'gumbel'."
+        )
+    if q.kind == "gumbel" and (loss.codebook_weight or loss.commitment_weight):
+        raise ValueError(
+            "codebook_weight and commitment_weight belong to quantizer.kind 'vq'; set both to 0 for 'gumbel'."
+        )
+
+
+def check_stage2(config: Stage2) -> None:
+    """Raises ValueError where values are outside their range or contradict each other."""
+    c, t, k = config.condition, config.transformer, config.tokenizer.codebook_size
+    one_of(
+        [
+            ("condition.kind", c.kind, ("class", "none")),
+            ("transformer.order", t.order, ordering.ORDERS),
+            ("transformer.norm", t.norm, transformer.NORMS),
+            ("transformer.mlp", t.mlp, transformer.MLPS),
+            ("transformer.positions", t.positions, transformer.POSITIONS),
+            ("transformer.remat", t.remat, transformer.REMAT),
+            ("transformer.dtype", t.dtype, DTYPES),
+        ]
+    )
+    heads = 4 * t.num_heads if t.positions == "rope2d" else t.num_heads
+    if t.width % heads:
+        raise ValueError(
+            f"`config.transformer.width` must be a multiple of {heads}, which num_heads and positions ask for; got "
+            f"{t.width}. Set it to {-(-t.width // heads) * heads}."
+        )
+    length = build.condition(config).length
+    if t.bidirectional_prefix > length:
+        raise ValueError(
+            f"`config.transformer.bidirectional_prefix` must end with the condition, which has {length} tokens: codes "
+            f"that see each other have nothing to predict; got {t.bidirectional_prefix}. Lower it."
+        )
+    rows = 1 if c.kind == "none" else c.num_classes + (c.drop > 0)
+    if c.shared_vocab and rows > k:
+        raise ValueError(
+            f"the {rows} tokens of the condition must be rows of the {k} codes with condition.shared_vocab. Set it "
+            "to False."
+        )
+    for path, value in (("condition.drop", c.drop), ("loss.keep", config.loss.keep)):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"`config.{path}` must be a probability, 0 to 1; got {value}.")
+    sampling.check(build.settings(config.sampling), k)
+    if config.sampling.guidance != 1.0 and (c.kind == "none" or not c.drop):
+        raise ValueError(
+            "`config.sampling.guidance` needs a null condition, which is learned with condition.drop above 0; got "
+            f"drop {c.drop} of kind {c.kind!r}. Set guidance to 1 or drop to 0.1."
+        )

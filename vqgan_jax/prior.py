@@ -1,0 +1,112 @@
+"""A prior's pure functions: prefix and codes to tokens, their likelihood, and new ones (section 3.2 of the paper)."""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from vqgan_jax import build, losses, ordering, sampling
+from vqgan_jax import config as configs
+from vqgan_jax.data.conditions import Condition
+from vqgan_jax.nn import decoding
+from vqgan_jax.nn.transformer import Transformer
+
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class CodePrior:
+    """What a prior never changes.
+
+    Attributes:
+      transformer: the module.
+      condition: what its prefix says.
+      grid: rows and columns of codes.
+      order: name of the order in which they are tokens; see `ordering`.
+    """
+
+    transformer: Transformer
+    condition: Condition
+    grid: tuple[int, int]
+    order: str
+
+    @property
+    def forward(self) -> Int[np.ndarray, "t"]:
+        """Row-major number of each token."""
+        return ordering.order(self.order, *self.grid)
+
+    def prefix(self, tokens: Int[Array, "b s"]) -> Int[Array, "b s"]:
+        """The condition's tokens as rows of the embedding: behind the codes, unless they share their rows."""
+        return tokens + (self.transformer.vocab_size if self.transformer.extra_vocab else 0)
+
+    def null(self, batch: int) -> Int[Array, "b s"]:
+        """The tokens of a condition that was dropped."""
+        return jnp.full((batch, self.condition.length), self.condition.vocab_size - 1, jnp.int32)
+
+
+def from_config(config: configs.Stage2) -> CodePrior:
+    """The prior that a config describes."""
+    return CodePrior(build.transformer(config), build.condition(config), build.grid(config), config.transformer.order)
+
+
+def logits(
+    prior: CodePrior,
+    params: Tree,
+    condition: Int[Array, "b s"],
+    inputs: Int[Array, "b t"],
+    *,
+    train: bool = False,
+    **rngs,
+) -> Float[Array, "b t v"]:
+    """Teacher-forced: logits of each token, given the condition and the tokens before it.
+
+    Args:
+      prior: static.
+      params: of the transformer.
+      condition: the condition's own tokens.
+      inputs: all tokens in order; the last one is not used.
+      train: with dropout, from the key `dropout`.
+    """
+    sequence = jnp.concatenate([prior.prefix(condition), inputs[:, :-1]], axis=1)
+    out: Any = prior.transformer.apply({"params": params}, sequence, train=train, rngs=rngs)
+    return out[:, prior.condition.length - 1 :]
+
+
+def nll(
+    prior: CodePrior, params: Tree, condition: Int[Array, "b s"], indices: Int[Array, "b h w"]
+) -> Float[Array, "b t"]:
+    """Negative log-likelihood of each token, in nats, in the order of generation."""
+    tokens = indices.reshape(len(indices), -1)[:, prior.forward]
+    return losses.cross_entropy(logits(prior, params, condition, tokens), tokens)
+
+
+def sample(
+    prior: CodePrior,
+    params: Tree,
+    condition: Int[Array, "b s"],
+    keys: Key[Array, "b"],
+    settings: sampling.Settings,
+    prompt: Int[Array, "b t"],
+    prompt_length: int | Int[Array, ""] | Int[Array, "b"] = 0,
+) -> Int[Array, "b h w"]:
+    """Draws grids of codes.
+
+    Args:
+      prior: static.
+      params: of the transformer.
+      condition: the condition's own tokens.
+      keys: one an image.
+      settings: how to draw; see `sampling.check`.
+      prompt: tokens to begin with, in the order of generation, as long as the grid has codes.
+      prompt_length: how many of them count.
+    """
+    module, length = prior.transformer, prior.condition.length
+    if settings.guidance is not None:
+        condition = jnp.concatenate([condition, prior.null(len(condition))])
+    weights = decoding.unstack(module, params)
+    start = decoding.prefill(module, weights, prior.prefix(condition), length + prompt.shape[1] - 1)
+    step = lambda cache, tokens, k: decoding.step(module, weights, cache, tokens, length + k)
+    tokens = sampling.generate(step, start, prompt, prompt_length, keys, settings)
+    return tokens[:, ordering.inverse(prior.forward)].reshape(-1, *prior.grid)

@@ -1,0 +1,76 @@
+"""What the loop must know of a stage: its state, its jitted functions and its data, bound to a config and a mesh."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from vqgan_jax import config as configs
+from vqgan_jax import data
+from vqgan_jax.train import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A run's functions, each jitted once with the shardings of everything that goes in and comes out.
+
+    Attributes:
+      config: with what was found out at the start, such as the tokenizer's fingerprint.
+      mesh: the devices.
+      abstract: the state's shapes, dtypes and shardings.
+      frozen: parameters that the step reads and never changes.
+      step: `(state, frozen, batch, key) -> (state, metrics)`; the state is donated.
+      batches: this process's share of the training batches, from the first one on.
+      start: a fresh state, born sharded.
+      evaluate: held-out metrics of a state, and pictures by name.
+      best: the metric, of those, that the best checkpoint has lowest.
+      shown: metrics for people.
+    """
+
+    config: Any
+    mesh: jax.sharding.Mesh
+    abstract: Any
+    frozen: dict[str, Any]
+    step: Callable[..., Any]
+    batches: Callable[[], data.Batches]
+    start: Callable[[], Any]
+    evaluate: Callable[[Any], tuple[dict[str, float], dict[str, np.ndarray]]]
+    best: str
+    shown: tuple[str, ...]
+
+
+def placed(state: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes and dtypes of a state together with its shardings."""
+    place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+    return jax.tree.map(place, state, sharding.shardings(state, mesh))
+
+
+def share() -> dict[str, int]:
+    """Which part of the data is this process's."""
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def open_split(config: configs.Stage1 | configs.Stage2, split: str) -> data.Source:
+    """The source of the config's images."""
+    d = config.data
+    return data.open_source(d.source, split=split, data_dir=d.data_dir, image_size=d.image_size)
+
+
+def image_batches(config: configs.Stage1 | configs.Stage2, source: data.Source) -> data.Batches:
+    """This process's share of the training batches of images, from the first one on."""
+    d = config.data
+    return data.training_batches(
+        source, image_size=d.image_size, resize=d.resize, crop=d.crop, flip=d.flip, small=d.small,
+        batch_size=config.batch_size, seed=config.seed, num_threads=d.num_threads, **share(),
+    )  # fmt: skip
+
+
+def summed(batches: data.Batches, mesh: jax.sharding.Mesh, sums: Callable[[dict[str, jax.Array]], Any]) -> Any:
+    """`sums` of every batch, added up over all of them, on the host."""
+    totals: dict[str, np.ndarray] = {}
+    for batch in batches:
+        values = jax.device_get(sums(sharding.put_batch(batch, mesh)))
+        totals = {name: totals.get(name, 0) + value for name, value in values.items()}
+    return totals

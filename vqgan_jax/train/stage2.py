@@ -1,0 +1,139 @@
+"""Stage 2: pure functions that start a prior, train it by one step and measure it (section 3.2 of the paper)."""
+
+# Flax types the result of `apply` as a union with its variables, which no checker can tell apart.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from vqgan_jax import build, losses
+from vqgan_jax import config as configs
+from vqgan_jax import prior as priors
+from vqgan_jax.nn.pixels import to_float
+from vqgan_jax.nn.vqgan import VQGAN
+from vqgan_jax.train.state import TrainState
+
+Metrics = dict[str, Array]
+Tree = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a run of stage 2 never changes: modules, optimiser and the numbers of the loss."""
+
+    prior: priors.CodePrior
+    tokenizer: VQGAN | None
+    optimizer: optax.GradientTransformation
+    loss: configs.TokenLoss
+    drop: float
+    ema_decay: float
+
+
+def from_config(config: configs.Stage2, tokenizer: VQGAN | None = None) -> Task:
+    """The task that a config describes; `tokenizer` is needed where images come in."""
+    return Task(
+        prior=priors.from_config(config),
+        tokenizer=tokenizer,
+        optimizer=build.optimizer(config.optimizer, config.optimizer.learning_rate, config.steps),
+        loss=config.loss,
+        drop=config.condition.drop,
+        ema_decay=config.optimizer.ema_decay,
+    )
+
+
+def init(task: Task, key: jax.Array) -> TrainState:
+    """A fresh state."""
+    variables = task.prior.transformer.init(key, jnp.zeros((1, task.prior.transformer.max_len), jnp.int32))
+    params = {"transformer": variables["params"]}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state={"transformer": task.optimizer.init(params["transformer"])},
+        ema=jax.tree.map(jnp.copy, params) if task.ema_decay else {},
+        stats={},
+    )
+
+
+def codes(task: Task, frozen: Tree, batch: dict[str, Array]) -> tuple[Int[Array, "b s"], Int[Array, "b h w"]]:
+    """The condition's tokens and the codes of a batch, which holds images, or both already ("tokens", b s+t)."""
+    if "tokens" in batch:
+        length = task.prior.condition.length
+        tokens = batch["tokens"]
+        return tokens[:, :length], tokens[:, length:].reshape(-1, *task.prior.grid)
+    quantized = task.tokenizer.apply(
+        {"params": frozen["tokenizer"]}, to_float(batch["image"]), method="encode", rngs={"gumbel": jax.random.key(0)}
+    )
+    return task.prior.condition.encode(frozen, batch), quantized.indices
+
+
+def train_step(
+    task: Task, state: TrainState, frozen: Tree, batch: dict[str, Array], key: jax.Array
+) -> tuple[TrainState, Metrics]:
+    """One update of the transformer (equation 8 of the paper).
+
+    Args:
+      task: static; bind it before `jax.jit`.
+      state: donated.
+      frozen: parameters that are read and never trained: those of the "tokenizer", where images come in.
+      batch: the global batch, as `codes` takes it.
+      key: of the whole run; the step is folded in here.
+
+    Returns:
+      The new state; float32 scalars.
+    """
+    keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
+    condition, indices = codes(task, frozen, batch)
+    tokens = indices.reshape(len(indices), -1)[:, task.prior.forward]
+    condition = dropped(condition, task.prior.null(len(condition)), task.drop, keys[0])
+    inputs = corrupted(tokens, task.loss.keep, task.prior.transformer.vocab_size, keys[1])
+
+    def loss_fn(params: Tree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        logits = priors.logits(task.prior, params, condition, inputs, train=True, dropout=keys[2])
+        loss = losses.cross_entropy(logits, tokens, task.loss.label_smoothing).mean()
+        return loss, jnp.mean(jnp.argmax(logits, axis=-1) == tokens)
+
+    params = state.params["transformer"]
+    (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+    updates, opt_state = task.optimizer.update(grads, state.opt_state["transformer"], params)
+    params = {"transformer": optax.apply_updates(params, updates)}
+    # The average forgets its first values as fast as it can, else it would be the initial parameters for long.
+    decay = jnp.minimum(task.ema_decay, (1 + state.step) / (10 + state.step))
+    ema = optax.incremental_update(params, state.ema, 1 - decay) if state.ema else {}
+    metrics = {
+        "loss": loss,
+        "accuracy": accuracy,
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),
+    }
+    return TrainState(state.step + 1, params, {"transformer": opt_state}, ema, {}), metrics
+
+
+def dropped(tokens: Int[Array, "b s"], null: Int[Array, "b s"], rate: float, key: jax.Array) -> Int[Array, "b s"]:
+    """Whole conditions replaced by the null condition, each with probability `rate` (Ho and Salimans 2022)."""
+    if not rate:
+        return tokens
+    return jnp.where(jax.random.bernoulli(key, rate, (len(tokens), 1)), null, tokens)
+
+
+def corrupted(tokens: Int[Array, "b t"], keep: float, vocab_size: int, key: jax.Array) -> Int[Array, "b t"]:
+    """Input tokens, each kept with probability `keep`, else drawn uniformly from the vocabulary."""
+    if keep == 1.0:
+        return tokens
+    kept, noise = jax.random.split(key)
+    kept = jax.random.bernoulli(kept, keep, tokens.shape)
+    return jnp.where(kept, tokens, jax.random.randint(noise, tokens.shape, 0, vocab_size))
+
+
+def eval_step(task: Task, transformer: Tree, frozen: Tree, batch: dict[str, Array], mask: Bool[Array, "b"]) -> Metrics:
+    """Sums over the sequences where `mask` is set: to be added over batches and divided by `count`.
+
+    `nll` is nats a token; nothing is dropped or corrupted.
+    """
+    condition, indices = codes(task, frozen, batch)
+    nll = priors.nll(task.prior, transformer, condition, indices).mean(axis=1)
+    return {"nll": jnp.sum(jnp.where(mask, nll, 0.0)), "count": jnp.sum(mask.astype(jnp.float32))}

@@ -1,0 +1,171 @@
+"""Stage 2 for the loop: images or a token cache, the frozen tokenizer, and sheets of samples."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vqgan_jax import build, data, models, pictures
+from vqgan_jax import config as configs
+from vqgan_jax import prior as priors
+from vqgan_jax.nn.pixels import to_uint8
+from vqgan_jax.train import program, sharding, stage2
+
+SHOWN = ("loss", "accuracy", "grad_norm", "nll", "images_per_second")
+
+
+def abstract_state(config: configs.Stage2, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes, dtypes and shardings of the state; nothing is allocated."""
+    return program.placed(models.prior_state(config), mesh)
+
+
+def stage2_program(config: configs.Stage2, mesh: jax.sharding.Mesh) -> program.Program:
+    """Loads the tokenizer, opens the data and binds the config; the compiler runs at each function's first call.
+
+    Raises:
+      ValueError: the config does not fit the tokenizer, the data or the mesh.
+      FileNotFoundError: there is no tokenizer.
+    """
+    tokenizer = models.load_tokenizer(config.tokenizer.workdir)
+    found = models.check_tokenizer(config.tokenizer, tokenizer)
+    config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, fingerprint=found))
+    source, held_out = (open_split(config, split) for split in ("train", "validation"))
+    task, abstract = stage2.from_config(config, tokenizer.module), abstract_state(config, mesh)
+    where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
+    frozen = jax.device_put({"tokenizer": jax.device_get(tokenizer.params)}, everywhere)
+    step = jax.jit(
+        functools.partial(stage2.train_step, task),
+        in_shardings=(where, everywhere, rows, everywhere),
+        out_shardings=(where, everywhere),
+        donate_argnums=0,
+    )
+    start = jax.jit(functools.partial(stage2.init, task), out_shardings=where)
+    return program.Program(
+        config=config, mesh=mesh, abstract=abstract, frozen=frozen, step=step,
+        batches=functools.partial(training_batches, config, source),
+        start=lambda: start(jax.random.key(config.seed)),
+        evaluate=evaluation(config, task, mesh, where, frozen, held_out),
+        best="nll", shown=SHOWN,
+    )  # fmt: skip
+
+
+def open_split(config: configs.Stage2, split: str) -> Any:
+    """Images, or a token cache of this tokenizer and condition; `split` is "train" or "validation".
+
+    Raises:
+      ValueError: the cache or the labels do not fit the config.
+    """
+    c = config.condition
+    if config.data.source.startswith("tokens:"):
+        source = data.open_tokens(
+            config.data.source.removeprefix("tokens:"), split=split, fingerprint=config.tokenizer.fingerprint
+        )
+        wanted = {"grid": build.grid(config), "condition": describe(c)}
+        for name, expected in wanted.items():
+            if getattr(source.plan, name) != expected:
+                raise ValueError(
+                    f"the token cache must have {name} {expected}; {config.data.source} has "
+                    f"{getattr(source.plan, name)}. Run `vqgan tokenize` with this config into another folder."
+                )
+        names = source.plan.class_names
+    else:
+        source = program.open_split(
+            config, {"train": config.data.train_split, "validation": config.data.eval_split}[split]
+        )
+        names = source.class_names
+    if c.kind == "class" and not 0 < len(names) <= c.num_classes:
+        raise ValueError(
+            f"`config.condition.num_classes` must cover the labels of {config.data.source}, which has {len(names)} "
+            f"classes; got {c.num_classes}. Set it to {len(names)}, or condition.kind to 'none' where there are none."
+        )
+    return source
+
+
+def describe(condition: configs.Condition) -> dict[str, Any]:
+    """What a token cache must have in common with a run: not how the prior treats it."""
+    return {"kind": condition.kind} | ({"num_classes": condition.num_classes} if condition.kind == "class" else {})
+
+
+def training_batches(config: configs.Stage2, source: Any) -> data.Batches:
+    """This process's share of the training batches, from the first one on."""
+    if isinstance(source, data.TokenSource):
+        return data.token_batches(
+            source,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            num_threads=config.data.num_threads,
+            **program.share(),
+        )
+    return program.image_batches(config, source)
+
+
+def evaluation_batches(config: configs.Stage2, source: Any, count: int, batch_size: int) -> data.Batches:
+    """Each of `count` held-out examples once, spread over the source."""
+    source = data.spread(source, count)
+    if "tokens" in source[0]:
+        return data.evaluation_token_batches(source, batch_size=batch_size, **program.share())
+    return data.evaluation_batches(source, image_size=config.data.image_size, batch_size=batch_size, **program.share())
+
+
+def evaluation(
+    config: configs.Stage2, task: stage2.Task, mesh: jax.sharding.Mesh, where: Any, frozen: Any, source: Any
+) -> Any:
+    """A function of the state: held-out likelihood of the averaged parameters where there are any, and samples."""
+    everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
+    transformer = where.params["transformer"]
+    measure = jax.jit(
+        functools.partial(stage2.eval_step, task),
+        in_shardings=(transformer, everywhere, rows, rows),
+        out_shardings=everywhere,
+    )
+    show = jax.jit(
+        functools.partial(preview, task, build.settings(config.sampling)),
+        in_shardings=(transformer, everywhere, rows, everywhere),
+        out_shardings=everywhere,
+    )
+    parts = math.prod(mesh.shape[axis] for axis in sharding.BATCH[0])
+    shown = min(config.sampling.previews, len(source))
+
+    def evaluate(state: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        params = state.ema.get("transformer", state.params["transformer"])
+        sums = lambda batch: measure(params, frozen, *masked(batch))
+        totals = program.summed(
+            evaluation_batches(config, source, config.log.eval_examples, config.batch_size), mesh, sums
+        )
+        nll = float(totals["nll"] / totals["count"])
+        results = {"nll": nll, "bits_per_token": nll / math.log(2)}
+        (batch,) = evaluation_batches(config, source, shown, -(-shown // parts) * parts)
+        batch, _ = masked(sharding.put_batch(batch, mesh))
+        tokens, *images = jax.device_get(show(params, frozen, batch, jax.random.key(config.seed)))
+        titles = task.prior.condition.picture(tokens, config.data.image_size)
+        rows = np.stack([titles, *images])[:, :shown]
+        return results, {"samples": pictures.grid(rows.reshape(-1, *rows.shape[2:]), columns=shown)}
+
+    return evaluate
+
+
+def masked(batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array]:
+    """The batch without its mask, and the mask."""
+    batch = dict(batch)
+    mask = batch.pop("mask")
+    return batch, mask
+
+
+def preview(task: stage2.Task, settings: Any, transformer: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
+    """The conditions' tokens; held-out images as the tokenizer sees them, their first half completed, and samples."""
+    condition, indices = stage2.codes(task, frozen, batch)
+    prompt = indices.reshape(len(indices), -1)[:, task.prior.forward]
+    twice = lambda x: jnp.concatenate([x, x])
+    half = jnp.where(jnp.arange(2 * len(prompt)) < len(prompt), prompt.shape[1] // 2, 0)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2 * len(prompt)))
+    drawn = priors.sample(task.prior, transformer, twice(condition), keys, settings, twice(prompt), half)
+    decode = lambda codes: to_uint8(
+        task.tokenizer.apply({"params": frozen["tokenizer"]}, codes, method="decode_indices")
+    )
+    completed, sampled = jnp.split(decode(drawn), 2)
+    return condition, decode(indices), completed, sampled

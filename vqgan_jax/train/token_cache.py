@@ -1,0 +1,87 @@
+"""Fills a token cache: the frozen tokenizer over all images of a config, on all devices of all processes."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from vqgan_jax import build, models
+from vqgan_jax import config as configs
+from vqgan_jax.data import token_writer, tokens
+from vqgan_jax.data.preprocessing import Augmentation
+from vqgan_jax.train import sharding, stage2, stage2_program
+
+PER_SHARD = 16_384  # at most, and at least 16 shards, for processes to share and for a killed run to go on from
+
+
+def write_cache(
+    config: configs.Stage2, folder: str | Path, progress: Callable[[int, int], None] = lambda done, total: None
+) -> tokens.Plan:
+    """Writes the cache of a config, or what is missing of it; every process of a cluster calls this.
+
+    Args:
+      config: of the run that will train on it; its `data.source` names images.
+      folder: the cache's, on a disk that all processes see.
+      progress: told how many of this process's examples are done, and of how many.
+
+    Raises:
+      ValueError: the config does not fit the tokenizer or the images, or the folder holds another cache.
+      FileNotFoundError: there is no tokenizer.
+    """
+    if config.data.source.startswith("tokens:"):
+        raise ValueError(f"a token cache is made of images; `config.data.source` is {config.data.source!r}.")
+    tokenizer = models.load_tokenizer(config.tokenizer.workdir)
+    fingerprint = models.check_tokenizer(config.tokenizer, tokenizer)
+    sources = {split: stage2_program.open_split(config, split) for split in ("train", "validation")}
+    mesh = sharding.local_mesh()
+    batch_size = -(-config.batch_size // mesh.size) * mesh.size
+    plan = make_plan(config, sources, fingerprint, batch_size)
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    encode = make_encode(config, tokenizer, mesh)
+    token_writer.write(folder, plan, sources, encode, num_threads=config.data.num_threads, progress=progress, **share)
+    multihost_utils.sync_global_devices("token cache written")
+    if jax.process_index() == 0:
+        plan = token_writer.finish(folder, plan)
+    multihost_utils.sync_global_devices("token cache finished")
+    return plan
+
+
+def make_plan(config: configs.Stage2, sources: dict[str, Any], fingerprint: str, batch_size: int) -> tokens.Plan:
+    """What the cache of a config holds."""
+    d, condition = config.data, build.condition(config)
+    total = len(sources["train"]) * config.tokenizer.crops
+    per_shard = -(-min(PER_SHARD, -(-total // 16)) // batch_size) * batch_size
+    return tokens.Plan(
+        fingerprint=fingerprint,
+        codebook_size=config.tokenizer.codebook_size,
+        grid=build.grid(config),
+        prefix=condition.length,
+        condition=stage2_program.describe(config.condition),
+        class_names=sources["train"].class_names,
+        dtype=token_writer.dtype_for(max(config.tokenizer.codebook_size, condition.vocab_size)),
+        source=d.source,
+        crops=config.tokenizer.crops,
+        seed=config.seed,
+        augmentation=Augmentation(image_size=d.image_size, resize=d.resize, crop=d.crop, flip=d.flip, small=d.small),
+        batch_size=batch_size,
+        splits=token_writer.split_up(sources, crops=config.tokenizer.crops, per_shard=per_shard),
+    )
+
+
+def make_encode(config: configs.Stage2, tokenizer: models.Tokenizer, mesh: jax.sharding.Mesh) -> Any:
+    """From images and labels to rows of a cache, over the devices of this process."""
+    task = dataclasses.replace(stage2.from_config(config), tokenizer=tokenizer.module)
+    rows, everywhere = jax.NamedSharding(mesh, sharding.BATCH), sharding.replicated(mesh)
+    frozen = jax.device_put({"tokenizer": jax.device_get(tokenizer.params)}, everywhere)
+
+    def encode(frozen: Any, images: Any, labels: Any) -> Any:
+        condition, indices = stage2.codes(task, frozen, {"image": images, "label": labels})
+        return jnp.concatenate([condition, indices.reshape(len(indices), -1)], axis=1)
+
+    jitted = jax.jit(encode, in_shardings=(everywhere, rows, rows), out_shardings=rows)
+    return lambda images, labels: np.asarray(jitted(frozen, images, labels))
