@@ -30,7 +30,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/down/kernel$", P(None, "tensor", "fsdp")),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"/embedding$", P(None, BOTH)),
-    (r"transformer/positions$", P()),
+    (r"/positions$", P()),
     (r"/kernel$", P(None, None, None, BOTH)),
     (r"/(codebook|sums)$", P(BOTH, None)),
 )

@@ -1,0 +1,79 @@
+"""Trains both stages on the embedded photographs and writes a report: the whole story in one command."""
+
+import argparse
+from collections.abc import Sequence
+
+EXAMPLES = """examples:
+  vqgan quickstart
+  vqgan quickstart --workdir=runs/longer --minutes=30
+
+Interrupt it as you like: the same command goes on. It ends with WORKDIR/report.html.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`vqgan quickstart`."""
+    parser = argparse.ArgumentParser(
+        "vqgan quickstart", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", default="runs/quickstart", help="default: runs/quickstart")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=10.0,
+        help="about, on two CPU cores; scales the steps of both stages; default: 10",
+    )
+    flags = parser.parse_args(argv)
+
+    from absl import logging
+    from rich.console import Console
+
+    from vqgan_jax import cli, quickstart
+
+    if not flags.minutes > 0:
+        raise cli.UsageError(f"`--minutes` must be above 0; got {flags.minutes}.")
+    logging.set_verbosity(logging.WARNING)
+    quickstart.run(make_plan(flags.workdir, flags.minutes), Console())
+    return 0
+
+
+def make_plan(workdir: str, minutes: float):
+    """The pages' configs with their steps scaled, and the commands that do the same."""
+    from pathlib import Path
+
+    import vqgan_jax
+    from vqgan_jax import cli, models, quickstart
+
+    folder = models.absolute(workdir)
+    pages = Path(vqgan_jax.__file__).resolve().parents[1] / "experiments"
+    if not pages.is_dir():
+        raise cli.UsageError(f"the lab book must lie beside the package; {pages} is not there. Install from a clone.")
+    scaled = lambda steps: max(round(steps * minutes / 10), 10)
+    config = {name: f"experiments/{name}.py:quick" for name in ("stage1_photos", "stage2_photos")}
+    load = lambda name, overrides: cli.load_config(f"{pages / name}.py:quick", overrides)
+    base = {name: load(name, []) for name in config}
+    schedule = lambda name: {
+        "steps": scaled(base[name].steps),
+        "log.eval_every": max(scaled(base[name].steps) // 5, 1),
+        "log.checkpoint_every": max(scaled(base[name].steps) // 5, 1),
+    }
+    one = schedule("stage1_photos") | {"loss.disc_start": scaled(base["stage1_photos"].steps) // 2}
+    two = schedule("stage2_photos") | {"tokenizer.workdir": f"{workdir}/tokenizer"}
+    cached = two | {"data.source": f"tokens:{workdir}/tokens"}
+    flags = lambda changes: [f"--config.{key}={value}" for key, value in changes.items()]
+    command = lambda verb, name, part, changes: " ".join(
+        [f"vqgan {verb} --config={config[name]} --workdir={workdir}/{part}", *flags(changes)]
+    )
+    return quickstart.Plan(
+        workdir=folder,
+        tokenizer=load("stage1_photos", flags(one)),
+        prior=load("stage2_photos", flags(cached)),
+        images=load("stage2_photos", flags(two)),
+        commands=[
+            command("train", "stage1_photos", "tokenizer", one),
+            command("tokenize", "stage2_photos", "tokens", two),
+            command("train", "stage2_photos", "prior", cached),
+            f"vqgan reconstruct --workdir={workdir}/tokenizer --input=photos --output={workdir}/reconstructions",
+            f"vqgan sample --workdir={workdir}/prior --output={workdir}/samples --top_k=100",
+        ],
+    )
