@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def make_plan(workdir: str, minutes: float):
+def make_plan(workdir: str, minutes: float | int):
     """The pages' configs with their steps scaled, and the commands that do the same."""
     from pathlib import Path
 
