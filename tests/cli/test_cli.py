@@ -1,8 +1,10 @@
+import argparse
 import re
 from pathlib import Path
 
 import pytest
 
+from vqgan_jax import cli
 from vqgan_jax.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -127,3 +129,13 @@ def test_a_dry_run_prints_the_config_and_counts_and_writes_nothing(capsys, tmp_p
     assert main([*argv, "--config.quantizer.codebook_size=32"]) == 0
     more = re.findall(r"^generator: ([\d,]+) parameters$", capsys.readouterr().out, re.M)
     assert int(more[0].replace(",", "")) - counts["generator"] == 16 * 4
+
+
+@pytest.mark.parametrize(
+    "flags", [["--coordinator=localhost:1234"], ["--distributed", "--processes=2"], ["--process_id=0", "--processes=1"]]
+)
+def test_flags_of_a_cluster_go_together(flags):
+    parser = argparse.ArgumentParser()
+    cli.add_cluster_flags(parser)
+    with pytest.raises(cli.UsageError, match=r"go together, and with `--distributed`"):
+        cli.join_cluster(parser.parse_args(flags))

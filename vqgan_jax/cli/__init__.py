@@ -1,5 +1,6 @@
 """The verbs of `vqgan`, one file each: flags in, files out. Here is only what they share: reading a config."""
 
+import argparse
 import ast
 import importlib.util
 import sys
@@ -15,6 +16,32 @@ from vqgan_jax import parsing
 
 class UsageError(Exception):
     """A mistake of the caller, shown as one message without a traceback."""
+
+
+def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of a verb that may run on many hosts at once."""
+    group = parser.add_argument_group("many hosts")
+    group.add_argument(
+        "--distributed", action="store_true", help="join the other processes, as TPU pods and SLURM tell"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="elsewhere: where process 0 listens")
+    group.add_argument("--processes", type=int, help="elsewhere: how many there are")
+    group.add_argument("--process_id", type=int, help="elsewhere: which one this is, from 0")
+
+
+def join_cluster(flags: argparse.Namespace) -> None:
+    """Does what the flags of `add_cluster_flags` say, before anything else touches a device.
+
+    Raises:
+      UsageError: only some of the three flags for elsewhere are given, or they without `--distributed`.
+    """
+    elsewhere = (flags.coordinator, flags.processes, flags.process_id)
+    if any(flag is not None for flag in elsewhere) and (None in elsewhere or not flags.distributed):
+        raise UsageError("`--coordinator`, `--processes` and `--process_id` go together, and with `--distributed`.")
+    if flags.distributed:
+        import jax
+
+        jax.distributed.initialize(*elsewhere)
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Stage1 | configs.Stage2:

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from vqgan_jax import cli
+
 EXAMPLES = """examples:
   vqgan tokenize --config=experiments/stage2_photos.py --workdir=runs/photos_tokens
   vqgan tokenize --config=experiments/stage2_imagenet.py --workdir=tokens --config.tokenizer.crops=10 --distributed
@@ -18,19 +20,16 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a stage-2 page of the lab book")
     parser.add_argument("--workdir", required=True, help="folder of the cache, seen by all processes")
-    parser.add_argument("--distributed", action="store_true", help="call jax.distributed.initialize() first")
+    cli.add_cluster_flags(parser)
     flags, overrides = parser.parse_known_args(argv)
 
-    from vqgan_jax import cli
     from vqgan_jax import config as configs
 
     config = cli.load_config(flags.config, overrides)
     if not isinstance(config, configs.Stage2):
         raise cli.UsageError(f"`--config` must be a page of stage 2; {flags.config} is of stage {config.stage}.")
+    cli.join_cluster(flags)
     import jax
-
-    if flags.distributed:
-        jax.distributed.initialize()
     from absl import logging
     from rich.console import Console
 

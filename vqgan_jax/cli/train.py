@@ -4,11 +4,13 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 
+from vqgan_jax import cli
+
 EXAMPLES = """examples:
   vqgan train --config=experiments/stage1_photos.py --workdir=runs/photos
   vqgan train --config=experiments/stage1_cifar10.py --workdir=runs/cifar10 --config.data.data_dir=DIR
   vqgan train --config=experiments/stage1_imagenet.py:f16_16384 --workdir=gs://bucket/run --distributed
-  vqgan train --config=experiments/stage1_photos.py:l2_only --dry_run
+  vqgan train --config=experiments/stage1_photos.py:l1_only --dry_run
 
 Every key of the config is a flag: --config.optimizer.learning_rate=3e-4. Run the same command again to resume.
 """
@@ -22,16 +24,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
     parser.add_argument("--workdir", help="folder or gs:// path of the run's files")
     parser.add_argument("--dry_run", action="store_true", help="print config, parameters and shardings, and exit")
-    parser.add_argument("--distributed", action="store_true", help="call jax.distributed.initialize() first")
+    cli.add_cluster_flags(parser)
     flags, overrides = parser.parse_known_args(argv)
 
-    from vqgan_jax import cli
-
     config = cli.load_config(flags.config, overrides)
+    cli.join_cluster(flags)
     import jax
-
-    if flags.distributed:
-        jax.distributed.initialize()
     from absl import logging
     from etils import epath
     from rich.console import Console
