@@ -11,7 +11,7 @@ from recipe import choose, laptop_stage2, paper_stage2, stage2, vary
 
 VARIANTS = {
     "base": {},
-    "quick": {"steps": 250},  # what `vqgan quickstart` trains
+    "quick": {"steps": 300, "sampling.top_k": 100, "sampling.guidance": 2.0},  # what `vqgan quickstart` trains
     "cached": {"data.source": "tokens:runs/photos_tokens"},
     "unconditional": {"condition.kind": "none", "condition.drop": 0.0},
     "guided": {"sampling.guidance": 2.0},

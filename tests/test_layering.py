@@ -57,7 +57,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("api", (*LAYER_0, *LAYER_1, *LAYER_2)),
     ("quickstart", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("quickstart_report", ("report", "train.metrics")),
-    ("drawing", ("api", "models", "train.sharding")),
+    ("drawing", ("api", "models", "build", "config", "train.sharding")),
     ("cli", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("cli.*", ("", "cli", *LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("__main__", ("cli",)),

@@ -1,5 +1,6 @@
 """Many samples: in batches over all devices of this process, each sample the same however it is batched."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,8 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vqgan_jax import api
+from vqgan_jax import api, build
+from vqgan_jax import config as configs
 from vqgan_jax.models import Prior
 from vqgan_jax.train import sharding
 
@@ -61,6 +63,12 @@ def draw(
         codes.append(np.asarray(indices))
         progress(min(start + batch_size, len(labels)))
     return np.concatenate(images)[: len(labels)], np.concatenate(codes)[: len(labels)]
+
+
+def options_of(config: configs.Sampling) -> dict[str, Any]:
+    """The section of a config as the options of `sample_indices`."""
+    settings = build.settings(config)
+    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
 
 def best(scores: Any, labels: Int[np.ndarray, "n"], count: int) -> Int[np.ndarray, "_"]:

@@ -103,15 +103,15 @@ def absolute(path: str | Path) -> Any:
     return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
 
 
-def find_tokenizer(workdir: str, *, beside: Any) -> Any:
-    """The folder of a tokenizer: as it was given to the run, or where a prior was moved together with it."""
-    places = [absolute(workdir), beside / Path(workdir).name]
+def find_tokenizer(workdir: str, *, beside: Any = None) -> Any:
+    """The folder of a prior's tokenizer: as the config names it, or `beside` a prior that moved with it."""
+    places = [absolute(workdir), *([beside / Path(workdir).name] if beside is not None else [])]
     for place in places:
         if (place / "checkpoints").is_dir():
             return place
     raise FileNotFoundError(
-        f"a prior needs the tokenizer that it was trained with; it is neither {places[0]} nor {places[1]}. "
-        "Name its folder: config.tokenizer.workdir of a run, `tokenizer=` of load_prior, or --tokenizer."
+        f"a prior needs its tokenizer, a run of stage 1; there is none in {' or '.join(map(str, places))}. Name its "
+        "folder: config.tokenizer.workdir of a run, `tokenizer=` of load_prior, or --tokenizer of vqgan sample."
     )
 
 

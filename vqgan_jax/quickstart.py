@@ -21,7 +21,6 @@ from vqgan_jax.train import loop, program, token_cache
 from vqgan_jax.train.checkpoint import write_json
 
 PER_CLASS = 8  # samples, and twice as many real crops to compare them with
-OPTIONS: dict[str, Any] = {"top_k": 100}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +111,11 @@ def results_of(plan: Plan, console: Console) -> Results:
     shown = np.array([np.flatnonzero(labels == label)[0] for label in range(len(names))])
     classes = np.repeat(np.arange(len(names), dtype=np.int32), PER_CLASS)
     thrice = np.repeat(shown, 3)
-    common: dict[str, Any] = {"seed": plan.prior.seed, "batch_size": 64, "options": OPTIONS}
+    common: dict[str, Any] = {
+        "seed": plan.prior.seed,
+        "batch_size": 64,
+        "options": drawing.options_of(plan.prior.sampling),
+    }
     with loop.progress_bar(console) as bar:
         task = bar.add_task("", total=len(classes) + len(thrice))
         samples, _ = drawing.draw(

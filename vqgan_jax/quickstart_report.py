@@ -62,7 +62,7 @@ def page(plan: Any, results: Results) -> str:
         learning(plan, one, two),
         reconstructions(results),
         codes(results),
-        samples(results),
+        samples(plan, results),
         completions(results),
         figures(plan, results, last),
         report.section("By hand", "The same in single steps.", report.commands(plan.commands)),
@@ -157,11 +157,16 @@ def codes(results: Results) -> report.Html:
     )
 
 
-def samples(results: Results) -> report.Html:
+def samples(plan: Any, results: Results) -> report.Html:
     """A row for each class."""
+    s = plan.prior.sampling
     rows = zip(results.names, np.split(results.samples, len(results.names)), strict=True)
     strips = [report.strip(row, name=title(name), alt=f"sample of {title(name)}", scale=2) for name, row in rows]
-    return report.section("Samples", "The first of each class, top-k 100, temperature 1.", *strips)
+    return report.section(
+        "Samples",
+        f"The first of each class: top-k {s.top_k}, temperature {s.temperature:g}, guidance {s.guidance:g}.",
+        *strips,
+    )
 
 
 def completions(results: Results) -> report.Html:

@@ -74,6 +74,6 @@ def make_plan(workdir: str, minutes: float | int):
             command("tokenize", "stage2_photos", "tokens", two),
             command("train", "stage2_photos", "prior", cached),
             f"vqgan reconstruct --workdir={workdir}/tokenizer --input=photos --output={workdir}/reconstructions",
-            f"vqgan sample --workdir={workdir}/prior --output={workdir}/samples --top_k=100",
+            f"vqgan sample --workdir={workdir}/prior --output={workdir}/samples",
         ],
     )

@@ -105,15 +105,14 @@ def choose_options(flags, config) -> dict:
     """What `sample_indices` takes: the run's own settings, and the flags over them."""
     import dataclasses
 
-    from vqgan_jax import build
+    from vqgan_jax import drawing
 
     changed = {
         field.name: value
         for field in dataclasses.fields(config)
         if (value := getattr(flags, field.name, None)) is not None
     }
-    settings = build.settings(dataclasses.replace(config, **changed))
-    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
+    return drawing.options_of(dataclasses.replace(config, **changed))
 
 
 def prompts(flags, prior) -> dict:

@@ -30,7 +30,7 @@ def stage2_program(config: configs.Stage2, mesh: jax.sharding.Mesh) -> program.P
       ValueError: the config does not fit the tokenizer, the data or the mesh.
       FileNotFoundError: there is no tokenizer.
     """
-    tokenizer = models.load_tokenizer(config.tokenizer.workdir)
+    tokenizer = models.load_tokenizer(models.find_tokenizer(config.tokenizer.workdir))
     found = models.check_tokenizer(config.tokenizer, tokenizer)
     config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, fingerprint=found))
     source, held_out = (open_split(config, split) for split in ("train", "validation"))

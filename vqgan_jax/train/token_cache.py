@@ -35,7 +35,7 @@ def write_cache(
     """
     if config.data.source.startswith("tokens:"):
         raise ValueError(f"a token cache is made of images; `config.data.source` is {config.data.source!r}.")
-    tokenizer = models.load_tokenizer(config.tokenizer.workdir)
+    tokenizer = models.load_tokenizer(models.find_tokenizer(config.tokenizer.workdir))
     fingerprint = models.check_tokenizer(config.tokenizer, tokenizer)
     sources = {split: stage2_program.open_split(config, split) for split in ("train", "validation")}
     mesh = sharding.local_mesh()
