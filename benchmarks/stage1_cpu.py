@@ -1,12 +1,6 @@
 """Steps a second of stage 1 on this CPU: ours against the published modules in PyTorch, and where the time goes.
 
-Both train one architecture on one batch with their default number of threads, each in a process of its own. The
-processes take turns (torch, ours, torch, ours, ...), so that only one computes at a time, and every ratio is of two
-neighbours. A ratio above 1 is ours faster.
-
-Run it on an idle machine: turns cancel a slow drift, but not a load, which need not slow both alike. On a busy one
-torch's two threads were seen to burn far more CPU time than the same work should take, which flatters us. With
-`taskset -c 0` in front both have one thread. The load is printed first.
+Both train one architecture on one batch, in turns: `turns.py` says how, and what makes a ratio trustworthy.
 
     pip install -e '.[parity]' && pip install --no-deps taming-transformers-rom1504==0.0.6
     python benchmarks/stage1_cpu.py [--case photos middle] [--pairs 7]
@@ -19,28 +13,21 @@ not learn at the moment; neither do we here.
 
 import argparse
 import contextlib
-import dataclasses
 import functools
-import importlib.util
 import io
-import multiprocessing
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from turns import ROOT, Contender, from_tests, measure, print_load
 
 from vqgan_jax import cli
 from vqgan_jax import config as configs
 
-ROOT = Path(__file__).resolve().parents[1]
 ROWS = (
     "step",
     "step, upstream's order",  # ours with a second forward pass too, and nothing that upstream has not
@@ -75,15 +62,6 @@ UPSTREAM_ORDER = {
     "optimizer.clip_norm": 0.0,
     "optimizer.ema_decay": 0.0,
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """One framework: what it is, how many weights it trains, and what each row runs, until the result is there."""
-
-    about: str
-    weights: int
-    rows: dict[str, Callable[[], object]]
 
 
 def load(case: str, **changes: Any) -> configs.Stage1:
@@ -155,16 +133,16 @@ def ours(case: str) -> Contender:
         timed(lpips_gradient, recon),
         timed(discriminator_step, state),
     )
-    about = f"jax {jax.__version__}, flax {version('flax')}, {len(os.sched_getaffinity(0))} threads"
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return Contender(about, weights, dict(zip(ROWS, runs, strict=True)))
+    about = f"jax {jax.__version__}, flax {version('flax')}, {len(os.sched_getaffinity(0))} threads"
+    return Contender(f"{case}: {about}, {weights:,} weights to train", weights, dict(zip(ROWS, runs, strict=True)))
 
 
 def torchs(case: str) -> Contender:
     """Upstream's modules of the same sizes, trained in the order of its trainer."""
     import torch
 
-    config, upstream = load(case), import_upstream()
+    config, upstream = load(case), from_tests("golden/upstream")
     # Upstream has 32 groups written into its norms.
     groups = functools.partial(torch.nn.GroupNorm, config.model.norm_groups, eps=1e-6)
     sys.modules[upstream.Encoder.__module__].Normalize = groups  # type: ignore[attr-defined]
@@ -218,65 +196,8 @@ def torchs(case: str) -> Contender:
     runs = (step, step, torch.no_grad()(lambda: model(images)), gradient, lpips_gradient, discriminator_step)
     weights = sum(p.numel() for p in (*model.autoencoder_parameters(), *discriminator.parameters()))
     about = f"torch {torch.__version__}, taming-transformers-rom1504 {version('taming-transformers-rom1504')}"
-    return Contender(f"{about}, {torch.get_num_threads()} threads", weights, dict(zip(ROWS, runs, strict=True)))
-
-
-def import_upstream() -> Any:
-    """The module beside the golden tests that makes upstream importable."""
-    spec = importlib.util.spec_from_file_location("upstream", ROOT / "tests" / "golden" / "upstream.py")
-    module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
-    spec.loader.exec_module(module)  # type: ignore[union-attr]
-    return module
-
-
-CONTENDERS = {"torch": torchs, "ours": ours}
-
-
-def work(framework: str, case: str, connection: Any) -> None:
-    """The other process: introduces itself, then runs each row that it is told to and answers in milliseconds."""
-    contender = CONTENDERS[framework](case)
-    connection.send((contender.about, contender.weights))
-    for row in iter(connection.recv, None):
-        start = time.perf_counter()
-        contender.rows[row]()
-        connection.send(1e3 * (time.perf_counter() - start))
-
-
-@contextlib.contextmanager
-def worker(framework: str, case: str) -> Iterator[tuple[Callable[[str], float], int]]:
-    """Starts a framework's process and prints its introduction; gives a function from row to ms, and its weights."""
-    context = multiprocessing.get_context("spawn")
-    near, far = context.Pipe()
-    process = context.Process(target=work, args=(framework, case, far), daemon=True)
-    process.start()
-    far.close()  # so that a worker's death is an EOFError here
-    about, weights = near.recv()
-    Console().print(f"{case}: {about}, {weights:,} weights to train")
-
-    def go(row: str) -> float:
-        near.send(row)
-        return near.recv()
-
-    yield go, weights
-    near.send(None)
-    process.join()
-
-
-def measure(case: str, pairs: int) -> Table:
-    """Every row of a case."""
-    table = Table(title=f"{case}: torch / ours, median [min, max] of {pairs} pairs")
-    for heading in ("what", "torch ms", "ours ms", "ratio"):
-        table.add_column(heading, justify="left" if heading == "what" else "right")
-    with worker("torch", case) as (torch, torch_weights), worker("ours", case) as (jax, jax_weights):
-        assert torch_weights == jax_weights, "one of the two trains another architecture"
-        for row in ROWS:
-            for _ in range(2):  # compilation, allocation
-                torch(row), jax(row)
-            times = [(torch(row), jax(row)) for _ in range(pairs)]
-            ratios = [a / b for a, b in times]
-            spread = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
-            table.add_row(row, *(f"{statistics.median(side):.0f}" for side in zip(*times, strict=True)), spread)
-    return table
+    about = f"{case}: {about}, {torch.get_num_threads()} threads, {weights:,} weights to train"
+    return Contender(about, weights, dict(zip(ROWS, runs, strict=True)))
 
 
 def main() -> None:
@@ -284,10 +205,10 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--pairs", type=int, default=7, help="turns of each framework a row")
     flags = parser.parse_args()
-    busy = os.getloadavg()[0]  # before we add to it
-    Console().print(f"load average {busy:.1f}" + (": this machine is too busy, do not trust the ratios" * (busy > 0.5)))
+    print_load()
     for case in flags.case:
-        Console().print(measure(case, flags.pairs))
+        torch, jax = (functools.partial(contender, case) for contender in (torchs, ours))
+        Console().print(measure(case, torch, jax, ROWS, pairs=flags.pairs))
 
 
 if __name__ == "__main__":

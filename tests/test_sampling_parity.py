@@ -46,6 +46,17 @@ def test_top_k_keeps_ties(filters):
         assert_same_distribution(sampling.keep_top_k(logits, k), probs)
 
 
+@pytest.mark.parametrize("k", [1, 2, 7, 49, 50])
+def test_the_kth_largest_is_that_of_a_sort(k):
+    rows = 100.0 * np.random.default_rng(0).standard_normal((6, 50)).astype(np.float32)
+    rows[1] = np.round(rows[1] / 50)  # ties
+    rows[2] = -np.abs(rows[2])
+    rows[3, :45] = -np.inf
+    rows[4, 3] = np.inf
+    rows[5] = [0.0, -0.0] * 25
+    np.testing.assert_array_equal(sampling.kth_largest(jnp.asarray(rows), k)[:, 0], np.sort(rows)[:, -k])
+
+
 def test_greedy_token_for_token():
     """By the cache here and there; upstream's tokens are the same without one."""
     recorded = under("greedy", golden("sampling", stage=2))

@@ -53,8 +53,24 @@ def check(settings: Settings, vocab_size: int) -> None:
 
 def keep_top_k(logits: Float[Array, "b v"], k: int) -> Float[Array, "b v"]:
     """-inf for all but the k largest of a row and those equal to the smallest of these."""
-    smallest = jax.lax.top_k(logits, k)[0][:, -1:]
-    return jnp.where(logits < smallest, -jnp.inf, logits)
+    return jnp.where(logits < kth_largest(logits, k), -jnp.inf, logits)
+
+
+def kth_largest(x: Float[Array, "b v"], k: int) -> Float[Array, "b 1"]:
+    """The k-th largest of each row, exactly, without a sort, which is many times slower on a CPU.
+
+    Bit by bit it finds the largest number that at least k of a row reach, with floats as integers of the same order.
+    """
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    rank = jnp.where(bits < sign, bits | sign, ~bits)  # negative numbers below, the other way round
+
+    def narrow(found: Array, bit: Array) -> tuple[Array, None]:
+        reached = jnp.sum(rank >= (found | bit), axis=-1, keepdims=True) >= k
+        return jnp.where(reached, found | bit, found), None
+
+    found, _ = jax.lax.scan(narrow, jnp.zeros_like(rank[:, :1]), sign >> jnp.arange(32, dtype=jnp.uint32))
+    return jnp.min(jnp.where(rank >= found, x, jnp.inf), axis=-1, keepdims=True)
 
 
 def keep_top_p(logits: Float[Array, "b v"], p: float | Float[Array, ""]) -> Float[Array, "b v"]:

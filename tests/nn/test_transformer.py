@@ -93,14 +93,17 @@ def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, 
     assert step._cache_size() == 1
 
 
-@pytest.mark.parametrize("chunk", [3, 4, 16])
-def test_the_chunk_in_which_the_cache_is_read_changes_nothing(chunk, monkeypatch):
-    q, keys, values = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 4, 8), *2 * [(2, 4, 16, 8)]]))
-    position = jnp.asarray(10)
-    logits = jnp.einsum("bnp,bntp->bnt", q, keys[:, :, :11]) / np.sqrt(8)
-    expected = jnp.einsum("bnt,bntp->bnp", jax.nn.softmax(logits), values[:, :, :11])
-    monkeypatch.setattr(decoding, "CHUNK", chunk)
-    np.testing.assert_allclose(decoding.attend_filled(q, keys, values, position), expected, atol=1e-6)
+@pytest.mark.parametrize("parts", [1, 4, 5])  # 5 parts of 16 positions: with room behind
+@pytest.mark.parametrize("position", [0, 7, 8, 15])
+def test_the_parts_in_which_the_cache_is_kept_change_nothing(parts, position, monkeypatch):
+    monkeypatch.setattr(decoding, "PARTS", parts)
+    q = jax.random.normal(jax.random.key(0), (2, 4, 8))
+    keys, values = jax.random.normal(jax.random.key(1), (2, 2, position + 1, 4, 8))
+    weights = jax.nn.softmax(jnp.einsum("bnp,btnp->bnt", q, keys) / np.sqrt(8))
+    caches = [decoding.split(x[:, :-1], 16) for x in (keys, values)]
+    caches = [decoding.put(c, x[:, -1:], jnp.asarray(position)) for c, x in zip(caches, (keys, values), strict=True)]
+    attended = decoding.attend_filled(q, *caches, jnp.asarray(position))
+    np.testing.assert_allclose(attended, jnp.einsum("bnt,btnp->bnp", weights, values), atol=1e-6)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

@@ -1,7 +1,8 @@
 """One token at a time: the transformer with a cache of keys and values, allocated once and updated in place.
 
 Each layer has arrays of its own. A scan over stacked layers would copy the whole cache and slice all weights at every
-token; separate arrays in the carry of the loop over tokens stay where they are.
+token; separate arrays in the carry of the loop over tokens stay where they are. For the same reason a layer's cache is
+cut into parts along its positions: reading only the filled part of one array would copy it first.
 """
 
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from jaxtyping import Array, Float, Int
 
 from vqgan_jax.nn.transformer import Block, Transformer, causal_mask
 
-CHUNK = 64  # attention reads the filled part of the cache, rounded up to a multiple of this
+PARTS = 4  # of a cache; those behind the current position are not read, which saves three eighths on average
+Parts = tuple[Float[Array, "b n t p"], ...]
 
 
 class Weights(NamedTuple):
@@ -24,10 +26,10 @@ class Weights(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values of each layer, b n t p; positions that are not filled yet hold zeros."""
+    """Keys and values of each layer; positions that are not filled yet hold zeros."""
 
-    keys: tuple[Float[Array, "b n t p"], ...]
-    values: tuple[Float[Array, "b n t p"], ...]
+    keys: tuple[Parts, ...]
+    values: tuple[Parts, ...]
 
 
 def unstack(module: Transformer, params: dict[str, Any]) -> Weights:
@@ -59,8 +61,8 @@ def prefill(
     keys, values = [], []
 
     def attend(_: int, q: Array, k: Array, v: Array) -> Array:
-        for cache, new in ((keys, k), (values, v)):
-            cache.append(jnp.pad(jnp.swapaxes(new, 1, 2), ((0, 0), (0, 0), (0, length - new.shape[1]), (0, 0))))
+        keys.append(split(k, length))
+        values.append(split(v, length))
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
     logits = forward(module, weights, prefix, 0, attend)
@@ -78,8 +80,7 @@ def step(
     keys, values = list(cache.keys), list(cache.values)
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2), position, axis=2)
-        keys[layer], values[layer] = put(keys[layer], k), put(values[layer], v)
+        keys[layer], values[layer] = put(keys[layer], k, position), put(values[layer], v, position)
         return attend_filled(q[:, 0], keys[layer], values[layer], position)[:, None]
 
     logits = forward(module, weights, tokens[:, None], position, attend)
@@ -106,21 +107,40 @@ def forward(
     return logits[:, 0]
 
 
+def split(x: Float[Array, "b s n p"], length: int) -> Parts:
+    """Positions 0 to s of a cache that holds at least `length` of them, in equal parts."""
+    size = -(-length // PARTS)
+    x = jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, PARTS * size - x.shape[1]), (0, 0)))
+    return tuple(jnp.split(x, PARTS, axis=2))
+
+
+def put(parts: Parts, new: Float[Array, "b 1 n p"], position: Int[Array, ""]) -> Parts:
+    """The cache with one position written, in place; the other parts get a row of theirs back."""
+    size = parts[0].shape[2]
+
+    def write(i: int, part: Array) -> Array:
+        old = jax.lax.dynamic_slice_in_dim(part, position % size, 1, axis=2)
+        row = jnp.where(position // size == i, jnp.swapaxes(new, 1, 2), old)
+        return jax.lax.dynamic_update_slice_in_dim(part, row, position % size, axis=2)
+
+    return tuple(write(i, part) for i, part in enumerate(parts))
+
+
 def attend_filled(
-    q: Float[Array, "b n p"], keys: Float[Array, "b n t p"], values: Float[Array, "b n t p"], position: Int[Array, ""]
+    q: Float[Array, "b n p"], keys: Parts, values: Parts, position: Int[Array, ""]
 ) -> Float[Array, "b n p"]:
-    """Attention of one query over positions 0 to `position`; what lies behind the next full chunk is not even read."""
-    length = keys.shape[2]
+    """Attention of one query over positions 0 to `position`; parts that lie behind are not even read."""
+    size = keys[0].shape[2]
 
-    def over(filled: int) -> Callable[..., Array]:
-        def attend(q: Array, keys: Array, values: Array, position: Array) -> Array:
-            keys, values = keys[:, :, :filled], values[:, :, :filled]
-            logits = jnp.einsum("bnp,bntp->bnt", q, keys, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-            seen = jnp.arange(filled) <= position
-            weights = jax.nn.softmax(jnp.where(seen[None, None], logits, -jnp.inf), axis=-1)
-            return jnp.einsum("bnt,bntp->bnp", weights.astype(values.dtype), values)
+    def product(equation: str, i: int, x: Array, part: Array) -> Array:
+        """Of x and part i, in float32; zeros where no position of the part is filled."""
+        einsum = lambda x, part: jnp.einsum(equation, x, part, preferred_element_type=jnp.float32)
+        zeros = lambda x, part: jnp.zeros(jax.eval_shape(einsum, x, part).shape, jnp.float32)
+        return jax.lax.cond(position >= i * size, einsum, zeros, x, part)
 
-        return attend
-
-    branches = [over(min(filled + CHUNK, length)) for filled in range(0, length, CHUNK)]
-    return jax.lax.switch(position // CHUNK, branches, q, keys, values, position)
+    logits = jnp.concatenate([product("bnp,bntp->bnt", i, q, part) for i, part in enumerate(keys)], axis=-1)
+    seen = jnp.arange(logits.shape[-1]) <= position
+    weights = jax.nn.softmax(jnp.where(seen[None, None], logits * q.shape[-1] ** -0.5, -jnp.inf), axis=-1)
+    weights = jnp.split(weights.astype(q.dtype), len(values), axis=-1)
+    attended = [product("bnt,bntp->bnp", i, x, part) for i, (x, part) in enumerate(zip(weights, values, strict=True))]
+    return sum(attended[1:], attended[0]).astype(q.dtype)
