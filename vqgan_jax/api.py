@@ -170,16 +170,19 @@ def condition_tokens(prior: Prior, labels: Any, count: int | None) -> Int[Array,
         if count is None or count < 1:
             raise ValueError(f"an unconditional prior needs `count`, the number of images; got {count}.")
         return jnp.zeros((count, condition.length), jnp.int32)
-    shape, dtype = jnp.shape(labels if labels is not None else 0.0), jnp.result_type(0.0 if labels is None else labels)
-    if len(shape) != 1 or not jnp.issubdtype(dtype, jnp.integer):
-        got = "none" if labels is None else f"{dtype} of shape {shape}"
-        raise ValueError(f"`labels` must be integers of shape (b,), the class of each image; got {got}.")
-    if count is not None and shape[0] != count:
-        raise ValueError(f"`labels` must be as many as the images, {count}; got {shape[0]}.")
+    if labels is None:
+        raise ValueError("a class-conditional prior needs `labels`, the class of each image; none were given.")
+    if jnp.ndim(labels) != 1 or not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+        raise ValueError(
+            f"`labels` must be integers of shape (b,), the class of each image; got {jnp.result_type(labels)} of shape "
+            f"{jnp.shape(labels)}."
+        )
+    if count is not None and len(labels) != count:
+        raise ValueError(f"`labels` must be as many as the images, {count}; got {len(labels)}.")
     if is_concrete(labels) and not bool(jnp.all((labels >= 0) & (labels < condition.num_classes))):
         raise ValueError(
             f"`labels` must be in [0, {condition.num_classes}); got values in [{int(jnp.min(labels))}, "
-            f"{int(jnp.max(labels))}]."
+            f"{int(jnp.max(labels))}]. Leave the others out."
         )
     return jnp.asarray(labels, jnp.int32)[:, None]
 

@@ -63,7 +63,7 @@ class Prior:
     step: int = struct.field(pytree_node=False, default=0)
 
 
-def load_tokenizer(path: str | Path) -> Tokenizer:
+def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     """Loads the tokenizer of a run: its newest whole checkpoint, the averaged parameters where there are any.
 
     Args:
@@ -77,7 +77,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     return Tokenizer(restored.state, build.vqgan(config), restored.step)
 
 
-def load_prior(path: str | Path, *, tokenizer: str | Path | Tokenizer | None = None) -> Prior:
+def load_prior(path: epath.PathLike, *, tokenizer: epath.PathLike | Tokenizer | None = None) -> Prior:
     """Loads the prior of a run, with its tokenizer.
 
     Args:
@@ -90,15 +90,13 @@ def load_prior(path: str | Path, *, tokenizer: str | Path | Tokenizer | None = N
       ValueError: the run is not one of stage 2, or the tokenizer is another than the one that it was trained with.
     """
     restored, config = restore(path, configs.Stage2, "transformer", prior_state)
-    if tokenizer is None:
-        tokenizer = find_tokenizer(config.tokenizer.workdir, beside=absolute(path).parent)
-    if not isinstance(tokenizer, Tokenizer):
-        tokenizer = load_tokenizer(tokenizer)
-    check_tokenizer(config.tokenizer, tokenizer)
-    return Prior(restored.state, tokenizer, prior.from_config(config), config, restored.step)
+    found: Any = tokenizer or find_tokenizer(config.tokenizer.workdir, beside=absolute(path).parent)
+    loaded = found if isinstance(found, Tokenizer) else load_tokenizer(found)
+    check_tokenizer(config.tokenizer, loaded)
+    return Prior(restored.state, loaded, prior.from_config(config), config, restored.step)
 
 
-def absolute(path: str | Path) -> Any:
+def absolute(path: epath.PathLike) -> Any:
     """A path, with its folder if it is local."""
     return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
 
@@ -115,7 +113,7 @@ def find_tokenizer(workdir: str, *, beside: Any = None) -> Any:
     )
 
 
-def restore(path: str | Path, stage: type, network: str, abstract: Callable[[Any], Any]) -> tuple[Restored, Any]:
+def restore(path: epath.PathLike, stage: type, network: str, abstract: Callable[[Any], Any]) -> tuple[Restored, Any]:
     """The newest whole checkpoint's averaged (or else plain) parameters of one network, on the first device."""
     workdir = absolute(path)
     if not (workdir / "checkpoints").is_dir():

@@ -15,7 +15,7 @@ from vqgan_jax.nn import discriminator, transformer
 DTYPES = ("float32", "bfloat16")
 
 
-def parse(mapping: Mapping[str, Any], cls: type | None = None, path: str = "config") -> Any:
+def parse(mapping: Mapping[str, Any], cls: Any = None, path: str = "config") -> Any:
     """Reads a nested mapping into `cls`; without one, into the class of its `stage`.
 
     Raises:
@@ -39,7 +39,10 @@ def parse(mapping: Mapping[str, Any], cls: type | None = None, path: str = "conf
     parsed = cls(**{key: convert(mapping[key], hint, f"{path}.{key}") for key, hint in hints.items()})
     if isinstance(parsed, Stage1 | Stage2):
         check_shared(parsed)
-        (check_stage1 if isinstance(parsed, Stage1) else check_stage2)(parsed)
+    if isinstance(parsed, Stage1):
+        check_stage1(parsed)
+    if isinstance(parsed, Stage2):
+        check_stage2(parsed)
     return parsed
 
 

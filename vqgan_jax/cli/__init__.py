@@ -10,7 +10,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vqgan_jax import config as configs
 from vqgan_jax import parsing
 
 
@@ -44,12 +43,15 @@ def join_cluster(flags: argparse.Namespace) -> None:
         jax.distributed.initialize(*elsewhere)
 
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> configs.Stage1 | configs.Stage2:
+def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
     """Runs a config file and parses what it returns.
 
     Args:
       spec: `FILE` or `FILE:variant`; the file defines `get_config(variant: str) -> ConfigDict`.
       overrides: `--config.section.key=value`, values as Python literals or plain text.
+
+    Returns:
+      `config.Stage1` or `config.Stage2`.
 
     Raises:
       UsageError: the file is not there, or an override is not of this form.

@@ -101,7 +101,8 @@ def forward(
         angles = jax.lax.dynamic_slice_in_dim(jnp.asarray(angles), start, tokens.shape[1])
     x: Any = module.apply({"params": weights.outer}, tokens, start, method="embed")
     for layer, params in enumerate(weights.layers):
-        q, k, v = block.apply({"params": params}, x, angles, method="project")
+        projected: Any = block.apply({"params": params}, x, angles, method="project")
+        q, k, v = projected
         x = block.apply({"params": params}, x, attend(layer, q, k, v), method="finish")
     logits: Any = module.apply({"params": weights.outer}, x[:, -1:], method="readout")
     return logits[:, 0]

@@ -138,7 +138,7 @@ class Transformer(nn.Module):
             length=self.depth,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
         )
         self.layers = stack(**self.block_fields)
         self.norm_out = NORMS[self.norm](dtype=self.dtype, name="norm")

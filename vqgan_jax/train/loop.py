@@ -30,8 +30,9 @@ def build_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
 
 def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> Any:
     """Shapes, dtypes and shardings of the state; nothing is allocated."""
-    stage = stage1_program if isinstance(config, configs.Stage1) else stage2_program
-    return stage.abstract_state(config, mesh)
+    if isinstance(config, configs.Stage1):
+        return stage1_program.abstract_state(config, mesh)
+    return stage2_program.abstract_state(config, mesh)
 
 
 class Stop:

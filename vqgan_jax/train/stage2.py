@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vqgan_jax import build, losses
 from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
-from vqgan_jax.nn.pixels import to_float
+from vqgan_jax.nn.pixels import to_float, to_uint8
 from vqgan_jax.nn.vqgan import VQGAN
 from vqgan_jax.train.state import TrainState
 
@@ -65,10 +65,17 @@ def codes(task: Task, frozen: Tree, batch: dict[str, Array]) -> tuple[Int[Array,
         length = task.prior.condition.length
         tokens = batch["tokens"]
         return tokens[:, :length], tokens[:, length:].reshape(-1, *task.prior.grid)
+    assert task.tokenizer is not None, "images need a tokenizer"
     quantized = task.tokenizer.apply(
         {"params": frozen["tokenizer"]}, to_float(batch["image"]), method="encode", rngs={"gumbel": jax.random.key(0)}
     )
     return task.prior.condition.encode(frozen, batch), quantized.indices
+
+
+def decode(task: Task, frozen: Tree, indices: Int[Array, "b h w"]) -> UInt8[Array, "b H W c"]:
+    """Pixels of codes."""
+    assert task.tokenizer is not None, "pixels need a tokenizer"
+    return to_uint8(task.tokenizer.apply({"params": frozen["tokenizer"]}, indices, method="decode_indices"))
 
 
 def train_step(

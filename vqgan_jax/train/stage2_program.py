@@ -12,7 +12,6 @@ import numpy as np
 from vqgan_jax import build, data, models, pictures
 from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
-from vqgan_jax.nn.pixels import to_uint8
 from vqgan_jax.train import program, sharding, stage2
 
 SHOWN = ("loss", "accuracy", "grad_norm", "nll", "images_per_second")
@@ -164,8 +163,6 @@ def preview(task: stage2.Task, settings: Any, transformer: Any, frozen: Any, bat
     half = jnp.where(jnp.arange(2 * len(prompt)) < len(prompt), prompt.shape[1] // 2, 0)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2 * len(prompt)))
     drawn = priors.sample(task.prior, transformer, twice(condition), keys, settings, twice(prompt), half)
-    decode = lambda codes: to_uint8(
-        task.tokenizer.apply({"params": frozen["tokenizer"]}, codes, method="decode_indices")
-    )
+    decode = lambda codes: stage2.decode(task, frozen, codes)
     completed, sampled = jnp.split(decode(drawn), 2)
     return condition, decode(indices), completed, sampled

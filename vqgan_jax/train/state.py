@@ -20,5 +20,5 @@ class TrainState:
     step: Any
     params: dict[str, Any]
     opt_state: dict[str, Any]
-    ema: dict[str, Any]
-    stats: dict[str, Any]
+    ema: Any  # dicts too, but where they are empty Orbax puts a leaf of its own
+    stats: Any
