@@ -1,28 +1,22 @@
 """The verbs for Python users: equal under the caller's own jit, and clear about what they cannot take."""
 
+import dataclasses
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import untrained
 
 import vqgan_jax as vq
-from vqgan_jax.nn.autoencoder import Decoder, Encoder
-from vqgan_jax.nn.quantizer import VectorQuantizer
-from vqgan_jax.nn.vqgan import VQGAN
+from vqgan_jax import api
+from vqgan_jax.nn import decoding
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    shape = {
-        "channels": 32,
-        "channel_multipliers": (1, 1),
-        "num_res_blocks": 1,
-        "attn_resolutions": (),
-        "resolution": 8,
-    }
-    module = VQGAN(Encoder(**shape, out_channels=32), VectorQuantizer(16, 4, True), Decoder(**shape, out_channels=3))
-    params = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
-    return vq.Tokenizer(params, module)
+    return untrained.tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -65,3 +59,198 @@ def test_an_index_outside_the_codebook_is_refused_and_nan_under_jit(tokenizer):
 def test_a_folder_without_checkpoints_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=tmp_path.name):
         vq.load_tokenizer(tmp_path)
+
+
+# Priors
+
+
+@pytest.fixture(scope="module")
+def prior():
+    """Of 4 x 4 codes in the order `spiral_out`, which is not its own inverse."""
+    return untrained.prior()
+
+
+@pytest.fixture(scope="module")
+def drawn(prior):
+    """Six images of their own classes."""
+    return vq.sample_indices(prior, jax.random.key(0), labels=LABELS)
+
+
+LABELS = np.array([0, 1, 2, 3, 4, 4], np.int32)
+SPIRAL = np.array([9, 5, 6, 10, 14, 13, 12, 8, 4, 0, 1, 2, 3, 7, 11, 15])
+
+
+def test_samples_are_codes_of_the_prior_and_decode_to_images(prior, drawn):
+    assert (drawn.shape, drawn.dtype) == ((6, 4, 4), jnp.int32)
+    assert ((drawn >= 0) & (drawn < 16)).all()
+    assert len(np.unique(np.reshape(drawn, (6, -1)), axis=0)) == 6
+    images = vq.sample(prior, jax.random.key(0), labels=LABELS)
+    np.testing.assert_array_equal(images, vq.decode(prior.tokenizer, drawn))
+
+
+def test_samples_are_the_same_under_the_callers_jit(prior, drawn):
+    inside = jax.jit(lambda prior, key, labels: vq.sample_indices(prior, key, labels=labels))
+    np.testing.assert_array_equal(inside(prior, jax.random.key(0), LABELS), drawn)
+
+
+def test_an_image_is_its_key_and_its_label(prior, drawn):
+    """One key for all is the number folded in; a key for each is that key."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(6))
+    np.testing.assert_array_equal(vq.sample_indices(prior, keys, labels=LABELS), drawn)
+    two = np.array([4, 1])
+    np.testing.assert_array_equal(vq.sample_indices(prior, keys[two], labels=LABELS[two]), drawn[two])
+
+
+def test_a_completion_keeps_the_first_tokens_of_the_priors_order(prior):
+    """Six of the spiral: the four in the middle, and two below them."""
+    prompt = np.random.default_rng(0).integers(0, 16, (6, 4, 4), dtype=np.int32)
+    complete = lambda prompt, length: np.asarray(
+        vq.sample_indices(prior, jax.random.key(1), labels=LABELS, prompt=prompt, prompt_length=length)
+    )
+    kept = np.isin(np.arange(16), SPIRAL[:6]).reshape(4, 4)
+    six = complete(prompt, 6)
+    np.testing.assert_array_equal(six[:, kept], prompt[:, kept])
+    assert (six[:, ~kept] != prompt[:, ~kept]).any(axis=1).all()
+    np.testing.assert_array_equal(complete(np.where(kept, prompt, 0), 6), six)  # the rest is not looked at
+    np.testing.assert_array_equal(complete(prompt, 16), prompt)
+    np.testing.assert_array_equal(complete(prompt, None), complete(prompt, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "a class-conditional prior needs `labels`, the class of each image; none were given"),
+        ({"labels": np.array([0, 5])}, r"`labels` must be in \[0, 5\); got values in \[0, 5\]"),
+        ({"labels": np.array([-1, 0])}, r"got values in \[-1, 0\]"),
+        ({"labels": np.array([0, 1]), "count": 3}, "`labels` must be as many as the images, 3; got 2"),
+        ({"prompt": np.zeros((2, 4, 3), int)}, r"integers of shape \(2, 4, 4\); got int32 of shape \(2, 4, 3\)"),
+        ({"prompt": np.full((2, 4, 4), 16)}, r"codes must be in \[0, 16\)"),
+        ({"prompt": np.zeros((2, 4, 4), int), "prompt_length": 17}, r"`prompt_length` must be in 0 \.\. 16"),
+        ({"prompt": np.zeros((2, 4, 4), int), "prompt_length": -1}, r"`prompt_length` must be in 0 \.\. 16"),
+        ({"top_k": 17}, r"`top_k` must be in 1 \.\. 16, the vocabulary; got 17"),
+        ({"top_p": 0.0}, "`top_p` must be"),
+        ({"temperature": 0.0}, "`temperature` must be above 0"),
+        ({"guidance": 2.0, "schedule": "none"}, "`schedule` must be one of"),
+    ],
+)
+def test_samples_that_cannot_be_are_refused(prior, options, message):
+    options = {"labels": np.array([0, 1])} | options if options else {}
+    with pytest.raises(ValueError, match=message):
+        vq.sample(prior, jax.random.key(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0.0, 1.0]), r"`labels` must be integers of shape \(b,\), .* got float32 of shape \(2,\)"),
+        (np.array([[0], [1]]), r"`labels` must be integers of shape \(b,\), .* got int32 of shape \(2, 1\)"),
+        (np.array([0, 1, 2]), "`labels` must be as many as the images, 2; got 3"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(prior, labels, message):
+    """Which in these tests the types of the verbs themselves would refuse before."""
+    with pytest.raises(ValueError, match=message):
+        api.condition_tokens(prior, labels, 2)
+
+
+def test_keys_must_be_one_or_as_many_as_the_images(prior):
+    with pytest.raises(ValueError, match=r"one for each of 2 images; got \(3,\)"):
+        vq.sample(prior, jax.random.split(jax.random.key(0), 3), labels=np.array([0, 1]))
+
+
+def test_guidance_needs_a_prior_that_knows_the_null_class():
+    with pytest.raises(ValueError, match=r"condition\.drop above 0"):
+        vq.sample(untrained.prior(drop=0.0), jax.random.key(0), labels=np.array([0]), guidance=2.0)
+
+
+def test_guidance_leads_to_codes_that_the_class_explains_better(prior):
+    """How much likelier the label makes its image, in nats, than the null class, which stands behind the last."""
+    labels = np.tile(np.arange(5, dtype=np.int32), 16)
+    null = dataclasses.replace(prior.module.condition, num_classes=6, droppable=False)
+    blind = prior.replace(module=dataclasses.replace(prior.module, condition=null))
+    gain = []
+    for guidance in (1.0, 4.0):
+        codes = vq.sample_indices(prior, jax.random.key(0), labels=labels, guidance=guidance)
+        known, unknown = (vq.log_likelihood(p, codes, labels=c) for p, c in ((prior, labels), (blind, 0 * labels + 5)))
+        gain.append(float(jnp.mean(known - unknown)))
+    assert gain[1] > gain[0] + 1 > 1
+
+
+def test_an_unconditional_prior_wants_a_count_and_no_labels():
+    prior = untrained.prior("unconditional", drop=0.0)
+    for options, message in (
+        ({}, "needs `count`, the number of images; got None"),
+        ({"count": 0}, "got 0"),
+        ({"labels": np.array([0]), "count": 1}, "this one has no classes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            vq.sample(prior, jax.random.key(0), **options)
+    assert vq.sample_indices(prior, jax.random.key(0), count=3).shape == (3, 4, 4)
+
+
+# Likelihood
+
+
+def test_a_likelihood_is_the_product_of_what_the_sampler_draws_from(prior, drawn):
+    """Token by token through the sampler's cache."""
+    tokens = jnp.reshape(drawn, (6, 16))[:, SPIRAL]
+
+    @jax.jit
+    def stepwise(params, tokens):
+        weights = decoding.unstack(prior.module.transformer, params)
+        prefix = prior.module.prefix(jnp.asarray(LABELS)[:, None])
+        first = decoding.prefill(prior.module.transformer, weights, prefix, 16)
+
+        def body(carry, k):
+            logits, cache = carry
+            token = tokens[:, k]
+            log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
+            return decoding.step(prior.module.transformer, weights, cache, token, 1 + k), log_p
+
+        (logits, _), log_p = jax.lax.scan(body, first, jnp.arange(15))
+        last = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 15:], axis=1)[:, 0]
+        return log_p.sum(0) + last
+
+    nats = vq.log_likelihood(prior, drawn, labels=LABELS)
+    np.testing.assert_allclose(nats, stepwise(prior.params, tokens), rtol=1e-5)
+    assert np.ptp(nats) > 1
+
+
+def test_images_are_as_likely_as_their_codes(prior):
+    images = np.random.default_rng(3).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    codes = vq.encode(prior.tokenizer, images)
+    nats = vq.log_likelihood(prior, images, labels=LABELS)
+    np.testing.assert_array_equal(nats, vq.log_likelihood(prior, codes, labels=LABELS))
+    inside = jax.jit(vq.log_likelihood)(prior, images, labels=LABELS)
+    np.testing.assert_allclose(inside, nats, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("codes", "labels", "message"),
+    [
+        (np.zeros((2, 4, 5), np.int32), [0, 1], "trained on images of 8 pixels"),
+        (np.zeros((2, 4, 4), np.float32), [0, 1], "must be integers"),
+        (np.full((2, 4, 4), 16), [0, 1], r"codes must be in \[0, 16\)"),
+        (np.zeros((2, 12, 12, 3), np.uint8), [0, 1], r"shape \(2, 4, 4\); got int32 of shape \(2, 6, 6\)"),
+        (np.zeros((2, 4, 4), np.int32), [0, 9], r"`labels` must be in \[0, 5\)"),
+    ],
+)
+def test_what_has_no_likelihood_is_refused(prior, codes, labels, message):
+    with pytest.raises(ValueError, match=message):
+        vq.log_likelihood(prior, codes, labels=np.array(labels))
+
+
+@pytest.mark.parametrize("variant", ["base", "gpt"])
+def test_all_images_together_have_probability_one_and_are_drawn_as_often_as_it_says(variant):
+    """All 256 grids of 2 x 2 codes of 4, each by its likelihood; then 20,000 draws against it."""
+    prior = untrained.prior(variant, codebook_size=4, side=2, classes=3)
+    grids = np.array(list(itertools.product(range(4), repeat=4)), np.int32).reshape(-1, 2, 2)
+    label = np.full(len(grids), 2, np.int32)
+    probs = np.exp(np.float64(vq.log_likelihood(prior, grids, labels=label)))
+    assert probs.sum() == pytest.approx(1.0, abs=1e-5)
+    assert probs.max() > 3 / len(probs)  # it is far from uniform
+    codes = vq.sample_indices(prior, jax.random.key(0), labels=np.full(20_000, 2, np.int32))
+    counts = np.bincount(np.reshape(codes, (-1, 4)) @ np.array([64, 16, 4, 1]), minlength=256)
+    usual = probs * 20_000 > 5
+    statistic = np.sum((counts[usual] - 20_000 * probs[usual]) ** 2 / (20_000 * probs[usual]))
+    assert abs(statistic - usual.sum()) < 4 * np.sqrt(2 * usual.sum())  # chi-square: as many as there are, 4 deviations

@@ -116,3 +116,40 @@ def test_losses_are_zero_for_equals_and_never_negative(getkey, loss):
     x, y = jax.random.normal(getkey(), (4, 5)), jax.random.normal(getkey(), (4, 5))
     assert not loss(x, x).any()
     assert (loss(x, y) > 0).all()
+
+
+# Tokens, equation 8
+
+
+def test_cross_entropy_by_hand():
+    """Logits are free up to a constant a row; each row costs minus the logarithm of its target's probability."""
+    probs = jnp.array([[0.5, 0.3, 0.2], [0.1, 0.8, 0.1]])
+    nll = losses.cross_entropy(jnp.log(probs) + jnp.array([[7.0], [-3.0]]), jnp.array([2, 1]))
+    np.testing.assert_allclose(nll, -np.log([0.2, 0.8]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 1.0])
+def test_a_uniform_prediction_costs_the_logarithm_of_the_vocabulary(smoothing):
+    targets = jnp.arange(16).reshape(2, 8)
+    nll = losses.cross_entropy(jnp.full((2, 8, 16), 3.0), targets, smoothing)
+    np.testing.assert_allclose(nll, np.full((2, 8), np.log(16)), rtol=1e-6)
+
+
+def test_smoothing_gives_its_mass_to_all_alike():
+    """A tenth: to the target 0.9 and a third of 0.1, to the others a third of 0.1."""
+    probs = np.array([0.5, 0.3, 0.2])
+    smooth = losses.cross_entropy(jnp.log(jnp.array(probs)), jnp.array(0), 0.1)
+    np.testing.assert_allclose(smooth, -np.dot([0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3], np.log(probs)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.25])
+def test_the_gradient_of_cross_entropy_is_prediction_minus_target(getkey, smoothing):
+    logits, targets = jax.random.normal(getkey(), (3, 5)), jnp.array([4, 0, 2])
+    gradient = jax.grad(lambda x: losses.cross_entropy(x, targets, smoothing).sum())(logits)
+    wanted = (1 - smoothing) * jax.nn.one_hot(targets, 5) + smoothing / 5
+    np.testing.assert_allclose(gradient, jax.nn.softmax(logits) - wanted, atol=1e-6)
+
+
+def test_cross_entropy_is_finite_for_sure_and_wrong_predictions():
+    sure = jnp.array([[1e4, -1e4], [1e4, -1e4]])
+    np.testing.assert_array_equal(losses.cross_entropy(sure, jnp.array([0, 1])), [0.0, 2e4])

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-TINY = str(Path(__file__).with_name("tiny.py"))
+import untrained
+
+TINY, PRIOR = (str(Path(__file__).with_name(name)) for name in ("tiny.py", "tiny_prior.py"))
 PHASES = ("start-up", "step", "writing")
 TIMED = ("time", "train/images_per_second")  # what two equal runs may differ in
 
@@ -26,11 +28,13 @@ def environment(folder: Path, **extra: str) -> dict[str, str]:
 
 
 class Job:
-    """`vqgan train` in a process; the workdir is `folder / name`, the output `folder / name.log`."""
+    """`vqgan train`, or another verb, in a process; the workdir is `folder / name`, the output `folder / name.log`."""
 
-    def __init__(self, folder: Path, name: str, *flags: str, log: str = "", **env: str):
+    def __init__(
+        self, folder: Path, name: str, *flags: str, log: str = "", verb: str = "train", page: str = TINY, **env: str
+    ):
         self.workdir, self.log = folder / name, folder / f"{log or name}.log"
-        command = [sys.executable, "-m", "vqgan_jax", "train", f"--config={TINY}", f"--workdir={self.workdir}", *flags]
+        command = [sys.executable, "-m", "vqgan_jax", verb, f"--config={page}", f"--workdir={self.workdir}", *flags]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=subprocess.STDOUT, env=environment(folder, **env)
@@ -43,6 +47,13 @@ class Job:
             return self.process.wait(timeout)
         finally:
             self.process.kill()
+
+    def kill(self) -> float:
+        """SIGKILL, while it still runs; the seconds that it had."""
+        assert self.process.poll() is None, f"it ended before it was killed: {self.output()}"
+        self.process.kill()
+        self.process.wait()
+        return time.perf_counter() - self.began
 
     def wait_for(self, condition: Callable[[], Any], timeout: float = 300) -> None:
         """Polls every few milliseconds; it is an error if the process ends first."""
@@ -64,9 +75,9 @@ class Job:
         self.process.wait()
 
 
-def run(folder: Path, name: str, *flags: str, **env: str) -> Job:
+def run(folder: Path, name: str, *flags: str, **options: str) -> Job:
     """Trains to the end."""
-    job = Job(folder, name, *flags, **env)
+    job = Job(folder, name, *flags, **options)
     assert job.finish() == 0, job.output()
     return job
 
@@ -110,7 +121,7 @@ def check_identical(workdir: Path, reference: Path) -> tuple[int, int]:
     """Asserts equal last states and equal metrics, each step once; the number of arrays and of numbers compared."""
     ours, theirs = arrays(workdir), arrays(reference)
     assert ours.keys() == theirs.keys()
-    assert {name.split("/")[0] for name in ours} == {"step", "params", "opt_state", "ema", "stats"}
+    assert {name.split("/")[0] for name in ours} - {"stats"} == {"step", "params", "opt_state", "ema"}
     different = [name for name in ours if ours[name].tobytes() != theirs[name].tobytes()]
     assert not different, f"{len(different)} of {len(ours)} arrays differ, such as {different[:3]}"
     for prefix in ("train", "eval"):
@@ -120,7 +131,12 @@ def check_identical(workdir: Path, reference: Path) -> tuple[int, int]:
     return len(ours), sum(array.size for array in ours.values())
 
 
-def kill_drill(folder: Path, kills: int, *, seed: int = 0) -> Iterator[str]:
+def flags_of_stage_2(folder: Path) -> tuple[str, ...]:
+    """A tokenizer for `tiny_prior.py`: what its codes are does not matter."""
+    return (f"--config.tokenizer.workdir={untrained.save_tokenizer(folder / 'tokenizer')}",)
+
+
+def kill_drill(folder: Path, kills: int, *, stage: int = 1, seed: int = 0) -> Iterator[str]:
     """Kills a run at random moments of its whole life, lets it end, and compares it with one that was left alone.
 
     The moments go round steps (some way into one of the few after a new checkpoint), the writing of a checkpoint (some
@@ -128,29 +144,79 @@ def kill_drill(folder: Path, kills: int, *, seed: int = 0) -> Iterator[str]:
     Gives a line for each kill.
     """
     rng = random.Random(seed)
-    flags = (f"--config.steps={10 + 10 * kills}",)  # more than the kills can let happen
     folder.mkdir(exist_ok=True)
-    reference = Job(folder, "reference", *flags)
+    flags = (f"--config.steps={10 + 10 * kills}",)  # more than the kills can let happen
+    flags += flags_of_stage_2(folder) if stage == 2 else ()
+    page = {"page": {1: TINY, 2: PRIOR}[stage]}
+    reference = Job(folder, "reference", *flags, **page)
     reference.wait_for(lambda: rows(reference.workdir))
     start_up = time.perf_counter() - reference.began
     assert reference.finish(600) == 0, reference.output()
     for number in range(1, kills + 1):
         phase = PHASES[number % len(PHASES)]
-        job = Job(folder, "killed", *flags)
+        job = Job(folder, "killed", *flags, **page)
         if phase == "start-up":
             time.sleep(rng.uniform(0.0, start_up))
         else:
             start_up = wait_for_life(job)
             wait_for_moment(job, phase, rng)
-        seconds = time.perf_counter() - job.began
-        assert job.process.poll() is None, f"it ended before it was killed: {job.output()}"
-        job.process.kill()
-        job.process.wait()
+        seconds = job.kill()
         step = max((row["step"] for row in rows(job.workdir)), default=0)
         last = newest(job.workdir)
         yield f"kill {number:>2}  {phase:<8}  after {seconds:6.2f} s  last step {step:>4}  last checkpoint {last:>4}"
-    run(folder, "killed", *flags)
+    run(folder, "killed", *flags, **page)
     yield "identical: {} arrays, {:,} numbers".format(*check_identical(folder / "killed", folder / "reference"))
+
+
+def tokenize_drill(folder: Path, kills: int, *, seed: int = 0) -> Iterator[str]:
+    """The same for `vqgan tokenize`: in start-up, in the writing of a shard, and around the end of one."""
+    rng = random.Random(seed)
+    folder.mkdir(exist_ok=True)
+    flags = (*flags_of_stage_2(folder), f"--config.tokenizer.crops={40 * (kills + 3)}")
+    job = lambda name: Job(folder, name, *flags, verb="tokenize", page=PRIOR)
+    reference = job("reference")
+    reference.wait_for(lambda: parts(reference.workdir))
+    start_up = time.perf_counter() - reference.began
+    assert reference.finish(600) == 0, reference.output()
+    shards = len(finished(reference.workdir))
+    a_shard = (time.perf_counter() - reference.began - start_up) / shards
+    for number in range(1, kills + 1):
+        phase, killed = ("start-up", "writing", "shard")[number % 3], job("killed")
+        before = finished(killed.workdir)
+        if phase == "start-up":
+            time.sleep(rng.uniform(0.0, start_up))
+        elif phase == "writing":
+            left = parts(killed.workdir)
+            killed.wait_for(lambda left=left: parts(killed.workdir) - left)  # noqa: B023
+            time.sleep(rng.uniform(0.0, a_shard))
+        else:
+            killed.wait_for(lambda before=before: finished(killed.workdir) - before)  # noqa: B023
+            time.sleep(rng.uniform(0.0, 0.02))
+        seconds, there = killed.kill(), len(finished(killed.workdir))
+        yield f"kill {number:>2}  {phase:<8}  after {seconds:6.2f} s  {there:>2} of {shards} shards"
+    ended = job("killed")
+    assert ended.finish(600) == 0, ended.output()
+    ours, theirs = ({p.name: p.read_bytes() for p in j.workdir.iterdir()} for j in (ended, reference))
+    assert ours.keys() == theirs.keys()
+    different = [name for name in ours if ours[name] != theirs[name]]
+    assert not different, f"{len(different)} of {len(ours)} files differ, such as {different[:3]}"
+    yield f"identical: {len(ours)} files, {sum(map(len, ours.values())):,} bytes"
+
+
+def finished(cache: Path) -> set[str]:
+    """The shards of a cache that are whole."""
+    return {path.name for path in cache.glob("*.array_record")}
+
+
+def parts(cache: Path) -> set[tuple[str, int]]:
+    """The shards of a cache being written: name and time of change, since one left by a kill is written again."""
+    found = set()
+    for path in cache.glob("*.array_record.part"):
+        try:
+            found.add((path.name, path.stat().st_mtime_ns))
+        except FileNotFoundError:  # it is finished by now
+            continue
+    return found
 
 
 def wait_for_life(job: Job) -> float:

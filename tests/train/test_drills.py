@@ -5,7 +5,19 @@ import os
 
 import numpy as np
 import pytest
-from drill import Job, arrays, check_identical, checkpoints, copy, kill_drill, pair, rows, run, terminate_at
+from drill import (
+    Job,
+    arrays,
+    check_identical,
+    checkpoints,
+    copy,
+    kill_drill,
+    pair,
+    rows,
+    run,
+    terminate_at,
+    tokenize_drill,
+)
 
 from vqgan_jax import data
 
@@ -24,8 +36,18 @@ def reference(folder):
     return run(folder, "reference").workdir
 
 
-def test_killed_at_random_moments(folder):
-    for line in kill_drill(folder / "kills", int(os.environ.get("VQGAN_JAX_KILLS", "3"))):
+KILLS = int(os.environ.get("VQGAN_JAX_KILLS", "3"))
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_killed_at_random_moments(folder, stage):
+    for line in kill_drill(folder / f"kills{stage}", KILLS, stage=stage):
+        print(line)
+    assert line.startswith("identical: ")
+
+
+def test_tokenizing_killed_at_random_moments(folder):
+    for line in tokenize_drill(folder / "cache_kills", KILLS):
         print(line)
     assert line.startswith("identical: ")
 

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from vqgan_jax import config as configs
-from vqgan_jax import parsing
+from vqgan_jax import models, parsing
 from vqgan_jax.train import sharding, stage1
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "recipe.py"
@@ -30,16 +30,32 @@ KINDS = {
     "gumbel": {"quantizer": {"kind": "gumbel"}, "loss": {"codebook_weight": 0.0, "commitment_weight": 0.0}},
     "no_discriminator": {"loss": {"disc_weight": 0.0}},
 }
+TINY_PRIOR = {
+    "data": {"image_size": 16, "resize": (16, 16)},
+    "tokenizer": {"codebook_size": 16, "downsample_factor": 4},
+    "condition": {"num_classes": 7},
+    "transformer": {"depth": 2, "width": 64, "num_heads": 8},
+}
+PRIORS = {
+    "rope_rms_swiglu": {"transformer": {"positions": "rope2d", "qk_norm": False}},
+    "learned_layer_gelu": {
+        "transformer": {"positions": "learned", "norm": "layer", "mlp": "gelu", "qk_norm": True, "bias": True},
+        "condition": {"shared_vocab": True, "drop": 0.0},
+        "optimizer": {"weight_decay": 0.0, "ema_decay": 0.0, "schedule": "constant"},
+    },
+    "unconditional": {"condition": {"kind": "none", "drop": 0.0}},
+}
 
 
-def tiny(kind: str = "vq") -> configs.Stage1:
+def tiny(kind: str = "vq") -> configs.Stage1 | configs.Stage2:
     spec = importlib.util.spec_from_file_location("recipe", RECIPE)
     assert spec is not None
     assert spec.loader is not None
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
-    nested = recipe.stage1().to_dict()
-    for changes in (TINY, KINDS[kind]):
+    stage2 = kind in PRIORS
+    nested = (recipe.stage2() if stage2 else recipe.stage1()).to_dict()
+    for changes in (TINY_PRIOR, PRIORS[kind]) if stage2 else (TINY, KINDS[kind]):
         for section, values in changes.items():
             nested[section] |= values
     return parsing.parse(nested)
@@ -53,7 +69,7 @@ def init(config: configs.Stage1):
 
 @functools.cache
 def abstract(kind: str):
-    return jax.eval_shape(init(tiny(kind)), jax.random.key(0))
+    return models.prior_state(tiny(kind)) if kind in PRIORS else jax.eval_shape(init(tiny(kind)), jax.random.key(0))
 
 
 # Meshes
@@ -85,7 +101,7 @@ def test_a_mesh_that_is_not_all_devices_is_an_error(sizes):
 # Rules
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *PRIORS])
 @pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
 def test_every_array_of_a_state_has_a_place(kind, sizes):
     mesh = sharding.make_mesh(*sizes)
@@ -95,7 +111,7 @@ def test_every_array_of_a_state_has_a_place(kind, sizes):
         place.shard_shape(leaf.shape)  # raises where axes do not divide it
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *PRIORS])
 def test_moments_and_averages_live_where_their_parameter_lives(kind):
     where = sharding.shardings(abstract(kind), sharding.make_mesh(2, 2, 2))
 
@@ -109,18 +125,20 @@ def test_moments_and_averages_live_where_their_parameter_lives(kind):
             assert specs(where.ema[name]) == specs(params)
 
 
-def test_every_large_array_is_cut_by_fsdp():
-    """What is left whole on each device is small: biases, scales, counters."""
-    where = sharding.shardings(abstract("vq"), sharding.make_mesh(1, 8, 1))
+@pytest.mark.parametrize("kind", ["vq", *PRIORS])
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 4, 2), (1, 1, 8)])
+def test_every_large_array_is_cut_by_all_devices(kind, sizes):
+    """What is left whole on each device is small: biases, scales, counters and the vectors of positions."""
+    where = sharding.shardings(abstract(kind), sharding.make_mesh(*sizes))
     for (path, leaf), place in zip(
-        jax.tree_util.tree_leaves_with_path(abstract("vq")), jax.tree.leaves(where), strict=True
+        jax.tree_util.tree_leaves_with_path(abstract(kind)), jax.tree.leaves(where), strict=True
     ):
-        parts = leaf.size // int(np.prod(place.shard_shape(leaf.shape)))
-        assert parts == (8 if leaf.ndim > 1 else 1), sharding.path_name(path)
+        name, parts = sharding.path_name(path), leaf.size // int(np.prod(place.shard_shape(leaf.shape)))
+        assert parts == (8 if name.endswith(("/kernel", "/codebook", "/embedding")) else 1), name
 
 
 def test_every_rule_is_needed():
-    trees = [{"lpips": {"head_0": jnp.zeros(3)}}, *map(abstract, KINDS)]
+    trees = [{"lpips": {"head_0": jnp.zeros(3)}}, *map(abstract, [*KINDS, *PRIORS])]
     names = [sharding.path_name(path) for tree in trees for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     used = {
         next(i for i, (pattern, _) in enumerate(sharding.RULES) if sharding.re.search(pattern, name)) for name in names

@@ -1,0 +1,60 @@
+"""The smallest prior that has every part: dropout, dropped classes, replaced codes, guidance, an EMA.
+
+It goes with the tokenizer of `tiny.py`: give `--config.tokenizer.workdir`.
+"""
+
+import runpy
+from pathlib import Path
+
+recipe = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "recipe.py"))
+
+VARIANTS = {
+    "base": {},
+    "unconditional": {"condition.kind": "none", "condition.drop": 0.0, "sampling.guidance": 1.0},
+    "gpt": {  # upstream's layers
+        "condition.shared_vocab": True,
+        "transformer.norm": "layer",
+        "transformer.mlp": "gelu",
+        "transformer.positions": "learned",
+        "transformer.qk_norm": False,
+        "transformer.bias": True,
+    },
+    "plain": {"transformer.dropout": 0.0, "condition.drop": 0.0, "loss.keep": 1.0, "sampling.guidance": 1.0},
+}
+
+
+def get_config(variant: str = ""):
+    """A config page like those of the lab book; 16 px, 8 x 8 codes."""
+    config = recipe["vary"](
+        recipe["stage2"](),
+        {
+            "steps": 10,
+            "batch_size": 8,
+            "data.source": "photos",
+            "data.image_size": 16,
+            "data.resize": (16, 20),
+            "data.num_threads": 1,
+            "tokenizer.codebook_size": 32,
+            "tokenizer.downsample_factor": 2,
+            "tokenizer.crops": 2,
+            "condition.num_classes": 11,
+            "condition.drop": 0.2,
+            "transformer.depth": 2,
+            "transformer.width": 32,
+            "transformer.num_heads": 4,
+            "transformer.order": "spiral_out",  # not its own inverse
+            "transformer.remat": "none",
+            "transformer.dtype": "float32",
+            "loss.keep": 0.9,
+            "sampling.guidance": 2.0,
+            "sampling.previews": 2,
+            "optimizer.learning_rate": 1e-3,
+            "optimizer.warmup_steps": 0,
+            "optimizer.ema_decay": 0.99,
+            "log.metrics_every": 1,
+            "log.eval_every": 6,
+            "log.eval_examples": 16,
+            "log.checkpoint_every": 3,
+        },
+    )
+    return recipe["choose"](config, VARIANTS, variant)

@@ -1,0 +1,69 @@
+"""Models that nobody trained: random parameters, made without compiling anything."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+import vqgan_jax as vq
+from vqgan_jax import cli, models
+from vqgan_jax import prior as priors
+from vqgan_jax.nn.autoencoder import Decoder, Encoder
+from vqgan_jax.nn.quantizer import VectorQuantizer
+from vqgan_jax.nn.vqgan import VQGAN
+from vqgan_jax.train.checkpoint import Checkpoints
+
+PAGE = str(Path(__file__).parent / "train" / "tiny_prior.py")
+
+
+def randomised(tree: Any, scale: float) -> Any:
+    """Normal numbers of that deviation for each leaf, by its path; scales of norms around 1."""
+
+    def fill(path: Any, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path)
+        noise = scale * np.random.default_rng(zlib.crc32(name.encode())).normal(size=leaf.shape)
+        return jnp.asarray(noise + ("scale" in name), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(fill, tree)
+
+
+def tokenizer(codebook_size: int = 16) -> vq.Tokenizer:
+    """Two pixels a code."""
+    shape = {
+        "channels": 32,
+        "channel_multipliers": (1, 1),
+        "num_res_blocks": 1,
+        "attn_resolutions": (),
+        "resolution": 8,
+    }
+    quantizer = VectorQuantizer(codebook_size, 4, True)
+    module = VQGAN(Encoder(**shape, out_channels=32), quantizer, Decoder(**shape, out_channels=3))
+    abstract = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    return vq.Tokenizer(randomised(abstract, 0.1), module)
+
+
+def prior(variant: str = "base", *, codebook_size: int = 16, side: int = 4, classes: int = 5, drop: float = 0.5):
+    """Of one layer over side x side codes, far from uniform."""
+    flags = {
+        "data.image_size": 2 * side, "data.resize": (2 * side, 2 * side), "tokenizer.codebook_size": codebook_size,
+        "condition.num_classes": classes, "condition.drop": drop, "transformer.depth": 1, "transformer.width": 16,
+        "transformer.num_heads": 2, "sampling.guidance": 1.0,
+    }  # fmt: skip
+    config = cli.load_config(f"{PAGE}:{variant}", [f"--config.{name}={value}" for name, value in flags.items()])
+    params = randomised(models.prior_state(config).params["transformer"], 0.4)
+    module = priors.from_config(config)
+    return vq.Prior(params, tokenizer(codebook_size), module, config)
+
+
+def save_tokenizer(workdir: Path, scale: float = 0.1) -> Path:
+    """The workdir of a stage-1 run of `tiny.py`, as if it had been trained; another scale is another tokenizer."""
+    config = cli.load_config(str(Path(__file__).parent / "train" / "tiny.py"))
+    state = randomised(models.tokenizer_state(config), scale)
+    with Checkpoints(epath.Path(workdir)) as checkpoints:
+        checkpoints.save(1, state, {"next_index": 1}, dataclasses.asdict(config), {"lpips": 1.0})
+    return workdir
