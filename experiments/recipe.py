@@ -265,7 +265,7 @@ def laptop_stage2(*, image_size: int, num_classes: int) -> dict[str, Any]:
     }
 
 
-# What keeps the codes of a laptop page alive, taken away or replaced. Held out, of stage1_photos.py:VARIANT,no_disc with
+# What keeps the codes of a laptop page alive, taken away or replaced. Held out, stage1_photos.py:VARIANT,no_disc with
 # steps=200 and eval_every=200; the base has 16.57 dB, LPIPS 0.507, 98.8% of 512 codes, perplexity 302. One seed: what
 # differs by less than half a decibel is no finding, but the dead codes are.
 CODEBOOKS: dict[str, dict[str, Any]] = {  #                                                     dB LPIPS usage  perp

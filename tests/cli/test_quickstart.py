@@ -48,9 +48,10 @@ def test_embeddings_measure_lpips():
     from vqgan_jax.nn.pixels import to_float
 
     images = np.random.default_rng(0).integers(0, 256, (2, 2, 16, 16, 3), dtype=np.uint8)
-    params = LPIPS().init(jax.random.key(0), *jnp.zeros((2, 1, 16, 16, 3)))["params"]
+    params = jax.jit(LPIPS().init)(jax.random.key(0), *jnp.zeros((2, 1, 16, 16, 3)))["params"]
     x, y = jax.jit(jax.vmap(likeness.embed, (None, 0)))(params, images)
-    expected = LPIPS().apply({"params": params}, *(to_float(jnp.asarray(batch)) for batch in images))
+    distance = jax.jit(lambda params, images: LPIPS().apply({"params": params}, *map(to_float, images)))
+    expected = distance(params, jnp.asarray(images))
     np.testing.assert_allclose(jnp.sum(jnp.square(x - y), 1), expected, rtol=1e-4)
     labels = likeness.nearest_labels(
         params, images[0], np.concatenate(images[::-1]), np.array([5, 6, 7, 8]), batch_size=4

@@ -36,11 +36,21 @@ PUBLISHED = {  # layers, width, heads, vocabulary, positions
 @functools.cache
 def model(variant: str, **changes):
     module = Transformer(VOCAB, LENGTH, depth=3, width=32, num_heads=4, **(VARIANTS[variant] | changes))
-    params = module.init(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.int32))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [x + 0.1 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
-    return module, jax.tree.unflatten(tree, noisy)
+
+    @jax.jit
+    def init():
+        params = module.init(jax.random.key(0), jnp.zeros((1, LENGTH), jnp.int32))["params"]
+        leaves, tree = jax.tree.flatten(params)
+        keys = jax.random.split(jax.random.key(1), len(leaves))
+        noisy = [x + 0.1 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(tree, noisy)
+
+    return module, init()
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(module, params, tokens):
+    return module.apply({"params": params}, tokens)
 
 
 @pytest.fixture
@@ -61,20 +71,19 @@ def test_no_logit_sees_a_later_token(variant, tokens):
     """By gradients: of each position's logits at each position's embedding."""
     module, params = model(variant)
 
+    @jax.jit
     def logits(shift):
         embedded = functools.partial(module.apply, {"params": params})
         x = embedded(tokens[:1], method="embed") + shift[None]
         angles = None if module.angles is None else jnp.asarray(module.angles)
-        layers = decoding.unstack(module, params).layers
         mask = causal_mask(LENGTH, module.bidirectional_prefix)
-        for layer in layers:
+        for layer in decoding.unstack(module, params).layers:
             x, _ = Block(**module.block_fields).apply({"params": layer}, x, mask, angles, False)
         return embedded(x, method="readout")[0]
 
-    np.testing.assert_allclose(
-        logits(jnp.zeros((LENGTH, 32))), module.apply({"params": params}, tokens[:1])[0], atol=2e-6
-    )
-    seen = np.abs(jax.jacobian(lambda s: logits(s).sum(-1))(jnp.zeros((LENGTH, 32)))).max(-1)
+    zero = jnp.zeros((LENGTH, 32))
+    np.testing.assert_allclose(logits(zero), apply(module, params, tokens[:1])[0], atol=2e-6)
+    seen = np.abs(jax.jit(jax.jacobian(lambda shift: logits(shift).sum(-1)))(zero)).max(-1)
     np.testing.assert_array_equal(seen > 0, np.asarray(causal_mask(LENGTH, module.bidirectional_prefix)))
 
 
@@ -82,10 +91,11 @@ def test_no_logit_sees_a_later_token(variant, tokens):
 @pytest.mark.parametrize("prefix", [5, 9])
 def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, tokens):
     module, params = model(variant)
-    full = module.apply({"params": params}, tokens)
+    full = apply(module, params, tokens)
     weights = decoding.unstack(module, params)
     step = jax.jit(functools.partial(decoding.step, module), donate_argnums=1)
-    logits, cache = decoding.prefill(module, weights, tokens[:, :prefix], LENGTH)
+    prefill = jax.jit(functools.partial(decoding.prefill, module), static_argnums=2)
+    logits, cache = prefill(weights, tokens[:, :prefix], LENGTH)
     np.testing.assert_allclose(logits, full[:, prefix - 1], atol=1e-5)
     for position in range(prefix, LENGTH):
         logits, cache = step(weights, cache, tokens[:, position], jnp.asarray(position))
@@ -135,19 +145,20 @@ def test_half_of_the_pairs_turn_by_the_row_and_half_by_the_column():
 
 def test_dropout_is_of_training_only_and_drops_attention_too(tokens):
     module, params = model("gpt", dropout=0.5)
-    plain = model("gpt")[0].apply({"params": params}, tokens)
-    np.testing.assert_array_equal(module.apply({"params": params}, tokens), plain)
-    train = lambda seed: module.apply({"params": params}, tokens, train=True, rngs={"dropout": jax.random.key(seed)})
+    plain = apply(model("gpt")[0], params, tokens)
+    np.testing.assert_array_equal(apply(module, params, tokens), plain)
+    rngs = lambda seed: {"dropout": jax.random.key(seed)}
+    train = jax.jit(lambda seed: module.apply({"params": params}, tokens, train=True, rngs=rngs(seed)))
     assert np.abs(train(0) - plain).max() > 0.1
     assert np.abs(train(0) - train(1)).max() > 0.1
 
 
 def test_bfloat16_keeps_logits_and_parameters_in_float32(tokens):
     module, params = model("llama", dtype=jnp.bfloat16)
-    logits = module.apply({"params": params}, tokens)
+    logits = apply(module, params, tokens)
     assert logits.dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
-    exact = model("llama")[0].apply({"params": params}, tokens)
+    exact = apply(model("llama")[0], params, tokens)
     assert np.abs(logits - exact).max() < 0.05 * np.abs(exact).max()
 
 

@@ -83,8 +83,8 @@ def distance(tree, other) -> float:
 @pytest.mark.parametrize(
     ("mesh", "variant", "steps", "rtol"),
     [
-        ("data", "smooth", 10, 1e-5),
         ("tensor", "smooth", 10, 1e-5),
+        pytest.param("data", "smooth", 10, 1e-5, marks=pytest.mark.slow),
         pytest.param("fsdp", "smooth", 10, 1e-5, marks=pytest.mark.slow),
         # VGG16 is all kinks: a wrong gradient would still be off by more.
         pytest.param("tensor", "smooth,lpips", 3, 1e-3, marks=pytest.mark.slow),

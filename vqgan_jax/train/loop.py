@@ -71,7 +71,7 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
             was, now = ((c.get(section, {}) if section else c).get(key) for c in (saved, config))
             if was != now:
                 raise ValueError(
-                    f"a run goes on with the {section} {key} it began with; {workdir} has {was}, now it is {now}. "
+                    f"a run goes on with the {f'{section} {key}'.strip()} it began with; {workdir} has {was}, now it is {now}. "
                     "Give back the old one, or another --workdir."
                 )
         shapes = lambda tree: {
