@@ -70,8 +70,9 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
         for section, key in (("", "stage"), ("tokenizer", "fingerprint")):
             was, now = ((c.get(section, {}) if section else c).get(key) for c in (saved, config))
             if was != now:
+                name = f"{section} {key}".strip()
                 raise ValueError(
-                    f"a run goes on with the {f'{section} {key}'.strip()} it began with; {workdir} has {was}, now it is {now}. "
+                    f"a run goes on with the {name} it began with; {workdir} has {was}, now it is {now}. "
                     "Give back the old one, or another --workdir."
                 )
         shapes = lambda tree: {
