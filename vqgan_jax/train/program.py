@@ -47,6 +47,17 @@ def placed(state: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(place, state, sharding.shardings(state, mesh))
 
 
+def compiled_step(step: Callable[..., Any], where: Any, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """A stage's pure step, jitted once: the state sharded as in `where` and donated, the batch cut into rows."""
+    everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
+    return jax.jit(
+        step,
+        in_shardings=(where, everywhere, rows, everywhere),
+        out_shardings=(where, everywhere),
+        donate_argnums=0,
+    )
+
+
 def share() -> dict[str, int]:
     """Which part of the data is this process's."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}

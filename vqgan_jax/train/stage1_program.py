@@ -32,14 +32,8 @@ def stage1_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> program.P
     source, held_out = (program.open_split(config, s) for s in (config.data.train_split, config.data.eval_split))
     task, abstract = stage1.from_config(config), abstract_state(config, mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
-    frozen = jax.device_put({"lpips": load_lpips()}, everywhere)
-    step = jax.jit(
-        functools.partial(stage1.train_step, task),
-        in_shardings=(where, everywhere, rows, everywhere),
-        out_shardings=(where, everywhere),
-        donate_argnums=0,
-    )
+    frozen = jax.device_put({"lpips": load_lpips()}, sharding.replicated(mesh))
+    step = program.compiled_step(functools.partial(stage1.train_step, task), where, mesh)
     return program.Program(
         config=config, mesh=mesh, abstract=abstract, frozen=frozen, step=step,
         batches=functools.partial(program.image_batches, config, source),

@@ -35,14 +35,8 @@ def stage2_program(config: configs.Stage2, mesh: jax.sharding.Mesh) -> program.P
     source, held_out = (open_split(config, split) for split in ("train", "validation"))
     task, abstract = stage2.from_config(config, tokenizer.module), abstract_state(config, mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
-    frozen = jax.device_put({"tokenizer": jax.device_get(tokenizer.params)}, everywhere)
-    step = jax.jit(
-        functools.partial(stage2.train_step, task),
-        in_shardings=(where, everywhere, rows, everywhere),
-        out_shardings=(where, everywhere),
-        donate_argnums=0,
-    )
+    frozen = jax.device_put({"tokenizer": jax.device_get(tokenizer.params)}, sharding.replicated(mesh))
+    step = program.compiled_step(functools.partial(stage2.train_step, task), where, mesh)
     start = jax.jit(functools.partial(stage2.init, task), out_shardings=where)
     return program.Program(
         config=config, mesh=mesh, abstract=abstract, frozen=frozen, step=step,
