@@ -72,3 +72,8 @@ def test_a_short_quickstart_ends_in_a_report_and_then_has_nothing_to_do(tmp_path
     assert __main__.main(["quickstart", "--workdir=q", "--minutes=0.1"]) == 0
     assert (tmp_path / "q" / "prior" / "metrics.jsonl").read_text() == steps, "no step may come twice"
     assert "report.html" in capsys.readouterr().out.replace("\n", "")
+
+
+def test_every_device_gets_rows():
+    plan = quickstart.make_plan("runs/q", 10)
+    assert (plan.tokenizer.batch_size, plan.prior.batch_size) == (8, 16), "4 and 16 on one device; here are eight"

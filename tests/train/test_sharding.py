@@ -192,3 +192,10 @@ def test_a_batch_is_cut_over_data_and_fsdp_in_order(sizes):
 def test_the_mesh_of_the_recipe_fits_any_number_of_devices():
     mesh = sharding.make_mesh(**dataclasses.asdict(tiny().mesh))
     assert mesh.size == jax.device_count()
+
+
+def test_a_batch_that_cannot_be_cut_is_an_error():
+    mesh = sharding.make_mesh(2, 4, 1)
+    sharding.check_batch(16, mesh)
+    with pytest.raises(ValueError, match=r"multiple of the 8 devices along data and fsdp; got 12\. Set it to 16"):
+        sharding.check_batch(12, mesh)

@@ -41,6 +41,8 @@ def make_plan(workdir: str, minutes: float | int):
     """The pages' configs with their steps scaled, and the commands that do the same."""
     from pathlib import Path
 
+    import jax
+
     import vqgan_jax
     from vqgan_jax import cli, models, quickstart
 
@@ -52,7 +54,9 @@ def make_plan(workdir: str, minutes: float | int):
     config = {name: f"experiments/{name}.py:quick" for name in ("stage1_photos", "stage2_photos")}
     load = lambda name, overrides: cli.load_config(f"{pages / name}.py:quick", overrides)
     base = {name: load(name, []) for name in config}
+    devices = jax.device_count()  # more of them than a batch has rows want a larger batch
     schedule = lambda name: {
+        "batch_size": -(-base[name].batch_size // devices) * devices,
         "steps": scaled(base[name].steps),
         "log.eval_every": max(scaled(base[name].steps) // 5, 1),
         "log.checkpoint_every": max(scaled(base[name].steps) // 5, 1),

@@ -54,6 +54,16 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError unless the global batch can be cut into rows for every device along "data" and "fsdp"."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ValueError(
+            f"`config.batch_size` must be a multiple of the {parts} devices along data and fsdp; got {batch_size}. Set "
+            f"it to {-(-batch_size // parts) * parts}, or run on fewer devices."
+        )
+
+
 def local_mesh() -> Mesh:
     """The devices of this process alone, along "data": for work that processes share out among themselves."""
     devices = jax.local_devices()
