@@ -28,7 +28,9 @@ class Condition(Protocol):
         """Tokens of a batch as the loader gives it; `frozen` holds parameters of networks that this may need."""
         ...
 
-    def picture(self, tokens: Int[np.ndarray, "b s"], size: int) -> UInt8[np.ndarray, "b size size 3"]:
+    def picture(
+        self, tokens: Int[np.ndarray, "b s"], size: int, class_names: tuple[str, ...] = ()
+    ) -> UInt8[np.ndarray, "b size size 3"]:
         """What people should see of it beside a sample."""
         ...
 
@@ -44,7 +46,9 @@ class Unconditional:
         """Zeros, as many as the batch is long."""
         return jnp.zeros((len(next(iter(batch.values()))), 1), jnp.int32)
 
-    def picture(self, tokens: Int[np.ndarray, "b 1"], size: int) -> UInt8[np.ndarray, "b size size 3"]:
+    def picture(
+        self, tokens: Int[np.ndarray, "b 1"], size: int, class_names: tuple[str, ...] = ()
+    ) -> UInt8[np.ndarray, "b size size 3"]:
         """Plain grey."""
         return np.full((len(tokens), size, size, 3), 128, np.uint8)
 
@@ -55,7 +59,6 @@ class ClassLabel:
 
     num_classes: int
     droppable: bool = False
-    names: tuple[str, ...] = ()
     length = 1
 
     @property
@@ -67,7 +70,9 @@ class ClassLabel:
         """The labels."""
         return batch["label"][:, None]
 
-    def picture(self, tokens: Int[np.ndarray, "b 1"], size: int) -> UInt8[np.ndarray, "b size size 3"]:
-        """The class's name, or its number."""
-        names = [self.names[t] if t < len(self.names) else str(t) for t in tokens[:, 0]]
+    def picture(
+        self, tokens: Int[np.ndarray, "b 1"], size: int, class_names: tuple[str, ...] = ()
+    ) -> UInt8[np.ndarray, "b size size 3"]:
+        """The class's name, or its number where it has none."""
+        names = [class_names[t] if t < len(class_names) else str(t) for t in tokens[:, 0]]
         return np.stack([pictures.words(name, size) for name in names])

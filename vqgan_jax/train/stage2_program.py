@@ -135,7 +135,7 @@ def evaluation(
         (batch,) = evaluation_batches(config, source, shown, -(-shown // parts) * parts)
         batch, _ = masked(sharding.put_batch(batch, mesh))
         tokens, *images = jax.device_get(show(params, frozen, batch, jax.random.key(config.seed)))
-        titles = task.prior.condition.picture(tokens, config.data.image_size)
+        titles = task.prior.condition.picture(tokens, config.data.image_size, source.class_names)
         rows = np.stack([titles, *images])[:, :shown]
         return results, {"samples": pictures.grid(rows.reshape(-1, *rows.shape[2:]), columns=shown)}
 
