@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from vqgan_jax import build, models
@@ -20,7 +20,7 @@ PER_SHARD = 16_384  # at most, and at least 16 shards, for processes to share an
 
 
 def write_cache(
-    config: configs.Stage2, folder: str | Path, progress: Callable[[int, int], None] = lambda done, total: None
+    config: configs.Stage2, folder: epath.PathLike, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tokens.Plan:
     """Writes the cache of a config, or what is missing of it; every process of a cluster calls this.
 
