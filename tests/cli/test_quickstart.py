@@ -65,7 +65,7 @@ def test_a_short_quickstart_ends_in_a_report_and_then_has_nothing_to_do(tmp_path
     assert __main__.main(["quickstart", "--workdir=q", "--minutes=0.1"]) == 0
     page = (tmp_path / "q" / "report.html").read_text()
     assert len(re.findall(r'src="data:image/png', page)) > 11 * (2 + 8 + 5)
-    assert "http" not in re.sub(r"http://www.w3.org/2000/svg", "", page)
+    assert "://" not in page, "nothing may be asked of the network"
     seconds = json.loads((tmp_path / "q" / "quickstart.json").read_text())["seconds"]
     assert set(seconds) == {"tokenizer", "token cache", "prior", "pictures"}
     steps = (tmp_path / "q" / "prior" / "metrics.jsonl").read_text()
