@@ -97,7 +97,7 @@ def test_settings_out_of_range_are_named(settings, message):
 
 def test_settings_at_the_edge_of_their_range_pass():
     for settings in ({"top_k": V}, {"top_k": 1}, {"top_p": 1.0}, {"guidance": 0.0}, {"schedule": "cosine"}):
-        check(Settings(**settings), V)
+        assert check(Settings(**settings), V) is None
 
 
 # Guidance
