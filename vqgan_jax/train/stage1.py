@@ -20,7 +20,7 @@ from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_float, to_uint8
 from vqgan_jax.nn.quantizer import Quantized, VectorQuantizer, kmeans
 from vqgan_jax.nn.vqgan import VQGAN
-from vqgan_jax.train.state import TrainState
+from vqgan_jax.train.state import TrainState, moving_average
 
 Metrics = dict[str, Array]
 Tree = dict[str, Any]
@@ -147,9 +147,7 @@ def train_step(
         codebook = params["generator"]["quantizer"]["codebook"]
         codebook, stats["codebook"] = task.model.quantizer.refresh(codebook, stats["codebook"], *flat, keys[3])
         params["generator"]["quantizer"]["codebook"] = codebook
-    # The average forgets its first values as fast as it can, else it would be the initial parameters for long.
-    decay = jnp.minimum(task.ema_decay, (1 + state.step) / (10 + state.step))
-    ema = {name: optax.incremental_update(params[name], old, 1 - decay) for name, old in state.ema.items()}
+    ema = moving_average(state, params, task.ema_decay)
     metrics |= {"param_norm": optax.tree.norm(params["generator"]), "code_hits": code_hits(task, quantized.indices)}
     return TrainState(state.step + 1, params, opt_state, ema, stats), metrics
 

@@ -16,7 +16,7 @@ from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
 from vqgan_jax.nn.pixels import to_float, to_uint8
 from vqgan_jax.nn.vqgan import VQGAN
-from vqgan_jax.train.state import TrainState
+from vqgan_jax.train.state import TrainState, moving_average
 
 Metrics = dict[str, Array]
 Tree = dict[str, Any]
@@ -108,9 +108,7 @@ def train_step(
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
     updates, opt_state = task.optimizer.update(grads, state.opt_state["transformer"], params)
     params = {"transformer": optax.apply_updates(params, updates)}
-    # The average forgets its first values as fast as it can, else it would be the initial parameters for long.
-    decay = jnp.minimum(task.ema_decay, (1 + state.step) / (10 + state.step))
-    ema = optax.incremental_update(params, state.ema, 1 - decay) if state.ema else {}
+    ema = moving_average(state, params, task.ema_decay)
     metrics = {
         "loss": loss,
         "accuracy": accuracy,

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+import optax
 from flax import struct
 
 
@@ -22,3 +24,12 @@ class TrainState:
     opt_state: dict[str, Any]
     ema: Any  # dicts too, but where they are empty Orbax puts a leaf of its own
     stats: Any
+
+
+def moving_average(state: TrainState, params: dict[str, Any], decay: float) -> dict[str, Any]:
+    """The running average of the networks that `state` keeps one of, after a step that made `params`.
+
+    It forgets its first values as fast as it can, else it would be the initial parameters for long.
+    """
+    decayed = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return {name: optax.incremental_update(params[name], old, 1 - decayed) for name, old in state.ema.items()}
