@@ -3,7 +3,7 @@
 import bisect
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -46,7 +46,7 @@ class Folder:
         found = [(part, base, file) for part, base in roots.items() for file in image_files(base)]
         names = sorted({_class_name(file) for _, _, file in found})
         self.class_names = () if names == [""] else tuple(names)
-        chosen = [(base, file) for part, base, file in found if split in ("all", part or _hash_split(file))]
+        chosen = [(base, file) for part, base, file in found if split in ("all", part or hash_split(file))]
         if not chosen:
             raise ValueError(
                 f"a folder must hold images ({', '.join(sorted(EXTENSIONS))}) for every split; {os.fspath(path)!r} "
@@ -69,12 +69,12 @@ def _split_roots(root: Path) -> dict[str, Path]:
     return roots if len(roots) == 2 else {"": root}
 
 
-def image_files(root: Path) -> list[str]:
+def image_files(root: Path, extensions: Collection[str] = EXTENSIONS) -> list[str]:
     """Paths below `root` of all files that look like images, with forward slashes, sorted."""
-    return sorted(_walk(root))
+    return sorted(_walk(root, extensions))
 
 
-def _walk(root: Path) -> Iterator[str]:
+def _walk(root: Path, extensions: Collection[str]) -> Iterator[str]:
     seen = set()  # a link to a folder above would go round for ever
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]
@@ -84,7 +84,7 @@ def _walk(root: Path) -> Iterator[str]:
         seen.add(real)
         prefix = "" if folder == os.fspath(root) else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
         for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in EXTENSIONS:
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in extensions:
                 yield prefix + file
 
 
@@ -92,6 +92,7 @@ def _class_name(file: str) -> str:
     return file.split("/")[0] if "/" in file else ""
 
 
-def _hash_split(file: str) -> str:
+def hash_split(file: str) -> str:
+    """The split of a file, "train" or "validation", by nothing but its path below the folder."""
     digest = hashlib.blake2b(os.fsencode(file), digest_size=8).digest()
     return "validation" if int.from_bytes(digest, "big") < VALIDATION_FRACTION * 2**64 else "train"

@@ -1,7 +1,9 @@
 """From the bytes of an image file, whatever its kind, to 8-bit RGB; or an `ImageError` that names the file."""
 
+import contextlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -32,11 +34,21 @@ def decode(data: bytes | str | os.PathLike[str], *, name: str = "") -> UInt8[np.
         without a defined white (32-bit integers beyond 65535, floating point).
       OSError: if the file at the path `data` cannot be read.
     """
-    if not isinstance(data, bytes):
-        # Read first: a disk that fails is not a damaged image.
-        name, data = name or os.fspath(data), Path(data).read_bytes()
+    data, name = file_bytes(data, name)
+    with readable(name):
+        return np.asarray(_to_rgb(open_image(data)))
+
+
+def file_bytes(data: bytes | str | os.PathLike[str], name: str) -> tuple[bytes, str]:
+    """The bytes of a file, and what to call it; read before decoding, for a disk that fails is not a damaged image."""
+    return (data, name) if isinstance(data, bytes) else (Path(data).read_bytes(), name or os.fspath(data))
+
+
+@contextlib.contextmanager
+def readable(name: str) -> Iterator[None]:
+    """Whatever goes wrong within becomes an `ImageError` that names the file."""
     try:
-        return np.asarray(_to_rgb(_open(data)))
+        yield
     except Exception as error:  # damaged files make Pillow raise SyntaxError, struct.error, KeyError, zlib.error, ...
         raise ImageError(
             f"an image must be a whole, readable file; {name or 'this one'} is not ({type(error).__name__}: {error}). "
@@ -44,8 +56,8 @@ def decode(data: bytes | str | os.PathLike[str], *, name: str = "") -> UInt8[np.
         ) from error
 
 
-def _open(data: bytes) -> Image.Image:
-    """The first frame, upright, with its pixels loaded."""
+def open_image(data: bytes) -> Image.Image:
+    """The first frame, upright, with its pixels loaded; all sorts of errors if the file is damaged, see `readable`."""
     image = Image.open(io.BytesIO(data))
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:  # Pillow itself only warns up to twice the limit

@@ -1,15 +1,19 @@
-"""Four kinds of images behind one interface, each named by a short text: photos, scenes, folder:PATH, tfds:NAME."""
+"""Six kinds of images behind one interface, each named by a short text.
 
-import functools
+These are photos, scenes, folder:PATH, paired:PATH, coco:PATH and tfds:NAME.
+"""
+
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, SupportsIndex, cast, runtime_checkable
 
 import numpy as np
 
-from vqgan_jax.data import images
+from vqgan_jax.data.coco import Coco
 from vqgan_jax.data.folder import Folder
+from vqgan_jax.data.paired import Paired
 from vqgan_jax.data.photos import Photos
 from vqgan_jax.data.scenes import Scenes
+from vqgan_jax.data.tfds import Tfds
 
 
 @runtime_checkable
@@ -31,10 +35,16 @@ class Source(Protocol):
         ...
 
     def __getitem__(self, index: SupportsIndex, /) -> Mapping[str, Any]:
-        """Example `index`: "image" (uint8 H W 3, RGB) and "label" (int32), and what else the source knows.
+        """Example `index`.
+
+        Returns:
+          "image" (uint8 H W 3, RGB) and "label" (int32), and what else the source knows, all of the whole image:
+          "segmentation" (uint8 or uint16 H W, categories), "depth" (float32 H W, as stored), "keypoints" (uint8 H W 3,
+          a picture of limbs); "boxes" (float64 n 4, x0 y0 w h in [0, 1]) with "categories" (int32 n) and perhaps
+          "modifiers" (int32 n, a sum of 1 group-of, 2 occluded, 4 depiction, 8 inside).
 
         Raises:
-          ImageError: if the image cannot be decoded.
+          ImageError: if the image or one of its maps cannot be decoded, or they are of different sizes.
         """
         ...
 
@@ -43,9 +53,11 @@ def open_source(spec: str, *, split: str, data_dir: str = "", image_size: int) -
     """Opens the source that `spec` names; nothing is ever downloaded.
 
     Args:
-      spec: "photos" (inside scikit-image), "scenes" (rendered), "folder:PATH" (any tree of image files) or "tfds:NAME"
-        (a dataset prepared by TensorFlow Datasets as ArrayRecord files; NAME may carry /CONFIG and :VERSION).
-      split: "train" or "validation", for a folder also "all"; for tfds any split text, such as "train[:90%]".
+      spec: "photos" (inside scikit-image), "scenes" (rendered), "folder:PATH" (any tree of image files), "paired:PATH"
+        (images and maps of them, see `Paired`), "coco:PATH" (COCO as it is distributed, see `Coco`) or "tfds:NAME" (a
+        dataset prepared by TensorFlow Datasets as ArrayRecord files; NAME may carry /CONFIG and :VERSION).
+      split: "train" or "validation", for folder and paired also "all", for coco also "train2014" and the like; for
+        tfds any split text, such as "train[:90%]".
       data_dir: the folder that holds TFDS datasets; empty for TFDS's own, $TFDS_DATA_DIR or ~/tensorflow_datasets.
       image_size: height and width at which scenes are rendered; the other sources keep their images' sizes.
 
@@ -77,6 +89,14 @@ def _open_folder(path: str, *, split: str, **unused) -> Source:
     return Folder(path, split=split)
 
 
+def _open_paired(path: str, *, split: str, **unused) -> Source:
+    return Paired(path, split=split)
+
+
+def _open_coco(path: str, *, split: str, **unused) -> Source:
+    return Coco(path, split=split)
+
+
 def _open_tfds(name: str, *, split: str, data_dir: str, **unused) -> Source:
     return Tfds(name, split=split, data_dir=data_dir)
 
@@ -85,76 +105,10 @@ _SCHEMES = {
     "photos": _Scheme("photos", _open_photos),
     "scenes": _Scheme("scenes", _open_scenes),
     "folder": _Scheme("folder:PATH", _open_folder),
+    "paired": _Scheme("paired:PATH", _open_paired),
+    "coco": _Scheme("coco:PATH", _open_coco),
     "tfds": _Scheme("tfds:NAME", _open_tfds),
 }
-
-
-class Tfds:
-    """A dataset in TFDS's format, as ArrayRecord files, read at random and without TensorFlow.
-
-    It needs a feature `image`. Labels come from the feature `label` where that is a class label; else they are 0.
-    """
-
-    def __init__(self, name: str, *, split: str, data_dir: str = ""):
-        """Opens `split` of the dataset `name`, by its files alone: it need not be registered in TFDS.
-
-        Raises:
-          ValueError: if the dataset is not there, not ArrayRecord, or has no such split or no images.
-        """
-        import tensorflow_datasets as tfds  # half a second, which only those who use it should pay
-
-        self.name = f"tfds:{name}/{split}"
-        builder = _tfds_builder(name, data_dir)
-        features = dict(builder.info.features.items())
-        if "image" not in features:
-            raise ValueError(
-                f"{name!r} must have a feature `image`; it has {sorted(features)}. Choose another dataset."
-            )
-        label = features.get("label")
-        label = label if isinstance(label, tfds.features.ClassLabel) else None
-        self._has_labels = label is not None
-        self.class_names: tuple[str, ...] = tuple(label.names) if label is not None and label.num_classes else ()
-        # Images are decoded here, like those of all sources; other maps not at all.
-        maps = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-        open_split = functools.partial(builder.as_data_source, decoders=dict.fromkeys(maps, tfds.decode.SkipDecoding()))
-        try:
-            self._records = open_split(split)
-        except NotImplementedError as error:
-            raise ValueError(
-                _how_to_prepare(name, data_dir, f"files in the format {builder.info.file_format}")
-            ) from error
-        except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"`split` must be of {', '.join(builder.info.splits)} of {name!r}, or a part such as 'train[:90%]'; "
-                f"got {split!r}. Choose one of these."
-            ) from error
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: SupportsIndex) -> Mapping[str, Any]:
-        """Image (uint8 H W 3) and label (int32) number `index`; `ImageError` if it cannot be decoded."""
-        record = self._records[index]
-        image = images.decode(record["image"], name=f"{self.name} number {index.__index__()}")
-        return {"image": image, "label": np.int32(record["label"] if self._has_labels else 0)}
-
-
-def _tfds_builder(name: str, data_dir: str) -> Any:
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.read_only_builder import builder_from_files
-
-    try:
-        return builder_from_files(name, data_dir=data_dir or None)
-    except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(_how_to_prepare(name, data_dir, "none")) from error
-
-
-def _how_to_prepare(name: str, data_dir: str, found: str) -> str:
-    where, option = (repr(data_dir), f" --data_dir={data_dir}") if data_dir else ("TFDS's data folder", "")
-    return (
-        f"`tfds:{name}` must be prepared as ArrayRecord files in {where}; found {found}. Prepare it once: "
-        f"`pip install 'vqgan-jax[prepare]'` and `tfds build {name} --file_format=array_record{option}`."
-    )
 
 
 class _Spread:
@@ -162,6 +116,7 @@ class _Spread:
 
     def __init__(self, source: Source, count: int):
         self.source, self.name, self.class_names = source, source.name, source.class_names
+        self.category_names: tuple[str, ...] = getattr(source, "category_names", source.class_names)
         self.indices = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
 
     def __len__(self) -> int:
