@@ -1,0 +1,249 @@
+"""Scene layouts as tokens: which objects an image shows and where, as a prefix for a prior.
+
+A place is one token: the unit square has `sections` x `sections` points, numbered row by row. An object is one token,
+its category and modifiers, followed by the points of its two corners, or by that of its centre. What stays empty is
+filled with the none token, and two points last of all say which part of the image is looked at.
+
+References:
+  Jahn et al. 2021, High-Resolution Complex Scene Synthesis with Transformers; the order of building, the rounding and
+  the quirks behind `Layout.paper` are those of the code that was released with it, in taming-transformers.
+"""
+
+import dataclasses
+import math
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int32, Int64, Integer
+
+Box: TypeAlias = tuple[float, float, float, float]  # x0 y0 w h, each in [0, 1] of the image
+
+FULL: Box = (0.0, 0.0, 1.0, 1.0)
+GROUP, OCCLUDED, DEPICTION, INSIDE = 1, 2, 4, 8  # bits of a modifier
+_MODIFIERS = 16
+_SLACK = 1e-6  # pixels divided by the image's size may miss 1 by rounding; this moves no point
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How objects become tokens.
+
+    Attributes:
+      num_categories: categories are below it. An object's token is category + num_categories * modifier.
+      num_tokens: tokens are below it, at least 4. The last one is the none token; objects are below that.
+      max_objects: places for objects.
+      centers: an object is a pair, itself and the point of its centre; else a triple, itself, the upper left corner
+        and the lower right.
+      crop_points: the two corners of the crop come last and boxes stay where they are in the whole image. Else there
+        are no such points, and boxes are rescaled to the crop.
+      paper: as the published COCO models were trained. The bit `GROUP` is never set, and a rescaled box that sticks
+        out on the left or at the top is as large as if it did not, up to the crop's other side.
+    """
+
+    num_categories: int
+    num_tokens: int = 8192
+    max_objects: int = 30
+    centers: bool = False
+    crop_points: bool = True
+    paper: bool = False
+
+    def __post_init__(self):
+        if min(self.num_categories, self.max_objects) < 1 or self.num_tokens < max(4, self.num_categories + 1):
+            raise ValueError(
+                "a layout's `num_categories` and `max_objects` must be positive and `num_tokens` at least 4 and above "
+                f"`num_categories`, for the last token is none; got {self}. Correct them."
+            )
+
+    @property
+    def length(self) -> int:
+        """Tokens of one layout: 92 of 30 boxes with the crop, 62 of 30 centres."""
+        return self.max_objects * self._width + 2 * self.crop_points
+
+    @property
+    def sections(self) -> int:
+        """Points on each side of the unit square, both ends included."""
+        return math.isqrt(self.num_tokens)
+
+    @property
+    def none(self) -> int:
+        """The token of what is not there."""
+        return self.num_tokens - 1
+
+    @property
+    def _width(self) -> int:
+        return 2 if self.centers else 3
+
+    def encode(
+        self,
+        boxes: Float64[np.ndarray, "n 4"],
+        categories: Integer[np.ndarray, "n"],
+        modifiers: Integer[np.ndarray, "n"],
+        *,
+        crop: Box = FULL,
+        flip: bool = False,
+        rng: np.random.Generator | None,
+    ) -> Int32[np.ndarray, "{self.length}"]:
+        """Tokens of an image's objects.
+
+        Of more than `max_objects` objects the first are kept, then they are shuffled, then those that share no area
+        with the crop are left out.
+
+        Args:
+          boxes: x0 y0 w h of each object, in [0, 1] of the whole image.
+          categories: of each, in [0, num_categories); below 0 is padding.
+          modifiers: sums of `GROUP`, `OCCLUDED`, `DEPICTION` and `INSIDE`; 0 where nothing is known.
+          crop: the part of the image that is looked at.
+          flip: whether that part is mirrored left to right.
+          rng: of the order; None leaves it as it is.
+
+        Raises:
+          ValueError: if a category, a modifier, a box or the crop is out of range.
+        """
+        chosen = np.flatnonzero(categories >= 0)
+        numbers = self._numbers(categories.astype(np.int64), modifiers.astype(np.int64), chosen)
+        part = np.array([crop], np.float64)
+        _check_boxes("object {}", boxes, chosen)
+        _check_boxes("the crop", part, np.arange(1))
+        if min(crop[2:]) <= 0:
+            raise ValueError(f"the crop's width and height must be positive; got {crop}. Correct it.")
+        chosen = chosen[: self.max_objects]
+        if rng is not None:
+            chosen = rng.permutation(chosen)
+        chosen = chosen[_overlap(boxes[chosen], part)]
+        boxes = boxes[chosen]
+        if not self.crop_points:
+            boxes = self._rescaled(boxes, part)
+        if flip:
+            boxes, part = _mirrored(boxes), _mirrored(part)
+        rows = np.column_stack([numbers[chosen], self._centers(boxes) if self.centers else self._corners(boxes)])
+        tokens = np.full(self.length, self.none, np.int32)
+        tokens[: rows.size] = rows.ravel()
+        if self.crop_points:
+            tokens[-2:] = self._corners(part)[0]
+        return tokens
+
+    def decode(self, tokens: Integer[np.ndarray, "t"]) -> list[tuple[int, Box]]:
+        """Token and box of each object, in their order; boxes are as exact as points are dense, centres have no size.
+
+        The category is the token modulo `num_categories`, the modifier its quotient. Boxes are where the points are:
+        in the whole image with `crop_points`, else in the crop.
+
+        Raises:
+          ValueError: if the tokens are not as many as a layout has.
+        """
+        self._check_length(tokens)
+        rows = tokens[: self.max_objects * self._width].reshape(-1, self._width)
+        return [(int(row[0]), self._box(row[1], row[-1])) for row in rows if row[0] != self.none]
+
+    def crop(self, tokens: Integer[np.ndarray, "t"]) -> Box:
+        """The part of the image that is looked at.
+
+        Raises:
+          ValueError: if the tokens are not as many as a layout has, or have no crop points.
+        """
+        self._check_length(tokens)
+        if not self.crop_points:
+            raise ValueError(
+                "the crop is told by crop points; this layout has crop_points=False. Ask one that has some."
+            )
+        return self._box(tokens[-2], tokens[-1])
+
+    def windows(
+        self,
+        boxes: Float64[np.ndarray, "n 4"],
+        categories: Integer[np.ndarray, "n"],
+        modifiers: Integer[np.ndarray, "n"],
+        *,
+        grid: tuple[int, int],
+        window: tuple[int, int],
+        seed: int,
+    ) -> Int32[np.ndarray, "_rows _columns {self.length}"]:
+        """Tokens of an image that is larger than the window a prior looks through, for every place of the window.
+
+        Args:
+          boxes, categories, modifiers: see `encode`.
+          grid: rows and columns of codes of the image, H and W.
+          window: rows and columns of the window, h and w.
+          seed: of the orders, not negative; each place has its own, the same whenever it is asked for.
+
+        Returns:
+          H - h + 1 by W - w + 1 layouts: at [i, j] that of the crop whose upper left code is (i, j).
+
+        Raises:
+          ValueError: if the window is larger than the grid; see also `encode`.
+        """
+        (height, width), (rows, columns) = grid, window
+        if not (1 <= rows <= height and 1 <= columns <= width):
+            raise ValueError(f"`window` must fit into the grid {grid}, in codes; got {window}. Ask for a larger image.")
+        shape = (height - rows + 1, width - columns + 1)
+        tokens = np.empty((*shape, self.length), np.int32)
+        for i, j in np.ndindex(shape):
+            crop = (j / width, i / height, columns / width, rows / height)
+            rng = np.random.default_rng((seed, i, j))
+            tokens[i, j] = self.encode(boxes, categories, modifiers, crop=crop, rng=rng)
+        return tokens
+
+    def _numbers(
+        self, categories: Int64[np.ndarray, "n"], modifiers: Int64[np.ndarray, "n"], chosen: Int64[np.ndarray, "m"]
+    ) -> Int64[np.ndarray, "n"]:
+        """Tokens of the objects; ValueError if one of those chosen has none."""
+        # Upstream compares COCO's flag, the integer 1, with `is True`.
+        numbers = categories + self.num_categories * (modifiers & ~GROUP if self.paper else modifiers)
+        fine = (categories < self.num_categories) & (modifiers >= 0) & (modifiers < _MODIFIERS) & (numbers < self.none)
+        for i in chosen[~fine[chosen]]:
+            raise ValueError(
+                f"categories must be below {self.num_categories}, modifiers in [0, {_MODIFIERS}), and the token of "
+                f"both below the none token {self.none}; got category {categories[i]} with modifier {modifiers[i]} for "
+                f"object {i}. Leave it out, or ask for a layout of more categories or tokens."
+            )
+        return numbers
+
+    def _rescaled(self, boxes: Float64[np.ndarray, "n 4"], crop: Float64[np.ndarray, "1 4"]) -> np.ndarray:
+        """Boxes as parts of the crop."""
+        offset, extent = boxes[:, :2] - crop[:, :2], boxes[:, 2:]
+        if not self.paper:
+            extent = extent + np.minimum(offset, 0)  # what sticks out at the top or on the left is cut off
+        start = np.clip(offset / crop[:, 2:], 0, 1)
+        return np.concatenate([start, np.minimum(extent / crop[:, 2:], 1 - start)], axis=1)
+
+    def _points(self, places: Float64[np.ndarray, "n 2"]) -> Int64[np.ndarray, "n"]:
+        """The nearest point to each x y; half-way the even one."""
+        x, y = np.rint(places * (self.sections - 1)).astype(np.int64).T
+        return y * self.sections + x
+
+    def _corners(self, boxes: Float64[np.ndarray, "n 4"]) -> Int64[np.ndarray, "n 2"]:
+        return np.column_stack([self._points(boxes[:, :2]), self._points(boxes[:, :2] + boxes[:, 2:])])
+
+    def _centers(self, boxes: Float64[np.ndarray, "n 4"]) -> Int64[np.ndarray, "n"]:
+        return self._points(boxes[:, :2] + boxes[:, 2:] / 2)
+
+    def _box(self, first: np.integer, last: np.integer) -> Box:
+        """From the points of the upper left and lower right corner."""
+        (y0, x0), (y1, x1) = divmod(int(first), self.sections), divmod(int(last), self.sections)
+        steps = self.sections - 1
+        return x0 / steps, y0 / steps, (x1 - x0) / steps, (y1 - y0) / steps
+
+    def _check_length(self, tokens: np.ndarray) -> None:
+        if tokens.shape != (self.length,):
+            raise ValueError(f"a layout must have {self.length} tokens; got shape {tokens.shape}. Give one at a time.")
+
+
+def _check_boxes(name: str, boxes: Float64[np.ndarray, "n 4"], chosen: Int64[np.ndarray, "m"]) -> None:
+    """ValueError unless the boxes chosen lie in the image; one that is not a number does not."""
+    inside = np.all((boxes >= -_SLACK) & (np.tile(boxes[:, :2], 2) + boxes * (0, 0, 1, 1) <= 1 + _SLACK), axis=1)
+    for i in chosen[~inside[chosen]]:
+        raise ValueError(
+            f"x0, y0, x0 + w and y0 + h must be in [0, 1] of the image, w and h not negative; got {boxes[i].tolist()} "
+            f"for {name.format(i)}. Divide pixels by the image's width and height, or clip."
+        )
+
+
+def _overlap(boxes: Float64[np.ndarray, "n 4"], crop: Float64[np.ndarray, "1 4"]) -> Bool[np.ndarray, "n"]:
+    """Which boxes share area with the crop; an edge is no area, and a box without any shares none."""
+    first = np.maximum(boxes[:, :2], crop[:, :2])
+    last = np.minimum(boxes[:, :2] + boxes[:, 2:], crop[:, :2] + crop[:, 2:])
+    return np.all(last > first, axis=1)
+
+
+def _mirrored(boxes: Float64[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
+    return np.column_stack([1 - (boxes[:, 0] + boxes[:, 2]), boxes[:, 1:]])
