@@ -70,8 +70,8 @@ def ours(batches: tuple[int, ...]) -> Contender:
     sample = jax.jit(functools.partial(prior.sample, code_prior))
 
     def draw(batch: int, settings: Settings) -> Any:
-        keys, prompt = jax.random.split(jax.random.key(0), batch), jnp.zeros((batch, TOKENS), jnp.int32)
-        return jax.block_until_ready(sample(params, jnp.asarray(start(batch)), keys, settings, prompt))
+        keys, prompt = jax.random.split(jax.random.key(0), batch), jnp.zeros((batch, *code_prior.grid), jnp.int32)
+        return jax.block_until_ready(sample(params, jnp.asarray(start(batch)), keys, settings, prompt, prompt > 0))
 
     greedy = np.asarray(draw(GREEDY_ROWS, Settings(greedy=True))).reshape(GREEDY_ROWS, TOKENS)
     about = f"jax {jax.__version__}, flax {version('flax')}, {len(os.sched_getaffinity(0))} threads"

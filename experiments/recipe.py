@@ -15,7 +15,7 @@ def stage1() -> ConfigDict:
             "steps": 300_000,
             "batch_size": 256,  # over all devices
             "data": {
-                "source": "photos",  # photos | scenes | folder:PATH | tfds:NAME; stage 2 also tokens:PATH
+                "source": "photos",  # photos | scenes | {folder,paired,coco}:PATH | tfds:NAME; stage 2 also tokens:PATH
                 "data_dir": "",  # of prepared TFDS datasets; "" is TFDS's own
                 "train_split": "train",
                 "eval_split": "validation",
@@ -24,6 +24,10 @@ def stage1() -> ConfigDict:
                 "crop": "random",  # random | center
                 "flip": True,
                 "small": "upscale",  # upscale | refuse images below `resize`
+                "field": "image",  # that is learned; segmentation | depth | edges | low_resolution | keypoints
+                "low_resolution_factor": 4,
+                "edge_sigma": 2.0,  # of the blur before Canny's edges, in pixels
+                "shift_labels": False,  # true for COCO-Stuff's files: adds 1, and 255 becomes 0
                 "num_threads": 16,
             },
             "model": {
@@ -52,7 +56,7 @@ def stage1() -> ConfigDict:
             },
             "discriminator": {"channels": 64, "num_layers": 3, "norm": "batch"},
             "loss": {
-                "pixel": "l1",  # l1 | l2
+                "pixel": "l1",  # l1 | l2; of segmentations cross_entropy | binary_cross_entropy
                 "pixel_weight": 1.0,
                 "perceptual_weight": 1.0,
                 "lpips_dropout": False,
@@ -109,8 +113,19 @@ def stage2() -> ConfigDict:
                 "crops": 10,  # of each training image, in a token cache
             },
             "condition": {
-                "kind": "class",  # class | none
-                "num_classes": 1000,
+                "kind": "class",  # class | none | coordinates | boxes | centers | a `data.field`
+                "num_classes": 1000,  # of labels, segmentations, objects
+                "num_tokens": 1024,  # of coordinates, boxes and centers
+                "max_objects": 30,
+                "crop_points": True,  # boxes of the whole image, and two tokens for the part that is seen
+                "paper": False,  # upstream's quirks of boxes
+                "size": 0,  # pixels to which a map is brought first; 0 leaves it
+                "tokenizer": {  # of a map; without a workdir the images' own encodes it
+                    "workdir": "",
+                    "fingerprint": "",
+                    "codebook_size": 1024,
+                    "downsample_factor": 16,
+                },
                 "shared_vocab": False,  # true: upstream's one table for classes and codes
                 "drop": 0.1,  # so often the null class, for guidance
             },
@@ -282,6 +297,41 @@ CODEBOOKS: dict[str, dict[str, Any]] = {  #                                     
         "quantizer.kmeans_batches": 0,
         "quantizer.revive_below": 0.0,
     },
+}
+
+
+def maps(kind: str, *, tokenizer: str, condition: str, codebook_size: int = 1024, factor: int = 16) -> dict[str, Any]:
+    """A prior over the 16 x 16 codes of crops, each told by as many codes of a map; both f`factor`."""
+    return {
+        "data.image_size": 16 * factor,
+        "data.resize": (16 * factor, 32 * factor),
+        "tokenizer.workdir": tokenizer,
+        "tokenizer.codebook_size": codebook_size,
+        "tokenizer.downsample_factor": factor,
+        "condition.kind": kind,
+        "condition.tokenizer.workdir": condition,
+        "condition.tokenizer.downsample_factor": factor,
+    }
+
+
+def objects(*, num_classes: int) -> dict[str, Any]:
+    """A prior over 16 x 16 codes, told by up to 30 boxes of objects and by where the crop lies."""
+    return {
+        "tokenizer.codebook_size": 8192,
+        "condition.kind": "boxes",
+        "condition.num_classes": num_classes,
+        "condition.num_tokens": 8192,  # 90 x 90 places
+        "batch_size": 64,
+    }
+
+
+# A tokenizer of label maps: cross-entropy, as in the paper, and neither perceptual loss nor discriminator. There are
+# `model.image_channels` classes.
+SEGMENTATION: dict[str, Any] = {
+    "data.field": "segmentation",
+    "loss.pixel": "cross_entropy",
+    "loss.perceptual_weight": 0.0,
+    "loss.disc_weight": 0.0,
 }
 
 

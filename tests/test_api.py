@@ -10,7 +10,7 @@ import pytest
 import untrained
 
 import vqgan_jax as vq
-from vqgan_jax import api
+from vqgan_jax import prefixes
 from vqgan_jax.nn import decoding
 
 
@@ -119,7 +119,7 @@ def test_a_completion_keeps_the_first_tokens_of_the_priors_order(prior):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "a class-conditional prior needs `labels`, the class of each image; none were given"),
+        ({}, "condition is 'class': it needs `labels`, the class of each image; none were given"),
         ({"labels": np.array([0, 5])}, r"`labels` must be in \[0, 5\); got values in \[0, 5\]"),
         ({"labels": np.array([-1, 0])}, r"got values in \[-1, 0\]"),
         ({"labels": np.array([0, 1]), "count": 3}, "`labels` must be as many as the images, 3; got 2"),
@@ -150,7 +150,7 @@ def test_samples_that_cannot_be_are_refused(prior, options, message):
 def test_labels_of_another_kind_are_refused(prior, labels, message):
     """Which in these tests the types of the verbs themselves would refuse before."""
     with pytest.raises(ValueError, match=message):
-        api.condition_tokens(prior, labels, 2)
+        prefixes.prefix(prior, labels=labels, condition=None, count=2, size=None)
 
 
 def test_keys_must_be_one_or_as_many_as_the_images(prior):
@@ -181,7 +181,7 @@ def test_an_unconditional_prior_wants_a_count_and_no_labels():
     for options, message in (
         ({}, "needs `count`, the number of images; got None"),
         ({"count": 0}, "got 0"),
-        ({"labels": np.array([0]), "count": 1}, "this one has no classes"),
+        ({"labels": np.array([0]), "count": 1}, "the condition of this one is 'none'"),
     ):
         with pytest.raises(ValueError, match=message):
             vq.sample(prior, jax.random.key(0), **options)

@@ -62,7 +62,9 @@ def test_small_batches_draw_the_same_on_one_device(prior, everything, batch_size
 
 def test_completions_keep_their_own_prompts(prior):
     prompt = np.random.default_rng(0).integers(0, 16, (11, 4, 4), dtype=np.int32)
-    _, codes = drawing.draw(prior, LABELS, NUMBERS, seed=SEED, batch_size=8, options={}, prompt=prompt, prompt_length=4)
+    _, codes = drawing.draw(
+        prior, LABELS, NUMBERS, seed=SEED, batch_size=8, options={"prompt_length": 4}, rows={"prompt": prompt}
+    )
     middle = np.pad(np.ones((2, 2), bool), 1)  # where the spiral begins
     np.testing.assert_array_equal(codes[:, middle], prompt[:, middle])
     assert (codes[:, ~middle] != prompt[:, ~middle]).any(axis=1).all()

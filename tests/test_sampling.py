@@ -148,7 +148,8 @@ def step(cache, tokens, k):
 def chain(prompt, prompt_length, keys, settings):
     """Rows of the chain with its condition; with guidance also the half that goes without."""
     which = [0] * len(prompt) + [1] * len(prompt) * (settings.guidance is not None)
-    return generate(step, start(which), prompt, prompt_length, keys, settings)
+    known = jnp.broadcast_to(jnp.arange(T)[None] < jnp.reshape(prompt_length, (-1, 1)), prompt.shape)
+    return generate(step, start(which), prompt, known, keys, settings)
 
 
 def followed(prompt, lengths, scale=lambda k: 1.0):
@@ -283,7 +284,14 @@ def test_no_two_positions_or_rows_share_their_chance():
     keys = jax.random.split(jax.random.key(4), 1_000)
     flat = lambda cache, tokens, k: (uniform((len(tokens), V)), cache)
     draws = jax.jit(
-        lambda keys: generate(flat, (uniform((len(keys), V)), ()), jnp.zeros((len(keys), T), int), 0, keys, Settings())
+        lambda keys: generate(
+            flat,
+            (uniform((len(keys), V)), ()),
+            jnp.zeros((len(keys), T), int),
+            jnp.zeros((len(keys), T), bool),
+            keys,
+            Settings(),
+        )
     )
     tokens = np.asarray(draws(keys))
     for first, second in ((tokens[:, 1:], tokens[:, :-1]), (tokens[1:], tokens[:-1])):

@@ -32,7 +32,7 @@ def randomised(tree: Any, scale: float) -> Any:
     return jax.tree_util.tree_map_with_path(fill, tree)
 
 
-def tokenizer(codebook_size: int = 16) -> vq.Tokenizer:
+def tokenizer(codebook_size: int = 16, channels: int = 3) -> vq.Tokenizer:
     """Two pixels a code."""
     shape = {
         "channels": 32,
@@ -42,22 +42,27 @@ def tokenizer(codebook_size: int = 16) -> vq.Tokenizer:
         "resolution": 8,
     }
     quantizer = VectorQuantizer(codebook_size, 4, True)
-    module = VQGAN(Encoder(**shape, out_channels=32), quantizer, Decoder(**shape, out_channels=3))
-    abstract = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    module = VQGAN(Encoder(**shape, out_channels=32), quantizer, Decoder(**shape, out_channels=channels))
+    abstract = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, channels)))["params"]
     return vq.Tokenizer(randomised(abstract, 0.1), module)
 
 
-def prior(variant: str = "base", *, codebook_size: int = 16, side: int = 4, classes: int = 5, drop: float = 0.5):
-    """Of one layer over side x side codes, far from uniform."""
+def prior(
+    variant: str = "base", *, codebook_size: int = 16, side: int = 4, classes: int = 5, drop: float = 0.5, **more: Any
+) -> vq.Prior:
+    """Of one layer over side x side codes, far from uniform; `more` keys of the config, with `__` for the dot."""
     flags = {
         "data.image_size": 2 * side, "data.resize": (2 * side, 2 * side), "tokenizer.codebook_size": codebook_size,
         "condition.num_classes": classes, "condition.drop": drop, "transformer.depth": 1, "transformer.width": 16,
         "transformer.num_heads": 2, "sampling.guidance": 1.0,
-    }  # fmt: skip
+    } | {name.replace("__", "."): value for name, value in more.items()}  # fmt: skip
     config = cli.load_config(f"{PAGE}:{variant}", [f"--config.{name}={value}" for name, value in flags.items()])
     params = randomised(models.prior_state(config).params["transformer"], 0.4)
-    module = priors.from_config(config)
-    return vq.Prior(params, tokenizer(codebook_size), module, config)
+    tokenizers = tokenizer(codebook_size), None
+    if config.condition.tokenizer.workdir:
+        tokenizers = tokenizers[0], tokenizer(config.condition.tokenizer.codebook_size, config.condition.num_classes)
+    module = priors.from_config(config, models.condition_module(*tokenizers))
+    return vq.Prior(params, tokenizers[0], module, config, tokenizers[1])
 
 
 def save_tokenizer(workdir: Path, scale: float = 0.1) -> Path:

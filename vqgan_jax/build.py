@@ -1,6 +1,7 @@
 """From configs to modules, optimisers and schedules; configs end here."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -11,11 +12,17 @@ from jaxtyping import Array, Float, Int
 from vqgan_jax import config as configs
 from vqgan_jax import ordering, sampling
 from vqgan_jax.data import conditions
+from vqgan_jax.data import views as data_views
+from vqgan_jax.data.layouts import Layout
 from vqgan_jax.nn.autoencoder import Decoder, Encoder
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.quantizer import GumbelQuantizer, VectorQuantizer
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.nn.vqgan import VQGAN
+
+MAPS = {"segmentation": 0, "depth": 1, "low_resolution": 3, "edges": 3, "keypoints": 3}  # channels; 0: the classes
+LAYOUTS = ("boxes", "centers")
+CONDITIONS = ("class", "none", "coordinates", *LAYOUTS, *MAPS)
 
 
 def vqgan(config: configs.Stage1) -> VQGAN:
@@ -68,12 +75,57 @@ def temperature(config: configs.Quantizer) -> Callable[[Int[Array, ""]], Float[A
     return lambda step: end + 0.5 * (start - end) * (1 + jnp.cos(jnp.pi * jnp.clip(step / steps, 0.0, 1.0)))
 
 
-def condition(config: configs.Stage2) -> conditions.Condition:
-    """The tokens in front of the codes."""
+def views(config: configs.Stage1 | configs.Stage2) -> Mapping[str, data_views.View]:
+    """What the loader must show of each example, by name."""
+    if isinstance(config, configs.Stage1):
+        return {"image": view(config.data, config.data.field, config.model.image_channels), "label": data_views.label}
+    c, fields = config.condition, dict(data_views.PLAIN)
+    if c.kind in LAYOUTS:
+        fields[c.kind] = functools.partial(data_views.boxes, layout=layout(c))
+    elif c.kind in MAPS or c.kind == "coordinates":
+        fields[c.kind] = view(config.data, c.kind, c.num_classes)
+    return fields
+
+
+def view(data: configs.Data, field: str, num_classes: int) -> data_views.View:
+    """The view of a picture or map."""
+    if field == "segmentation":
+        return functools.partial(data_views.segmentation, num_classes=num_classes, shift=data.shift_labels)
+    if field == "low_resolution":
+        return functools.partial(data_views.low_resolution, factor=data.low_resolution_factor)
+    if field == "edges":
+        return functools.partial(data_views.edges, sigma=data.edge_sigma)
+    return data_views.PICTURES[field]
+
+
+def layout(config: configs.Condition) -> Layout:
+    """How objects become tokens."""
+    return Layout(
+        num_categories=config.num_classes,
+        num_tokens=config.num_tokens,
+        max_objects=config.max_objects,
+        centers=config.kind == "centers",
+        crop_points=config.crop_points,
+        paper=config.paper,
+    )
+
+
+def condition(config: configs.Stage2, tokenizer: VQGAN | None = None) -> conditions.Condition:
+    """The tokens in front of the codes; `tokenizer` is needed where maps must be encoded."""
     c = config.condition
+    droppable = c.drop > 0
     if c.kind == "class":
-        return conditions.ClassLabel(c.num_classes, droppable=c.drop > 0)
-    return conditions.Unconditional()
+        return conditions.ClassLabel(c.num_classes, droppable)
+    if c.kind == "none":
+        return conditions.Unconditional()
+    if c.kind == "coordinates":
+        return conditions.Coordinates(c.num_tokens, grid(config), config.tokenizer.downsample_factor, droppable)
+    if c.kind in LAYOUTS:
+        return conditions.Objects(c.kind, layout(c), droppable)
+    frozen = c.tokenizer if c.tokenizer.workdir else config.tokenizer
+    side = (c.size or config.data.image_size) // frozen.downsample_factor
+    name = "condition" if c.tokenizer.workdir else "tokenizer"
+    return conditions.Codes(c.kind, name, frozen.codebook_size, (side, side), c.size, droppable, tokenizer)
 
 
 def grid(config: configs.Stage2) -> tuple[int, int]:
@@ -90,7 +142,11 @@ def transformer(config: configs.Stage2) -> Transformer:
     fields: dict[str, Any] = {}
     if t.positions == "rope2d":
         codes = [(int(i) // width, int(i) % width) for i in ordering.order(t.order, height, width)]
-        fields["coordinates"] = ((0, 0),) * prefix.length + tuple(codes[:-1])
+        # What belongs to a place in the image stands there; all else stands in a line to the left of it.
+        rows, columns = prefix.grid or (1, prefix.length)
+        places = [(i * height // rows, j * width // columns) for i in range(rows) for j in range(columns)]
+        line = [(0, -i) for i in range(prefix.length)]
+        fields["coordinates"] = (*(places if prefix.grid else line), *codes[:-1])
     return Transformer(
         vocab_size=config.tokenizer.codebook_size,
         max_len=t.max_len or needed,

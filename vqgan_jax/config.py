@@ -12,7 +12,7 @@ import dataclasses
 class Data:
     """Where images come from and how they are cropped; sizes in pixels."""
 
-    source: str  # photos | scenes | folder:PATH | tfds:NAME; in stage 2 also tokens:PATH
+    source: str  # photos | scenes | folder:PATH | paired:PATH | coco:PATH | tfds:NAME; in stage 2 also tokens:PATH
     data_dir: str  # of prepared TFDS datasets; "" for TFDS's own
     train_split: str
     eval_split: str
@@ -21,6 +21,10 @@ class Data:
     crop: str  # random | center
     flip: bool
     small: str  # upscale | refuse images below `resize`
+    field: str  # of an example that a tokenizer learns: image, or one of `build.MAPS`
+    low_resolution_factor: int
+    edge_sigma: float  # of the blur before Canny's edges, in pixels
+    shift_labels: bool  # adds 1 to segmentations, 255 becoming 0, as COCO-Stuff's files ask for
     num_threads: int
 
 
@@ -69,7 +73,7 @@ class Discriminator:
 class Loss:
     """Weights and times (in steps) of the stage-1 losses."""
 
-    pixel: str  # l1 | l2
+    pixel: str  # l1 | l2; of segmentations cross_entropy | binary_cross_entropy
     pixel_weight: float
     perceptual_weight: float
     lpips_dropout: bool
@@ -146,13 +150,19 @@ class Stage1:
 
 
 @dataclasses.dataclass(frozen=True)
-class FrozenTokenizer:
-    """The stage-1 run whose codes a prior learns."""
+class Frozen:
+    """A stage-1 run whose codes stage 2 reads."""
 
     workdir: str
     fingerprint: str  # of its parameters; "" takes what is there, and the run writes down what that was
     codebook_size: int
     downsample_factor: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenTokenizer(Frozen):
+    """The stage-1 run whose codes a prior learns."""
+
     crops: int  # of each training image, in a token cache
 
 
@@ -160,8 +170,14 @@ class FrozenTokenizer:
 class Condition:
     """The prefix; see `data.conditions`."""
 
-    kind: str  # class | none
-    num_classes: int
+    kind: str  # class | none | coordinates | boxes | centers, or a map of `build.MAPS`
+    num_classes: int  # of labels, of segmentations, of objects
+    num_tokens: int  # levels of coordinates; of boxes and centers, whose points are on a square grid of so many
+    max_objects: int
+    crop_points: bool  # boxes stay those of the whole image, and two more tokens say which part is seen
+    paper: bool  # upstream's quirks of boxes and centers
+    size: int  # pixels to which a map is brought first, by the nearest one; 0 leaves it
+    tokenizer: Frozen  # of a map; without a workdir it is the images' own
     shared_vocab: bool  # prefix tokens share the codes' rows of the embedding, as upstream's do
     drop: float  # probability of the null token instead, for guidance
 

@@ -1,12 +1,13 @@
 """Many samples: in batches over all devices of this process, each sample the same however it is batched."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, Num, UInt8
 
 from vqgan_jax import api, build
 from vqgan_jax import config as configs
@@ -23,46 +24,71 @@ def draw(
     *,
     seed: int,
     batch_size: int,
-    options: dict[str, Any],
-    prompt: Int[np.ndarray, "n h w"] | None = None,
-    prompt_length: int | None = None,
+    options: Mapping[str, Any],
+    rows: Mapping[str, Num[np.ndarray, "n ..."] | Bool[np.ndarray, "n ..."]] = MappingProxyType({}),
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[UInt8[np.ndarray, "n H W c"], Int[np.ndarray, "n h w"]]:
-    """Draws one image for each label and number; it depends on these, its prompt and the seed alone.
+    """Draws one image for each label and number; it depends on these, its rows and the seed alone.
 
     Args:
       prior: from `load_prior`.
-      labels: classes; zeros for an unconditional prior.
+      labels: classes; zeros for a prior without.
       numbers: which sample of its class each one is.
       seed: of all.
       batch_size: images at a time, rounded up to a multiple of the devices.
-      options: of `sample_indices`.
-      prompt, prompt_length: as in `sample_indices`.
+      options: of `sample_indices`, the same for all.
+      rows: of `sample_indices`, one for each image: "condition", "prompt", "known".
       progress: told how many are done.
 
     Returns:
       Pixels and codes.
     """
     mesh = sharding.local_mesh()
-    rows, everywhere = jax.NamedSharding(mesh, sharding.BATCH), sharding.replicated(mesh)
+    split, everywhere = jax.NamedSharding(mesh, sharding.BATCH), sharding.replicated(mesh)
     batch_size = -(-min(batch_size, len(labels)) // mesh.size) * mesh.size
     prior = jax.device_put(prior, everywhere)
     key = jax.random.key(seed)
     fold = jax.jit(jax.vmap(lambda label, number: jax.random.fold_in(jax.random.fold_in(key, label), number)))
-    conditional = prior.config.condition.kind == "class"
+    if prior.config.condition.kind == "class":
+        rows = {"labels": labels, **rows}
     images, codes = [], []
     for start in range(0, len(labels), batch_size):
         index = np.arange(start, start + batch_size).clip(max=len(labels) - 1)  # the last batch repeats its last row
-        put = lambda array: jax.device_put(np.asarray(array)[index], rows)  # noqa: B023
-        given: dict[str, Any] = {"labels": put(labels)} if conditional else {"count": batch_size}
-        if prompt is not None:
-            given |= {"prompt": put(prompt), "prompt_length": prompt_length}
+        put = lambda array: jax.device_put(np.asarray(array)[index], split)  # noqa: B023
+        given: dict[str, Any] = {name: put(array) for name, array in rows.items()}
+        if not given.keys() & {"labels", "condition"}:
+            given["count"] = batch_size
         indices = api.sample_indices(prior, fold(put(labels), put(numbers)), **given, **options)
-        pixels = api.to_uint8(api.decode(prior.tokenizer, indices))
+        pixels = api.to_uint8(api.decode(prior.tokenizer, indices, tile=2 * max(prior.module.grid)))
         images.append(np.asarray(pixels))
         codes.append(np.asarray(indices))
         progress(min(start + batch_size, len(labels)))
     return np.concatenate(images)[: len(labels)], np.concatenate(codes)[: len(labels)]
+
+
+def stages(
+    prior: Prior, indices: Int[np.ndarray, "h w"], *, known: Bool[np.ndarray, "h w"] | None = None, frames: int = 32
+) -> UInt8[np.ndarray, "n H W c"]:
+    """How an image came to be: what of its codes is there decoded, and grey where there are none yet.
+
+    Args:
+      prior: that drew it.
+      indices: all of its codes.
+      known: those that were given.
+      frames: at most so many, from none of the drawn codes to all.
+    """
+    f, count = prior.tokenizer.downsample_factor, indices.size
+    order = prior.module.forward if indices.shape == prior.module.grid else np.arange(count)
+    drawn = order if known is None else order[~known.reshape(-1)[order]]
+    film = []
+    for number in np.unique(np.linspace(0, len(drawn), frames).round().astype(int)):
+        hidden = np.zeros(count, bool)
+        hidden[drawn[number:]] = True
+        hidden = hidden.reshape(indices.shape)
+        codes = np.where(hidden, 0, indices)[None]
+        pixels = np.asarray(api.to_uint8(api.decode(prior.tokenizer, codes, tile=2 * max(prior.module.grid))))[0]
+        film.append(np.where(np.repeat(np.repeat(hidden, f, 0), f, 1)[..., None], np.uint8(128), pixels))
+    return np.stack(film)
 
 
 def options_of(config: configs.Sampling) -> dict[str, Any]:

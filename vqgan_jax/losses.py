@@ -22,6 +22,16 @@ def l2_loss(images: Float[Array, "*b"], recon: Float[Array, "*b"]) -> Float[Arra
     return jnp.square(images - recon)
 
 
+def pixel_cross_entropy(one_hot: Float[Array, "*b n"], logits: Float[Array, "*b n"]) -> Float[Array, "*b"]:
+    """Cross-entropy of each pixel's category: the reconstruction loss of segmentations (appendix A of the paper)."""
+    return -jnp.sum(one_hot * jax.nn.log_softmax(logits, axis=-1), axis=-1)
+
+
+def pixel_binary_cross_entropy(one_hot: Float[Array, "*b"], logits: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Binary cross-entropy of every channel of every pixel: what the published code takes for segmentations."""
+    return jax.nn.softplus(logits) - one_hot * logits
+
+
 def codebook_loss(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"]) -> Float[Array, "*b"]:
     r"""Squared distance from each code to its (constant) latent, averaged over the code's width.
 
@@ -114,7 +124,12 @@ class Adversarial(NamedTuple):
     generator_loss: Callable[..., Array]
 
 
-PIXEL = {"l1": l1_loss, "l2": l2_loss}
+PIXEL = {
+    "l1": l1_loss,
+    "l2": l2_loss,
+    "cross_entropy": pixel_cross_entropy,
+    "binary_cross_entropy": pixel_binary_cross_entropy,
+}
 ADVERSARIAL = {
     "hinge": Adversarial(hinge_discriminator_loss, linear_generator_loss),
     "vanilla": Adversarial(vanilla_discriminator_loss, linear_generator_loss),

@@ -1,5 +1,6 @@
 """Trained models as pytrees: parameters are leaves, modules are static; and how a run's folder becomes one."""
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from vqgan_jax import config as configs
 from vqgan_jax.nn.vqgan import VQGAN
 from vqgan_jax.train import sharding, stage1, stage2
 from vqgan_jax.train.checkpoint import Checkpoints, Restored
+
+ROLES = {"tokenizer": "tokenizer", "condition": "condition's tokenizer"}
 
 
 @struct.dataclass
@@ -53,6 +56,7 @@ class Prior:
       tokenizer: decodes what the prior draws.
       module: the static part: transformer, condition, grid and order.
       config: of the run that made it.
+      condition: the tokenizer of its condition, where that is a map with one of its own.
       step: of the training that made it.
     """
 
@@ -60,7 +64,13 @@ class Prior:
     tokenizer: Tokenizer
     module: prior.CodePrior = struct.field(pytree_node=False)
     config: configs.Stage2 = struct.field(pytree_node=False)
+    condition: Tokenizer | None = None
     step: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def frozen(self) -> dict[str, Any]:
+        """Parameters of its tokenizers, as conditions take them."""
+        return frozen(self.tokenizer, self.condition)
 
 
 def load_tokenizer(path: epath.PathLike) -> Tokenizer:
@@ -77,23 +87,74 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     return Tokenizer(restored.state, build.vqgan(config), restored.step)
 
 
-def load_prior(path: epath.PathLike, *, tokenizer: epath.PathLike | Tokenizer | None = None) -> Prior:
-    """Loads the prior of a run, with its tokenizer.
+def load_prior(
+    path: epath.PathLike,
+    *,
+    tokenizer: epath.PathLike | Tokenizer | None = None,
+    condition: epath.PathLike | Tokenizer | None = None,
+) -> Prior:
+    """Loads the prior of a run, with its tokenizers.
 
     Args:
       path: the `--workdir` of a stage-2 run; local, or gs://.
       tokenizer: the one it was trained with, or that one's folder; by default what the run's config names, or a folder
         of that name beside the run.
+      condition: likewise that of its condition, where it has one of its own.
 
     Raises:
       FileNotFoundError: no such folder, no whole checkpoint in it, or no tokenizer.
-      ValueError: the run is not one of stage 2, or the tokenizer is another than the one that it was trained with.
+      ValueError: the run is not one of stage 2, or a tokenizer is another than the one that it was trained with.
     """
     restored, config = restore(path, configs.Stage2, "transformer", prior_state)
-    found: Any = tokenizer or find_tokenizer(config.tokenizer.workdir, beside=absolute(path).parent)
-    loaded = found if isinstance(found, Tokenizer) else load_tokenizer(found)
-    check_tokenizer(config.tokenizer, loaded)
-    return Prior(restored.state, loaded, prior.from_config(config), config, restored.step)
+    beside = absolute(path).parent
+    tokenizers = load_frozen(config, tokenizer=tokenizer, condition=condition, beside=beside)
+    module = prior.from_config(config, condition_module(*tokenizers))
+    return Prior(restored.state, tokenizers[0], module, config, tokenizers[1], restored.step)
+
+
+def load_frozen(
+    config: configs.Stage2, *, tokenizer: Any = None, condition: Any = None, beside: Any = None
+) -> tuple[Tokenizer, Tokenizer | None]:
+    """The tokenizers of a prior's codes and, where it has one of its own, of its condition; see `load_prior`."""
+
+    def load(wanted: configs.Frozen, given: Any, role: str) -> Tokenizer:
+        given = given or find_tokenizer(wanted.workdir, role, beside)
+        loaded = given if isinstance(given, Tokenizer) else load_tokenizer(given)
+        check_tokenizer(wanted, loaded, role)
+        return loaded
+
+    first = load(config.tokenizer, tokenizer, "tokenizer")
+    c = config.condition
+    if c.kind not in build.MAPS or not c.tokenizer.workdir:
+        return first, None
+    second = load(c.tokenizer, condition, "condition")
+    channels = build.MAPS[c.kind] or c.num_classes
+    if second.module.decoder.out_channels != channels:
+        raise ValueError(
+            f"the tokenizer of the condition {c.kind!r} must have {channels} channels; {c.tokenizer.workdir} has "
+            f"{second.module.decoder.out_channels}. Name another, or mend `config.condition.num_classes`."
+        )
+    return first, second
+
+
+def condition_module(tokenizer: Tokenizer, condition: Tokenizer | None) -> VQGAN:
+    """Of the tokenizer that encodes the condition's maps, if it has any."""
+    return (condition or tokenizer).module
+
+
+def frozen(tokenizer: Tokenizer, condition: Tokenizer | None) -> dict[str, Any]:
+    """Their parameters by role."""
+    return {"tokenizer": tokenizer.params} | ({"condition": condition.params} if condition else {})
+
+
+def with_fingerprints(config: configs.Stage2, tokenizer: Tokenizer, condition: Tokenizer | None) -> configs.Stage2:
+    """The config with what its tokenizers were."""
+    replace = dataclasses.replace
+    config = replace(config, tokenizer=replace(config.tokenizer, fingerprint=fingerprint(tokenizer)))
+    if condition is None:
+        return config
+    named = replace(config.condition.tokenizer, fingerprint=fingerprint(condition))
+    return replace(config, condition=replace(config.condition, tokenizer=named))
 
 
 def absolute(path: epath.PathLike) -> Any:
@@ -101,15 +162,16 @@ def absolute(path: epath.PathLike) -> Any:
     return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
 
 
-def find_tokenizer(workdir: str, *, beside: Any = None) -> Any:
+def find_tokenizer(workdir: str, role: str = "tokenizer", beside: Any = None) -> Any:
     """The folder of a prior's tokenizer: as the config names it, or `beside` a prior that moved with it."""
     places = [absolute(workdir), *([beside / Path(workdir).name] if beside is not None else [])]
     for place in places:
         if (place / "checkpoints").is_dir():
             return place
+    section = {"tokenizer": "tokenizer", "condition": "condition.tokenizer"}[role]
     raise FileNotFoundError(
-        f"a prior needs its tokenizer, a run of stage 1; there is none in {' or '.join(map(str, places))}. Name its "
-        "folder: config.tokenizer.workdir of a run, `tokenizer=` of load_prior, or --tokenizer of vqgan sample."
+        f"a prior needs its {ROLES[role]}, a run of stage 1; there is none in {' or '.join(map(str, places))}. Name "
+        f"its folder: config.{section}.workdir of a run, `{role}=` of load_prior, or --{role} of vqgan sample."
     )
 
 
@@ -163,12 +225,8 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_tokenizer(wanted: configs.FrozenTokenizer, tokenizer: Tokenizer) -> str:
-    """The tokenizer's fingerprint.
-
-    Raises:
-      ValueError: it is not the one that the config describes.
-    """
+def check_tokenizer(wanted: configs.Frozen, tokenizer: Tokenizer, role: str = "tokenizer") -> None:
+    """Raises ValueError if a tokenizer is not the one that the config describes."""
     found = fingerprint(tokenizer)
     for name, expected, value in (
         ("codebook_size", wanted.codebook_size, tokenizer.codebook_size),
@@ -177,7 +235,6 @@ def check_tokenizer(wanted: configs.FrozenTokenizer, tokenizer: Tokenizer) -> st
     ):
         if value != expected:
             raise ValueError(
-                f"the prior's tokenizer must have {name} {expected}; the one given has {value}. Give the tokenizer "
+                f"the prior's {ROLES[role]} must have {name} {expected}; the one given has {value}. Give the tokenizer "
                 "that the prior was trained with, or train a prior for this one in a new --workdir."
             )
-    return found

@@ -79,6 +79,7 @@ def check_shared(config: Stage1 | Stage2) -> None:
         [
             ("data.crop", d.crop, ("random", "center")),
             ("data.small", d.small, ("upscale", "refuse")),
+            ("data.field", d.field, ("image", *build.MAPS) if isinstance(config, Stage1) else ("image",)),
             ("optimizer.schedule", config.optimizer.schedule, ("constant", "cosine")),
         ]
     )
@@ -107,6 +108,7 @@ def check_stage1(config: Stage1) -> None:
             ("model.dtype", m.dtype, DTYPES),
         ]
     )
+    check_field(config)
     if q.ema and loss.codebook_weight:
         raise ValueError(
             "`config.loss.codebook_weight` must be 0 with quantizer.ema, which gets no gradient; set it to 0."
@@ -121,12 +123,54 @@ def check_stage1(config: Stage1) -> None:
         )
 
 
+def check_field(config: Stage1) -> None:
+    """Raises ValueError where the losses or the channels do not fit what the tokenizer learns."""
+    field, channels, loss = config.data.field, config.model.image_channels, config.loss
+    labels = field == "segmentation"
+    wanted = build.MAPS.get(field, 3) or channels
+    if channels != wanted:
+        raise ValueError(f"`config.model.image_channels` must be {wanted} of data.field {field!r}; got {channels}.")
+    if labels != (loss.pixel in ("cross_entropy", "binary_cross_entropy")):
+        raise ValueError(
+            "`config.loss.pixel` must be cross_entropy or binary_cross_entropy of segmentations, and neither of all "
+            f"else; got {loss.pixel!r} of {field!r}."
+        )
+    if labels and (loss.perceptual_weight or loss.disc_weight):
+        raise ValueError(
+            "categories have no perceptual loss and no discriminator: set `config.loss.perceptual_weight` and "
+            f"disc_weight to 0; got {loss.perceptual_weight} and {loss.disc_weight}."
+        )
+
+
+def check_condition(config: Stage2) -> None:
+    """Raises ValueError where the numbers of the condition contradict each other or the rest."""
+    c, k, f = config.condition, config.tokenizer.codebook_size, config.tokenizer.downsample_factor
+    factor = c.tokenizer.downsample_factor if c.tokenizer.workdir else f
+    side = c.size or config.data.image_size
+    if c.kind in build.MAPS and side % factor:
+        raise ValueError(
+            f"a map's side must be a multiple of its tokenizer's downsample factor {factor}; got {side}. Set "
+            f"`config.condition.size` to {-(-side // factor) * factor}."
+        )
+    if c.kind in build.MAPS and not c.tokenizer.workdir and build.MAPS[c.kind] != 3:
+        raise ValueError(
+            f"`config.condition.tokenizer.workdir` must name the run that encodes {c.kind!r}: only pictures of three "
+            "channels can be given to the images' own tokenizer."
+        )
+    rows = build.condition(config).vocab_size
+    if c.shared_vocab and rows > k:
+        raise ValueError(
+            f"the {rows} tokens of the condition must be rows of the {k} codes with condition.shared_vocab. Set it "
+            "to False."
+        )
+
+
 def check_stage2(config: Stage2) -> None:
     """Raises ValueError where values are outside their range or contradict each other."""
-    c, t, k = config.condition, config.transformer, config.tokenizer.codebook_size
+    c, t = config.condition, config.transformer
     one_of(
         [
-            ("condition.kind", c.kind, ("class", "none")),
+            ("condition.kind", c.kind, build.CONDITIONS),
             ("transformer.order", t.order, ordering.ORDERS),
             ("transformer.norm", t.norm, transformer.NORMS),
             ("transformer.mlp", t.mlp, transformer.MLPS),
@@ -147,16 +191,11 @@ def check_stage2(config: Stage2) -> None:
             f"`config.transformer.bidirectional_prefix` must end with the condition, which has {length} tokens: codes "
             f"that see each other have nothing to predict; got {t.bidirectional_prefix}. Lower it."
         )
-    rows = 1 if c.kind == "none" else c.num_classes + (c.drop > 0)
-    if c.shared_vocab and rows > k:
-        raise ValueError(
-            f"the {rows} tokens of the condition must be rows of the {k} codes with condition.shared_vocab. Set it "
-            "to False."
-        )
+    check_condition(config)
     for path, value in (("condition.drop", c.drop), ("loss.keep", config.loss.keep)):
         if not 0.0 <= value <= 1.0:
             raise ValueError(f"`config.{path}` must be a probability, 0 to 1; got {value}.")
-    sampling.check(build.settings(config.sampling), k)
+    sampling.check(build.settings(config.sampling), config.tokenizer.codebook_size)
     if config.sampling.guidance != 1.0 and (c.kind == "none" or not c.drop):
         raise ValueError(
             "`config.sampling.guidance` needs a null condition, which is learned with condition.drop above 0; got "

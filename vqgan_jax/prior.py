@@ -5,13 +5,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqgan_jax import build, losses, ordering, sampling
 from vqgan_jax import config as configs
 from vqgan_jax.data.conditions import Condition
 from vqgan_jax.nn import decoding
 from vqgan_jax.nn.transformer import Transformer
+from vqgan_jax.nn.vqgan import VQGAN
 
 Tree = dict[str, Any]
 
@@ -46,9 +47,16 @@ class CodePrior:
         return jnp.full((batch, self.condition.length), self.condition.vocab_size - 1, jnp.int32)
 
 
-def from_config(config: configs.Stage2) -> CodePrior:
-    """The prior that a config describes."""
-    return CodePrior(build.transformer(config), build.condition(config), build.grid(config), config.transformer.order)
+def from_config(config: configs.Stage2, condition_tokenizer: VQGAN | None = None) -> CodePrior:
+    """The prior that a config describes; the tokenizer is needed where maps must be encoded."""
+    condition = build.condition(config, condition_tokenizer)
+    return CodePrior(build.transformer(config), condition, build.grid(config), config.transformer.order)
+
+
+def leading(prior: CodePrior, count: int | Int[Array, ""] | Int[Array, "b"], batch: int) -> Bool[Array, "b h w"]:
+    """True for the first `count` codes in the prior's order, of all images or of each."""
+    position = jnp.asarray(ordering.inverse(prior.forward)).reshape(1, *prior.grid)
+    return jnp.broadcast_to(position < jnp.reshape(jnp.asarray(count), (-1, 1, 1)), (batch, *prior.grid))
 
 
 def logits(
@@ -88,8 +96,8 @@ def sample(
     condition: Int[Array, "b s"],
     keys: Key[Array, "b"],
     settings: sampling.Settings,
-    prompt: Int[Array, "b t"],
-    prompt_length: int | Int[Array, ""] | Int[Array, "b"] = 0,
+    prompt: Int[Array, "b h w"],
+    known: Bool[Array, "b h w"],
 ) -> Int[Array, "b h w"]:
     """Draws grids of codes.
 
@@ -99,14 +107,15 @@ def sample(
       condition: the condition's own tokens.
       keys: one an image.
       settings: how to draw; see `sampling.check`.
-      prompt: tokens to begin with, in the order of generation, as long as the grid has codes.
-      prompt_length: how many of them count.
+      prompt: codes that are given.
+      known: which of them are; each code that is drawn sees those, given or drawn, that come before it in the order.
     """
     module, length = prior.transformer, prior.condition.length
+    ordered = lambda grids: grids.reshape(len(grids), -1)[:, prior.forward]
     if settings.guidance is not None:
         condition = jnp.concatenate([condition, prior.null(len(condition))])
     weights = decoding.unstack(module, params)
-    start = decoding.prefill(module, weights, prior.prefix(condition), length + prompt.shape[1] - 1)
+    start = decoding.prefill(module, weights, prior.prefix(condition), length + prior.forward.size - 1)
     step = lambda cache, tokens, k: decoding.step(module, weights, cache, tokens, length + k)
-    tokens = sampling.generate(step, start, prompt, prompt_length, keys, settings)
+    tokens = sampling.generate(step, start, ordered(prompt), ordered(known), keys, settings)
     return tokens[:, ordering.inverse(prior.forward)].reshape(-1, *prior.grid)

@@ -111,19 +111,16 @@ def results_of(plan: Plan, console: Console) -> Results:
     shown = np.array([np.flatnonzero(labels == label)[0] for label in range(len(names))])
     classes = np.repeat(np.arange(len(names), dtype=np.int32), PER_CLASS)
     thrice = np.repeat(shown, 3)
-    common: dict[str, Any] = {
-        "seed": plan.prior.seed,
-        "batch_size": 64,
-        "options": drawing.options_of(plan.prior.sampling),
-    }
+    common: dict[str, Any] = {"seed": plan.prior.seed, "batch_size": 64}
+    options = drawing.options_of(plan.prior.sampling)
     with loop.progress_bar(console) as bar:
         task = bar.add_task("", total=len(classes) + len(thrice))
         samples, _ = drawing.draw(
-            prior, classes, np.tile(np.arange(PER_CLASS), len(names)),
+            prior, classes, np.tile(np.arange(PER_CLASS), len(names)), options=options,
             progress=lambda done: bar.update(task, completed=done), **common,
         )  # fmt: skip
         completed, _ = drawing.draw(
-            prior, labels[thrice], np.arange(len(thrice)), prompt=indices[thrice], prompt_length=indices[0].size // 2,
+            prior, labels[thrice], np.arange(len(thrice)), rows={"prompt": indices[thrice]}, options=options,
             progress=lambda done: bar.update(task, completed=len(classes) + done), **common,
         )  # fmt: skip
     lpips, crops = jax.device_put(load_lpips()), real_crops(plan, len(names))

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -111,6 +111,24 @@ def draw(logits: Float[Array, "b v"], keys: Key[Array, "b"], settings: Settings)
     return jax.vmap(jax.random.categorical)(keys, filtered(logits, settings)).astype(jnp.int32)
 
 
+def next_tokens(
+    logits: Float[Array, "_ v"], k: Int[Array, ""], length: int, keys: Key[Array, "b"], settings: Settings
+) -> Int[Array, "b"]:
+    """Draws the k-th of `length` tokens of each row.
+
+    Args:
+      logits: of the rows; with guidance twice as many, first all with their condition, then all without.
+      k: position, folded into the keys.
+      length: of the whole sequence, for the schedule of the guidance.
+      keys: one a row.
+      settings: how to draw.
+    """
+    if settings.guidance is not None:
+        guided, null = jnp.split(logits, 2)
+        logits = null + guidance_scale(settings, k, length) * (guided - null)
+    return draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, k), settings)
+
+
 Step = Callable[[Any, Int[Array, "b"], Int[Array, ""]], tuple[Float[Array, "b v"], Any]]
 
 
@@ -118,7 +136,7 @@ def generate(
     step: Step,
     start: tuple[Float[Array, "_ v"], Any],
     prompt: Int[Array, "b t"],
-    prompt_length: int | Int[Array, ""] | Int[Array, "b"],
+    known: Bool[Array, "b t"],
     keys: Key[Array, "b"],
     settings: Settings,
 ) -> Int[Array, "b t"]:
@@ -130,23 +148,21 @@ def generate(
     Args:
       step: `(cache, tokens, k) -> (logits, cache)`: feeds the k-th tokens and gives the logits of the ones after.
       start: logits of the first tokens, and the cache that the prefix filled.
-      prompt: the tokens to begin with; what stands behind `prompt_length` does not matter.
-      prompt_length: how many of them, for all rows or for each; it may change without a new compilation.
+      prompt: tokens that are given.
+      known: which of them are; the others are drawn, and what `prompt` says there does not matter. It may change
+        without a new compilation.
       keys: one a row; position k is folded in.
       settings: how to draw.
 
     Returns:
-      The prompt and what followed, as many tokens as `prompt` is long.
+      What was given and what was drawn, as many tokens as `prompt` is long.
     """
-    batch, length = prompt.shape
+    length = prompt.shape[1]
     guided = settings.guidance is not None
 
     def choose(logits: Array, k: Array) -> Array:
-        if guided:
-            scale, null = guidance_scale(settings, k, length), logits[batch:]
-            logits = null + scale * (logits[:batch] - null)
-        drawn = draw(logits, jax.vmap(jax.random.fold_in, (0, None))(keys, k), settings)
-        return jnp.where(k < prompt_length, jax.lax.dynamic_index_in_dim(prompt, k, axis=1, keepdims=False), drawn)
+        at = lambda rows: jax.lax.dynamic_index_in_dim(rows, k, axis=1, keepdims=False)
+        return jnp.where(at(known), at(prompt), next_tokens(logits, k, length, keys, settings))
 
     def body(carry: tuple[Array, Any], k: Array) -> tuple[tuple[Array, Any], Array]:
         logits, cache = carry

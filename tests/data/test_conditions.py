@@ -24,10 +24,10 @@ def test_no_condition_is_one_token_for_each_image():
 def test_pictures_show_names_where_there_are_some():
     draw = ClassLabel(2).picture
     tokens = np.array([[0], [1], [0]])
-    named, numbered = draw(tokens, 32, ("cat", "a dog")), draw(tokens, 32)
+    named, numbered = draw({}, tokens, 32, ("cat", "a dog")), draw({}, tokens, 32)
     assert named.shape == (3, 32, 32, 3)
     np.testing.assert_array_equal(named[0], named[2])
     assert np.any(named[0] != named[1])
     assert np.any(named[0] != numbered[0])
     assert named.min() < 100, "dark words"
-    assert np.all(Unconditional().picture(tokens, 8) == 128)
+    assert np.all(Unconditional().picture({}, tokens, 8) == 128)

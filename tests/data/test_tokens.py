@@ -52,17 +52,18 @@ def means(images):
     return images.reshape(b, 2, 4, 2, 4, 3).astype(np.int64).sum(axis=(2, 4, 5)).reshape(b, 4)
 
 
-def encode(images, labels):
+def encode(batch):
     """A label and four codes, each of which depends on everything that is in the batch, and where."""
+    images, labels = batch["image"], batch["label"]
     assert (images.shape, images.dtype) == ((4, 8, 8, 3), np.uint8)
     assert (labels.shape, labels.dtype) == ((4,), np.int32)
     mixed = means(images) + (images.astype(np.int64).sum(axis=(1, 2, 3)) * np.arange(1, 5)).sum()
     return np.concatenate([labels[:, None], mixed % K], axis=1)
 
 
-def encode_alone(images, labels):
+def encode_alone(batch):
     """The same without what depends on the neighbours."""
-    return np.concatenate([labels[:, None], means(images) % K], axis=1)
+    return np.concatenate([batch["label"][:, None], means(batch["image"]) % K], axis=1)
 
 
 SOURCES = {"train": Noise(13), "validation": Noise(9, key=1)}
@@ -134,7 +135,7 @@ def test_what_was_encoded_is_what_is_read(tmp_path):
     validation = rows(open_tokens(tmp_path, split="validation"))
     assert (validation.shape, validation.dtype) == ((9, 5), np.int32)
     views = next(evaluation_batches(SOURCES["validation"], image_size=8, batch_size=9))
-    np.testing.assert_array_equal(validation, encode_alone(views["image"], views["label"]))
+    np.testing.assert_array_equal(validation, encode_alone(views))
 
 
 def test_a_training_image_is_seen_once_in_each_round_of_crops_and_never_alike(tmp_path):
@@ -174,10 +175,10 @@ def test_files_do_not_depend_on_threads(cache, tmp_path):
 def test_a_run_killed_again_and_again_leaves_the_same_files(cache, tmp_path):
     plan, calls = plan_for(SOURCES), itertools.count(1)
 
-    def mortal(images, labels):
+    def mortal(batch):
         if next(calls) % 3 == 0:
             raise Killed
-        return encode(images, labels)
+        return encode(batch)
 
     def survives(process):
         try:
@@ -214,7 +215,7 @@ def test_whole_shards_are_not_made_again(cache, tmp_path):
     (tmp_path / "train-00002-of-00005.array_record").unlink()
     (tmp_path / "train-00002-of-00005.array_record.part").write_bytes(b"torn")
     calls, seen = [], []
-    counting = lambda images, labels: calls.append(1) or encode(images, labels)
+    counting = lambda batch: calls.append(1) or encode(batch)
     write(tmp_path, plan_for(SOURCES), SOURCES, counting, progress=lambda *numbers: seen.append(numbers))
     assert len(calls) == 2
     assert seen == [(29, 35), (33, 35), (35, 35)]
@@ -224,7 +225,7 @@ def test_whole_shards_are_not_made_again(cache, tmp_path):
 
 def test_a_complete_cache_is_left_as_it_is(cache, tmp_path):
     make(tmp_path)
-    make(tmp_path, encode=lambda images, labels: pytest.fail("nothing is left to encode"))
+    make(tmp_path, encode=lambda batch: pytest.fail("nothing is left to encode"))
     assert contents(tmp_path) == contents(cache)
 
 
@@ -278,7 +279,7 @@ def test_too_many_bad_images_stop_the_run(tmp_path):
 @pytest.mark.parametrize(("k", "dtype", "width"), [(2**16, "uint16", 2), (2**16 + 1, "uint32", 4)])
 def test_ids_are_stored_as_narrow_as_they_fit(tmp_path, k, dtype, width):
     assert dtype_for(k) == dtype
-    highest = lambda images, labels: np.full((4, 5), k - 1)
+    highest = lambda batch: np.full((4, 5), k - 1)
     make(tmp_path / "cache", encode=highest, codebook_size=k, dtype=dtype)
     source = open_tokens(tmp_path / "cache", split="train")
     assert (rows(source) == k - 1).all()
@@ -290,11 +291,11 @@ def test_ids_are_stored_as_narrow_as_they_fit(tmp_path, k, dtype, width):
 @pytest.mark.parametrize(
     ("encode", "message"),
     [
-        (lambda images, labels: np.zeros((4, 4), np.int32), r"shape \(4, 5\); got int32 \(4, 4\)"),
-        (lambda images, labels: np.zeros((4, 5)), r"integers of shape \(4, 5\); got float64"),
-        (lambda images, labels: np.full((4, 5), -1), r"codes must be in 0 \.\. 999 .*got ids from -1"),
-        (lambda images, labels: np.full((4, 5), 1000), r"codes must be in 0 \.\. 999 .*codes up to 1000"),
-        (lambda images, labels: np.array([[2**16, 0, 0, 0, 0]] * 4), r"the prefix in 0 \.\. 65535; .* to 65536"),
+        (lambda batch: np.zeros((4, 4), np.int32), r"shape \(4, 5\); got int32 \(4, 4\)"),
+        (lambda batch: np.zeros((4, 5)), r"integers of shape \(4, 5\); got float64"),
+        (lambda batch: np.full((4, 5), -1), r"codes must be in 0 \.\. 999 .*got ids from -1"),
+        (lambda batch: np.full((4, 5), 1000), r"codes must be in 0 \.\. 999 .*codes up to 1000"),
+        (lambda batch: np.array([[2**16, 0, 0, 0, 0]] * 4), r"the prefix in 0 \.\. 65535; .* to 65536"),
     ],
 )
 def test_what_is_no_tokens_is_refused(tmp_path, encode, message):

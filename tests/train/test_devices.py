@@ -44,7 +44,7 @@ def run(sizes: tuple[int, int, int], variant: str = "smooth", steps: int = 10):
 
 
 @functools.cache
-@mock.patch.multiple(models, find_tokenizer=lambda path: path, load_tokenizer=lambda _: untrained.tokenizer(32))
+@mock.patch.multiple(models, find_tokenizer=lambda path, *_: path, load_tokenizer=lambda _: untrained.tokenizer(32))
 def run_prior(sizes: tuple[int, int, int], images: bool):
     """Stage 2, from images or from codes; with all its chance, which must not depend on the devices either."""
     program = loop.build_program(cli.load_config(PRIOR), make_mesh(sizes))

@@ -33,6 +33,10 @@ CONFIG = {
         "crop": "center",
         "flip": False,
         "small": "refuse",
+        "field": "image",
+        "low_resolution_factor": 4,
+        "edge_sigma": 2.0,
+        "shift_labels": False,
         "num_threads": 1,
     },
     "model": {

@@ -91,12 +91,12 @@ def test_a_fresh_prior_is_as_good_as_guessing(codes):
 class Three:
     """A condition of three tokens."""
 
-    length, vocab_size = 3, 5
+    field, grid, length, vocab_size = "", None, 3, 5
 
     def encode(self, frozen, batch):
         raise NotImplementedError
 
-    def picture(self, tokens, size):
+    def picture(self, frozen, tokens, size, names=()):
         raise NotImplementedError
 
 

@@ -19,6 +19,32 @@ VARIANTS = {
         "transformer.qk_norm": False,
         "transformer.bias": True,
     },
+    # Conditions, over the codes in the order that a sliding window needs.
+    "raster": {"transformer.order": "raster"},
+    "segmentation": {
+        "transformer.order": "raster",
+        "data.source": "scenes",
+        "condition.kind": "segmentation",
+        "condition.num_classes": 9,
+        "condition.tokenizer.workdir": "runs/segmentation",
+        "condition.tokenizer.codebook_size": 32,
+        "condition.tokenizer.downsample_factor": 2,
+    },
+    "edges": {"transformer.order": "raster", "data.source": "scenes", "condition.kind": "edges"},
+    "coordinates": {
+        "transformer.order": "raster",
+        "condition.kind": "coordinates",
+        "condition.num_tokens": 64,
+        "sampling.guidance": 1.0,
+    },
+    "boxes": {
+        "transformer.order": "raster",
+        "data.source": "scenes",
+        "condition.kind": "boxes",
+        "condition.num_classes": 8,
+        "condition.num_tokens": 65,
+        "condition.max_objects": 6,
+    },
     "plain": {"transformer.dropout": 0.0, "condition.drop": 0.0, "loss.keep": 1.0, "sampling.guidance": 1.0},
 }
 

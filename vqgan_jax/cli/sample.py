@@ -1,4 +1,4 @@
-"""Draws images from a prior: by class, or completing what is given."""
+"""Draws images from a prior: of classes, of maps or layouts, of any size, or completing what is given."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,12 +6,19 @@ from collections.abc import Sequence
 EXAMPLES = """examples:
   vqgan sample --workdir=runs/photos_prior --output=out
   vqgan sample --workdir=runs/photos_prior --output=out --labels=2,4 --count=8 --top_k=100 --seed=1
-  vqgan sample --workdir=runs/photos_prior --output=out --complete=cat.png --labels=2 --keep=0.5
+  vqgan sample --workdir=runs/photos_prior --output=out --labels=2 --size=256x1024 --count=1
+  vqgan sample --workdir=runs/photos_prior --output=out --complete cat.png --labels=2 --keep=0.5
+  vqgan sample --workdir=runs/photos_prior --output=out --complete cat.png --labels=2 --mask=white_is_drawn.png
+  vqgan sample --workdir=runs/scenes_prior_segmentation --output=out --count=4 --animate=gif
+  vqgan sample --workdir=runs/scenes_prior_segmentation --output=out --condition map.png --size=64x128
   vqgan sample --workdir=runs/photos_prior --output=out --count=5000 --batch_size=256 --guidance=4 --schedule=cosine
 
-What is not given is as the run's config has it. Each image is LABEL_NUMBER.png; sheet.png shows up to eight of each,
-samples.npz holds images (uint8 n H W 3), labels and indices. Sample i of a class is the same for any --batch_size.
+What is not given is as the run's config has it. Each image is SUBJECT_NUMBER.png, where the subject is a class, or a
+condition or file by its place; sheet.png shows up to eight of each beside what they were made of; samples.npz holds
+images (uint8 n H W 3), labels and indices. Without --condition, a prior that needs maps or objects takes held-out
+examples of its own data. Sample i of a subject is the same for any --batch_size.
 """
+FPS = 12  # frames a second
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -22,12 +29,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workdir", required=True, help="of a stage-2 run")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--tokenizer", help="folder of its tokenizer; default: as the run's config names it")
+    parser.add_argument("--condition_tokenizer", help="likewise, of its condition's tokenizer")
     parser.add_argument("--labels", help="classes, such as 0,3,5; default: all")
-    parser.add_argument("--count", type=int, default=8, help="images of each class; default: 8")
+    parser.add_argument("--condition", nargs="+", metavar="FILE", help="maps, pictures, or layouts as JSON")
+    parser.add_argument("--examples", type=int, default=4, help="held-out ones, without --condition; default: 4")
+    parser.add_argument("--size", metavar="HxW", help="in pixels; default: that of the training images")
+    parser.add_argument(
+        "--stride", type=int, default=1, help="codes from one move of a large image's window to the next"
+    )
+    parser.add_argument("--count", type=int, default=8, help="images of each; default: 8")
     parser.add_argument("--batch_size", type=int, default=64, help="drawn at a time; default: 64")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--complete", nargs="+", metavar="FILE", help="images of which to keep the first tokens")
-    parser.add_argument("--keep", type=float, default=0.5, help="share of the tokens to keep of them; default: 0.5")
+    parser.add_argument("--complete", nargs="+", metavar="FILE", help="images of which to keep some codes")
+    parser.add_argument("--keep", type=float, default=0.5, help="share to keep of them, the first; default: 0.5")
+    parser.add_argument("--mask", metavar="FILE", help="instead: a picture that is white where they are drawn anew")
+    parser.add_argument("--animate", choices=("gif", "mp4"), help="also shows how the first image of each came to be")
     parser.add_argument(
         "--accept_rate", type=float, default=1.0, help="keep this share, the best by --scorer (the paper's rejection)"
     )
@@ -52,29 +68,44 @@ def main(argv: Sequence[str]) -> int:
     from vqgan_jax.train.loop import progress_bar
 
     console = Console()
-    prior = vq.load_prior(flags.workdir, tokenizer=flags.tokenizer)
+    prior = vq.load_prior(flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer)
     scorer, draws = load_scorer(flags)
-    options = choose_options(flags, prior.config.sampling)
-    given = prompts(flags, prior)
-    classes = chosen_classes(flags, prior, len(given["prompt"]) if given else None)
-    if given:  # each image is completed so many times
-        classes, given["prompt"] = np.repeat(classes, draws), np.repeat(given["prompt"], draws, axis=0)
-        numbers = np.arange(len(classes))
-    else:
-        classes, numbers = np.repeat(classes, draws), np.tile(np.arange(draws), len(classes))
+    size = size_of(flags, prior)
+    options = choose_options(flags, prior.config.sampling) | {"size": size, "stride": flags.stride}
+    subjects = asked_for(flags, prior, size)
+    which = np.repeat(np.arange(len(subjects.labels)), draws)
+    numbers = np.tile(np.arange(draws), len(subjects.labels))
+    if subjects.rows:  # else the class tells them apart
+        numbers += which * draws
     with progress_bar(console) as bar:
-        task = bar.add_task("drawing", total=len(classes))
+        task = bar.add_task("drawing", total=len(which))
         images, indices = drawing.draw(
-            prior, classes, numbers, seed=flags.seed, batch_size=flags.batch_size, options=options,
-            progress=lambda done: bar.update(task, completed=done), **given,
+            prior, subjects.labels[which], numbers, seed=flags.seed, batch_size=flags.batch_size,
+            options=options, rows={name: rows[which] for name, rows in subjects.rows.items()},
+            progress=lambda done: bar.update(task, completed=done),
         )  # fmt: skip
     if scorer is not None:
-        kept = drawing.best(scorer(images, classes), classes, flags.count)
-        images, indices, classes, numbers = images[kept], indices[kept], classes[kept], numbers[kept]
+        kept = drawing.best(scorer(images, subjects.labels[which]), which.astype(np.int32), flags.count)
+        images, indices, which, numbers = images[kept], indices[kept], which[kept], numbers[kept]
     output = Path(flags.output)
-    save(output, images, indices, classes, numbers)
+    save(output, images, indices, which, numbers, subjects)
+    if flags.animate:
+        animate(output, prior, indices, which, subjects, flags.animate)
     console.print(f"{len(images)} images in {output}, step {prior.step} of {flags.workdir}")
     return 0
+
+
+def size_of(flags, prior) -> tuple[int, int]:
+    """Height and width."""
+    from vqgan_jax import cli
+
+    if flags.size is None:
+        return (prior.config.data.image_size,) * 2
+    try:
+        height, width = (int(side) for side in flags.size.split("x"))
+    except ValueError:
+        raise cli.UsageError(f"`--size` must look like 512x2048, height and width; got {flags.size!r}.") from None
+    return height, width
 
 
 def load_scorer(flags):
@@ -115,63 +146,95 @@ def choose_options(flags, config) -> dict:
     return drawing.options_of(dataclasses.replace(config, **changed))
 
 
-def prompts(flags, prior) -> dict:
-    """Codes of the images to complete, and how many of their tokens to keep."""
-    import math
+def asked_for(flags, prior, size):
+    """What to draw images of."""
+    from vqgan_jax import cli, inputs
+    from vqgan_jax.data.conditions import ClassLabel, Codes, Objects
 
-    import numpy as np
-
-    import vqgan_jax as vq
-    from vqgan_jax import cli
-    from vqgan_jax.data import images, preprocessing
-
-    if not flags.complete:
-        return {}
+    kind = prior.module.condition
     if not 0 <= flags.keep <= 1:
-        raise cli.UsageError(f"`--keep` must be a share of the tokens, 0 to 1; got {flags.keep}.")
-    view, unused = preprocessing.evaluation(prior.config.data.image_size), np.random.default_rng(0)
-    pixels = np.stack([preprocessing.augment(images.decode(path), view, unused) for path in flags.complete])
-    codes = np.asarray(vq.encode(prior.tokenizer, pixels))
-    return {"prompt": codes, "prompt_length": math.floor(flags.keep * codes[0].size)}
+        raise cli.UsageError(f"`--keep` must be a share of the codes, 0 to 1; got {flags.keep}.")
+    if flags.mask and not flags.complete:
+        raise cli.UsageError("`--mask` says what of a picture is drawn anew; give the picture by --complete.")
+    if flags.labels is not None and not isinstance(kind, ClassLabel):
+        raise cli.UsageError("`--labels` are for a class-conditional prior; this one has no classes.")
+    if isinstance(kind, ClassLabel):
+        if flags.complete and flags.labels is None:
+            raise cli.UsageError("`--labels` must give the class of the files to complete: one, or one for each.")
+        subjects = inputs.classes(prior, numbers_of(flags.labels))
+    elif flags.condition:
+        subjects = inputs.from_files(prior, flags.condition, size)
+    elif isinstance(kind, Codes | Objects):
+        if flags.size:
+            raise cli.UsageError("held-out examples have the training size; for another give --condition FILE.")
+        subjects = inputs.held_out(prior, flags.examples)
+    else:
+        subjects = inputs.nothing(1)
+    if flags.condition and not isinstance(kind, Codes | Objects):
+        raise cli.UsageError("`--condition` is for a prior over maps or layouts; this one reads none.")
+    if not flags.complete:
+        return subjects
+    return inputs.completing(prior, subjects, flags.complete, size, keep=flags.keep, mask=flags.mask)
 
 
-def chosen_classes(flags, prior, files: int | None):
-    """The classes to draw, or the class of each file to complete."""
-    import numpy as np
-
+def numbers_of(labels: str | None) -> list[int] | None:
+    """0,3,5 as numbers."""
     from vqgan_jax import cli
 
-    if prior.config.condition.kind != "class":
-        if flags.labels is not None:
-            raise cli.UsageError("`--labels` are for a class-conditional prior; this one has no classes.")
-        return np.zeros(files or 1, np.int32)
-    if flags.labels is None:
-        if files is not None:
-            raise cli.UsageError("`--labels` must give the class of the files to complete: one, or one for each.")
-        return np.arange(prior.config.condition.num_classes, dtype=np.int32)
     try:
-        labels = np.array([int(text) for text in flags.labels.split(",")], np.int32)
+        return None if labels is None else [int(text) for text in labels.split(",")]
     except ValueError:
-        raise cli.UsageError(f"`--labels` must be numbers with commas between; got {flags.labels!r}.") from None
-    if files is None:
-        return labels
-    if len(labels) not in (1, files):
-        raise cli.UsageError(f"`--labels` must be one class, or one for each of {files} files; got {len(labels)}.")
-    return np.broadcast_to(labels, files)
+        raise cli.UsageError(f"`--labels` must be numbers with commas between; got {labels!r}.") from None
 
 
-def save(output, images, indices, classes, numbers) -> None:
-    """Single PNGs, a sheet of up to eight of each class, and an archive of everything."""
+def save(output, images, indices, which, numbers, subjects) -> None:
+    """Single PNGs, a sheet of up to eight of each subject beside what they were made of, and an archive."""
     import numpy as np
     from PIL import Image
 
     from vqgan_jax import pictures
 
     output.mkdir(parents=True, exist_ok=True)
-    for image, label, number in zip(images, classes, numbers, strict=True):
-        Image.fromarray(image).save(output / f"{label:04d}_{number:06d}.png")
-    np.savez(output / "samples.npz", images=images, indices=indices, labels=classes, numbers=numbers)
-    rows = [images[classes == label][:8] for label in np.unique(classes)]
-    pad = lambda row: np.concatenate([row, np.full((max(map(len, rows)) - len(row), *row.shape[1:]), 255, np.uint8)])
-    sheet = pictures.grid(np.concatenate([pad(row) for row in rows]), columns=max(map(len, rows)))
+    labels = subjects.labels[which]
+    names = which if subjects.rows else labels
+    for image, name, number in zip(images, names, numbers, strict=True):
+        Image.fromarray(image).save(output / f"{name:04d}_{number:06d}.png")
+    np.savez(output / "samples.npz", images=images, indices=indices, labels=labels, subjects=which, numbers=numbers)
+    rows = [images[which == subject][:8] for subject in range(len(subjects.labels))]
+    rows = [np.concatenate([*(b[i : i + 1] for b in subjects.beside), row]) for i, row in enumerate(rows)]
+    columns = max(map(len, rows))
+    pad = lambda row: np.concatenate([row, np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)])
+    sheet = pictures.grid(np.concatenate([pad(row) for row in rows]), columns=columns)
     (output / "sheet.png").write_bytes(pictures.png(sheet))
+
+
+def animate(output, prior, indices, which, subjects, kind: str) -> None:
+    """How the first image of each subject came to be, code by code."""
+    import numpy as np
+
+    from vqgan_jax import drawing, pictures
+
+    for subject in range(len(subjects.labels)):
+        row = int(np.flatnonzero(which == subject)[0])
+        known = subjects.rows["known"][subject] if "known" in subjects.rows else None
+        frames = list(drawing.stages(prior, indices[row], known=known))
+        path = output / f"{subject:04d}.{kind}"
+        if kind == "gif":
+            path.write_bytes(pictures.animation(frames, fps=FPS))
+        else:
+            film(path, frames)
+
+
+def film(path, frames) -> None:
+    """An MP4, its last frame held for a second."""
+    import numpy as np
+
+    from vqgan_jax import cli
+
+    try:
+        import imageio_ffmpeg  # noqa: F401  # type: ignore[reportMissingImports]  (the encoder itself)
+        from imageio import v3 as imageio
+    except ImportError:
+        raise cli.UsageError("MP4 needs an encoder: `pip install 'vqgan-jax[video]'`, or --animate=gif.") from None
+    held = np.stack(frames + frames[-1:] * FPS)
+    imageio.imwrite(path, held, plugin="FFMPEG", fps=FPS, macro_block_size=1)

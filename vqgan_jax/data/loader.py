@@ -13,10 +13,11 @@ import grain
 import numpy as np
 from absl import logging
 
-from vqgan_jax.data import preprocessing
+from vqgan_jax.data import preprocessing, views
 from vqgan_jax.data.images import ImageError
 from vqgan_jax.data.preprocessing import Augmentation
 from vqgan_jax.data.sources import Source
+from vqgan_jax.data.views import View
 
 MAX_BAD_FRACTION = 0.01
 
@@ -61,6 +62,7 @@ def training_batches(
     small: str,
     batch_size: int,
     seed: int,
+    fields: Mapping[str, View] = views.PLAIN,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 8,
@@ -76,23 +78,25 @@ def training_batches(
       image_size, resize, crop, flip, small: see `preprocessing.Augmentation`.
       batch_size: examples a step over all processes.
       seed: of order and augmentation; 0 to 2**32 - 1.
+      fields: what a batch holds, by name; see `views`.
       process_index, process_count: this process and how many there are.
       num_threads: batches made at the same time.
       prefetch: batches kept ready; at least `num_threads`.
 
     Returns:
-      An iterator of "image" (uint8 b s s 3) and "label" (int32 b), b = `batch_size` / `process_count`.
+      An iterator of the `fields`, unless others are given "image" (uint8 b s s 3) and "label" (int32 b), b =
+      `batch_size` / `process_count`.
 
     Raises:
-      ValueError: if an argument is out of range; while iterating, if more than 1% of the images cannot be decoded, or
-        an image is smaller than `small` "refuse" allows.
+      ValueError: if an argument is out of range; while iterating, if more than 1% of the images cannot be decoded, an
+        image is smaller than `small` "refuse" allows, or an example lacks what a field needs.
     """
     local_size = local_size_of(batch_size, process_index, process_count)
     augmentation = Augmentation(image_size=image_size, resize=resize, crop=crop, flip=flip, small=small)
     images = _Decodable(source)
     data = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
     # Randomness comes before the share of a process: keyed by the example's global number it is anyone's to load.
-    data = data.random_map(functools.partial(_training_example, images, augmentation))
+    data = data.random_map(functools.partial(_training_example, images, augmentation, fields))
     return Batches(share(data, local_size, process_index, process_count, num_threads, prefetch), images)
 
 
@@ -101,6 +105,7 @@ def evaluation_batches(
     *,
     image_size: int,
     batch_size: int,
+    fields: Mapping[str, View] = views.PLAIN,
     process_index: int = 0,
     process_count: int = 1,
     num_examples: int | None = None,
@@ -113,14 +118,15 @@ def evaluation_batches(
       source: the images.
       image_size: height and width of the result; smaller images are upscaled.
       batch_size: examples a step over all processes.
+      fields: see `training_batches`.
       process_index, process_count: this process and how many there are.
       num_examples: only the first so many; all if None.
       num_threads: batches made at the same time.
       prefetch: batches kept ready; at least `num_threads`.
 
     Returns:
-      An iterator of "image" (uint8 b s s 3), "label" (int32 b) and "mask" (bool b), b = `batch_size` /
-      `process_count`. The mask is False, and the image zero, for padding and for images that cannot be decoded.
+      An iterator of the `fields` and "mask" (bool b), b = `batch_size` / `process_count`. The mask is False, and all
+      else zero, for padding and for images that cannot be decoded.
 
     Raises:
       ValueError: if an argument is out of range; while iterating, if more than 1% of the images cannot be decoded.
@@ -129,7 +135,7 @@ def evaluation_batches(
     count = how_many(num_examples, len(source), source.name)
     images, augmentation = _Decodable(source), preprocessing.evaluation(image_size)
     data = grain.MapDataset.range(-(-count // batch_size) * batch_size)
-    data = data.map(functools.partial(_evaluation_example, images, augmentation, count))
+    data = data.map(functools.partial(_evaluation_example, images, augmentation, fields, count))
     return Batches(share(data, local_size, process_index, process_count, num_threads, prefetch), images)
 
 
@@ -170,42 +176,58 @@ def share(
     return iter(data.to_iter_dataset(read_options))
 
 
-def training_view(source: Source, augmentation: Augmentation) -> Callable[[int, np.random.Generator], dict[str, Any]]:
-    """From an example's number, and chance, to what training sees of it: "image" and "label".
+def training_view(
+    source: Source, augmentation: Augmentation, fields: Mapping[str, View] = views.PLAIN
+) -> Callable[[int, np.random.Generator], dict[str, Any]]:
+    """From an example's number, and chance, to the `fields` of it that training sees.
 
     If its image cannot be decoded, the next one that can stands in for it; ValueError if these are more than 1%.
     """
-    return functools.partial(_training_example, _Decodable(source), augmentation)
+    return functools.partial(_training_example, _Decodable(source), augmentation, fields)
 
 
-def evaluation_view(source: Source, image_size: int) -> Callable[[int], dict[str, Any]]:
-    """From an example's number to what evaluation sees of it: "image", "label" and "mask".
+def evaluation_view(
+    source: Source, image_size: int, fields: Mapping[str, View] = views.PLAIN
+) -> Callable[[int], dict[str, Any]]:
+    """From an example's number to the `fields` of it that evaluation sees, and "mask".
 
-    The mask is False, and the image zero, if it cannot be decoded; ValueError if these are more than 1%.
+    The mask is False, and all else zero, if it cannot be decoded; ValueError if these are more than 1%.
     """
     augmentation = preprocessing.evaluation(image_size)
-    return functools.partial(_evaluation_example, _Decodable(source), augmentation, len(source))
+    return functools.partial(_evaluation_example, _Decodable(source), augmentation, fields, len(source))
 
 
 def _training_example(
-    images: "_Decodable", augmentation: Augmentation, index: int, rng: np.random.Generator
+    images: "_Decodable",
+    augmentation: Augmentation,
+    fields: Mapping[str, View],
+    index: int,
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
     index, example = images.next_decodable(index)
+    height, width, _ = example["image"].shape
     try:
-        image = preprocessing.augment(example["image"], augmentation, rng)
+        geometry = preprocessing.choose_geometry(height, width, augmentation, rng)
+        return views.look(example, geometry, rng, fields)
     except ValueError as error:
         raise ValueError(f"Number {index} of {images.source.name}: {error}") from error
-    return {"image": image, "label": np.int32(example["label"])}
 
 
-def _evaluation_example(images: "_Decodable", augmentation: Augmentation, count: int, index: int) -> dict[str, Any]:
+def _evaluation_example(
+    images: "_Decodable", augmentation: Augmentation, fields: Mapping[str, View], count: int, index: int
+) -> dict[str, Any]:
     example = images.get(index) if index < count else None
     if example is None:
-        blank = np.zeros((augmentation.image_size, augmentation.image_size, 3), np.uint8)
-        return {"image": blank, "label": np.int32(0), "mask": np.bool_(False)}
-    unused = np.random.default_rng(0)
-    image = preprocessing.augment(example["image"], augmentation, unused)
-    return {"image": image, "label": np.int32(example["label"]), "mask": np.bool_(True)}
+        found, _ = images.next_decodable(0)
+        seen = _evaluation_example(images, augmentation, fields, found + 1, found)
+        return {name: np.zeros_like(value) for name, value in seen.items()}
+    height, width, _ = example["image"].shape
+    rng = np.random.default_rng(index)  # of the order of objects; the geometry leaves nothing to chance
+    geometry = preprocessing.choose_geometry(height, width, augmentation, rng)
+    try:
+        return views.look(example, geometry, rng, fields) | {"mask": np.bool_(True)}
+    except ValueError as error:
+        raise ValueError(f"Number {index} of {images.source.name}: {error}") from error
 
 
 class _Decodable:

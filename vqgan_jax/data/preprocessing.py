@@ -1,4 +1,4 @@
-"""From an image of any size to a square: first the geometry is chosen, then it is applied.
+"""From an image of any size to a rectangle, in training a square: first the geometry is chosen, then it is applied.
 
 The two are apart so that other maps of the same image can follow the same geometry.
 """
@@ -12,16 +12,16 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Which part of an image becomes the square of `size` pixels.
+    """Which part of an image becomes how large a rectangle.
 
     Fields:
       box: left, upper, right, lower edge in pixels of the source; fractional.
-      size: height and width of the square in pixels.
-      flip: whether the square is mirrored left to right.
+      size: height and width of the rectangle in pixels.
+      flip: whether it is mirrored left to right.
     """
 
     box: tuple[float, float, float, float]
-    size: int
+    size: tuple[int, int]
     flip: bool
 
 
@@ -88,16 +88,17 @@ def choose_geometry(height: int, width: int, augmentation: Augmentation, rng: np
     y, x = drawn if augmentation.crop == "random" else [(side - size) // 2 for side in resized]
     scale_y, scale_x = height / resized[0], width / resized[1]
     box = (x * scale_x, y * scale_y, (x + size) * scale_x, (y + size) * scale_y)
-    return Geometry(box=box, size=size, flip=flip and augmentation.flip)
+    return Geometry(box=box, size=(size, size), flip=flip and augmentation.flip)
 
 
-def apply_geometry(image: UInt8[np.ndarray, "H W 3"], geometry: Geometry) -> UInt8[np.ndarray, "s s 3"]:
-    """Cuts and resizes the square in one go, antialiased bicubic: equal to resizing the whole image and cropping."""
+def apply_geometry(image: UInt8[np.ndarray, "H W 3"], geometry: Geometry) -> UInt8[np.ndarray, "h w 3"]:
+    """Cuts and resizes in one go, antialiased bicubic: equal to resizing the whole image and cropping."""
     # The filter reaches over the box's edges into the image, as it does when the whole image is resized.
-    shape, (left, upper, right, lower) = (geometry.size, geometry.size), geometry.box
+    left, upper, right, lower = geometry.box
     box = (left, upper, min(right, image.shape[1]), min(lower, image.shape[0]))  # rounding may pass the edge
-    square = np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC, box=box))
-    return square[:, ::-1] if geometry.flip else square
+    height, width = geometry.size
+    resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
+    return resized[:, ::-1] if geometry.flip else resized
 
 
 def augment(

@@ -23,6 +23,7 @@ from etils import epath
 from vqgan_jax.data import loader
 from vqgan_jax.data.sources import Source
 from vqgan_jax.data.tokens import CACHE_FILE, PLAN_FILE, Plan, Split, check_shard, count_records
+from vqgan_jax.data.views import PLAIN, View
 
 
 def dtype_for(vocab_size: int) -> str:
@@ -53,8 +54,9 @@ def write(
     folder: epath.PathLike,
     plan: Plan,
     sources: Mapping[str, Source],
-    encode: Callable[[np.ndarray, np.ndarray], Any],
+    encode: Callable[[loader.Batch], Any],
     *,
+    fields: Mapping[str, View] = PLAIN,
     process_index: int = 0,
     process_count: int = 1,
     num_threads: int = 8,
@@ -68,8 +70,9 @@ def write(
       folder: the cache's, made if need be; one cache a folder, which all processes see.
       plan: what to write.
       sources: the images of each split of the plan.
-      encode: from images (uint8 b H W 3, b always `plan.batch_size`) and labels (int32 b) to tokens (integers,
-        b s + h * w). Not a collective: processes need not make equally many batches.
+      encode: from a batch of the `fields`, always of `plan.batch_size` examples, to tokens (integers, b s + h * w). Not
+        a collective: processes need not make equally many batches.
+      fields: what `encode` must see of each example; see `views`.
       process_index, process_count: this process and how many there are.
       num_threads: batches made at the same time.
       progress: told, at the start and after each batch, how many of this process's examples are done, and of how many.
@@ -87,7 +90,7 @@ def write(
     progress(done, total)
     for split, group in itertools.groupby(missing, key=lambda item: item[0]):
         shards = [shard for _, shard in group]
-        batches = _batches(plan, split, sources[split], shards, num_threads)
+        batches = _batches(plan, split, sources[split], shards, fields, num_threads)
         for shard in shards:
             numbers = plan.splits[split].numbers(shard)
             with _new_shard(folder / plan.file(split, shard), len(numbers)) as writer:
@@ -128,31 +131,32 @@ def _write_json(path: epath.Path, value: Any, process_index: int = 0) -> None:
     part.replace(path)
 
 
-def _batches(plan: Plan, split: str, source: Source, shards: list[int], num_threads: int) -> Iterator[loader.Batch]:
-    """The encoder's batches for some shards: each starts afresh, and its last batch is filled up with blanks."""
+def _batches(
+    plan: Plan, split: str, source: Source, shards: list[int], fields: Mapping[str, View], num_threads: int
+) -> Iterator[loader.Batch]:
+    """The encoder's batches for some shards: each starts afresh, and its last batch is filled up with zeros."""
     if split == "train":
         # As in a training run, chance is keyed by the example's number, so that it is anyone's to make.
-        view = loader.training_view(source, plan.augmentation)
+        view = loader.training_view(source, plan.augmentation, fields)
         examples: Any = grain.MapDataset.range(len(source)).seed(plan.seed).repeat(plan.crops).random_map(view)
     else:
-        view = loader.evaluation_view(source, plan.augmentation.image_size)
+        view = loader.evaluation_view(source, plan.augmentation.image_size, fields)
         examples = grain.MapDataset.range(len(source)).map(view)
-    blank = np.zeros((plan.augmentation.image_size, plan.augmentation.image_size, 3), np.uint8)
     padded = lambda shard: -(-len(plan.splits[split].numbers(shard)) // plan.batch_size) * plan.batch_size
     slots = padded(shards[0])  # only the very last shard may have fewer
 
     def example(slot: int) -> dict[str, Any]:
         numbers = plan.splits[split].numbers(shards[slot // slots])
         if slot % slots >= len(numbers):
-            return {"image": blank, "label": np.int32(0), "mask": np.bool_(False)}
+            return {name: np.zeros_like(value) for name, value in example(slot - slot % slots).items()}
         return {"mask": np.bool_(True), **examples[numbers[slot % slots]]}
 
     data = grain.MapDataset.range(sum(map(padded, shards))).map(example)
     return loader.share(data, plan.batch_size, 0, 1, num_threads, num_threads)
 
 
-def _encoded(plan: Plan, encode: Callable[[np.ndarray, np.ndarray], Any], batch: loader.Batch) -> np.ndarray:
-    tokens = np.asarray(encode(batch["image"], batch["label"]))
+def _encoded(plan: Plan, encode: Callable[[loader.Batch], Any], batch: loader.Batch) -> np.ndarray:
+    tokens = np.asarray(encode({name: value for name, value in batch.items() if name != "mask"}))
     shape = (plan.batch_size, plan.length)
     if tokens.shape != shape or tokens.dtype.kind not in "iu":
         raise ValueError(f"`encode` must return integers of shape {shape}; got {tokens.dtype} {tokens.shape}. Mend it.")

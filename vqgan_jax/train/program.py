@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vqgan_jax import build, data
 from vqgan_jax import config as configs
-from vqgan_jax import data
 from vqgan_jax.train import sharding
 
 
@@ -74,7 +74,8 @@ def image_batches(config: configs.Stage1 | configs.Stage2, source: data.Source) 
     d = config.data
     return data.training_batches(
         source, image_size=d.image_size, resize=d.resize, crop=d.crop, flip=d.flip, small=d.small,
-        batch_size=config.batch_size, seed=config.seed, num_threads=d.num_threads, **share(),
+        batch_size=config.batch_size, seed=config.seed, fields=build.views(config), num_threads=d.num_threads,
+        **share(),
     )  # fmt: skip
 
 

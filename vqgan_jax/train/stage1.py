@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from vqgan_jax import build, losses
 from vqgan_jax import config as configs
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.perceptual import LPIPS
-from vqgan_jax.nn.pixels import to_float, to_uint8
+from vqgan_jax.nn.pixels import to_input, to_output
 from vqgan_jax.nn.quantizer import Quantized, VectorQuantizer, kmeans
 from vqgan_jax.nn.vqgan import VQGAN
 from vqgan_jax.train.state import TrainState, moving_average
@@ -38,6 +38,10 @@ class Task:
     loss: configs.Loss
     ema_decay: float
 
+    def inputs(self, maps: Num[Array, "b H W ..."]) -> Float[Array, "b H W c"]:
+        """A batch as the autoencoder reads it."""
+        return to_input(maps, self.model.decoder.out_channels)
+
 
 def from_config(config: configs.Stage1) -> Task:
     """The task that a config describes."""
@@ -54,7 +58,7 @@ def from_config(config: configs.Stage1) -> Task:
     )
 
 
-def init(task: Task, key: jax.Array, images: UInt8[Array, "n b H W c"], *, kmeans_start: bool = False) -> TrainState:
+def init(task: Task, key: jax.Array, images: Num[Array, "n b H W ..."], *, kmeans_start: bool = False) -> TrainState:
     """A fresh state.
 
     Args:
@@ -66,12 +70,12 @@ def init(task: Task, key: jax.Array, images: UInt8[Array, "n b H W c"], *, kmean
     """
     keys = jax.random.split(key, 3)
     rngs = {"params": keys[0], "gumbel": keys[1]}
-    (recon, quantized), variables = task.model.init_with_output(rngs, to_float(images[0]))
+    (recon, quantized), variables = task.model.init_with_output(rngs, task.inputs(images[0]))
     params, stats = {"generator": variables["params"]}, {}
     quantizer = task.model.quantizer
     if isinstance(quantizer, VectorQuantizer):
         if kmeans_start:
-            encode = lambda batch: task.model.apply(variables, to_float(batch), method="encode").latents
+            encode = lambda batch: task.model.apply(variables, task.inputs(batch), method="encode").latents
             latents = jax.lax.map(encode, images)
             centres = kmeans(latents.reshape(-1, quantizer.embed_dim), quantizer.codebook_size, keys[1])
             params["generator"]["quantizer"]["codebook"] = quantizer.normalise(centres)
@@ -101,14 +105,14 @@ def train_step(
       task: static; bind it before `jax.jit`.
       state: donated.
       frozen: networks that are read and never trained: "lpips", the parameters of `nn.perceptual.LPIPS`.
-      batch: "image", uint8 b H W c: the global batch.
+      batch: "image", the global batch: pictures (uint8 b H W c), label maps (int32 b H W) or floats in [-1, 1].
       key: of the whole run; the step is folded in here.
 
     Returns:
       The new state; float32 scalars, and `code_hits` (k,) of this batch.
     """
     keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
-    images = to_float(batch["image"])
+    images = task.inputs(batch["image"])
     params, stats, opt_state = dict(state.params), dict(state.stats), dict(state.opt_state)
 
     def generate(generator: Tree, key: jax.Array) -> tuple[tuple[Array, Array], tuple[Quantized, Metrics]]:
@@ -171,10 +175,18 @@ def reconstruction_loss(
     terms = {"rec_loss": rec}
     total = task.loss.pixel_weight * rec
     if task.loss.perceptual_weight:
-        perceptual = task.lpips.apply({"params": frozen["lpips"]}, images, recon, rngs={"dropout": key}).mean()
+        perceptual = perceptual_loss(task.lpips, frozen, images, recon, rngs={"dropout": key}).mean()
         terms["perceptual_loss"] = perceptual
         total += task.loss.perceptual_weight * perceptual
     return total, terms
+
+
+def perceptual_loss(
+    lpips: LPIPS, frozen: Tree, images: Float[Array, "b H W c"], recon: Float[Array, "b H W c"], **options: Any
+) -> Float[Array, "b"]:
+    """LPIPS of each pair; a single channel is shown to it as three equal ones."""
+    three = lambda x: jnp.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x
+    return lpips.apply({"params": frozen["lpips"]}, three(images), three(recon), **options)
 
 
 class Judged(NamedTuple):
@@ -252,31 +264,33 @@ def code_hits(task: Task, indices: Int[Array, "b h w"]) -> Int[Array, "k"]:
 
 
 def reconstruct(
-    task: Task, generator: Tree, images: UInt8[Array, "b H W c"]
-) -> tuple[UInt8[Array, "b H W c"], Quantized]:
-    """Reconstructions, rounded to pixels, and the codes, in evaluation mode."""
-    recon, quantized = task.model.apply({"params": generator}, to_float(images), rngs={"gumbel": jax.random.key(0)})
-    return to_uint8(recon), quantized
+    task: Task, generator: Tree, images: Num[Array, "b H W ..."]
+) -> tuple[Num[Array, "b H W ..."], Quantized]:
+    """Reconstructions, as what the images are (rounded pixels, labels or floats), and the codes, in evaluation mode."""
+    recon, quantized = task.model.apply({"params": generator}, task.inputs(images), rngs={"gumbel": jax.random.key(0)})
+    return to_output(recon, images), quantized
 
 
 def eval_step(
-    task: Task, generator: Tree, frozen: Tree, images: UInt8[Array, "b H W c"], mask: Bool[Array, "b"]
+    task: Task, generator: Tree, frozen: Tree, images: Num[Array, "b H W ..."], mask: Bool[Array, "b"]
 ) -> Metrics:
     """Sums over the images where `mask` is set: to be added over batches and divided by `count`.
 
-    PSNR is that of each image rounded to 8 bits; `lpips` is measured without dropout on the same rounded images.
+    PSNR is that of each picture rounded to 8 bits; `lpips` is measured without dropout on the same rounded pictures.
+    Of label maps there is `error` instead, the share of pixels whose label is wrong.
     """
     recon, quantized = reconstruct(task, generator, images)
-    original, rounded = to_float(images), to_float(recon)
-    mse = jnp.square(original - rounded).mean((1, 2, 3)) / 4.0  # of values in [0, 1]
-    psnr = -10.0 * jnp.log10(jnp.maximum(mse, 1e-10))
-    lpips = task.lpips.clone(dropout=False).apply({"params": frozen["lpips"]}, original, rounded)
-    sums = {
-        "psnr": psnr,
-        "lpips": lpips,
-        "l1": jnp.abs(original - rounded).mean((1, 2, 3)),
-        "count": jnp.ones_like(psnr),
-    }
+    if images.ndim == 3:
+        sums = {"error": jnp.mean(images != recon, axis=(1, 2))}
+    else:
+        original, rounded = task.inputs(images), task.inputs(recon)
+        mse = jnp.square(original - rounded).mean((1, 2, 3)) / 4.0  # of values in [0, 1]
+        sums = {
+            "psnr": -10.0 * jnp.log10(jnp.maximum(mse, 1e-10)),
+            "lpips": perceptual_loss(task.lpips.clone(dropout=False), frozen, original, rounded),
+            "l1": jnp.abs(original - rounded).mean((1, 2, 3)),
+        }
+    sums["count"] = jnp.ones(len(images))
     hits = jnp.zeros(task.model.quantizer.codebook_size, jnp.int32)
     shown = jnp.broadcast_to(mask[:, None, None], quantized.indices.shape)
     hits = hits.at[quantized.indices.reshape(-1)].add(shown.reshape(-1).astype(jnp.int32))

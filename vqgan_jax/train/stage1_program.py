@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from vqgan_jax import build, data, models, pictures
 from vqgan_jax import config as configs
-from vqgan_jax import data, models, pictures
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.train import metrics, program, sharding, stage1
 
@@ -39,7 +39,7 @@ def stage1_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> program.P
         batches=functools.partial(program.image_batches, config, source),
         start=functools.partial(start, config, task, mesh, where, source),
         evaluate=evaluation(config, task, mesh, where, frozen, held_out),
-        best="lpips", shown=SHOWN,
+        best="error" if config.data.field == "segmentation" else "lpips", shown=SHOWN,
     )  # fmt: skip
 
 
@@ -69,8 +69,9 @@ def evaluation(
         out_shardings=everywhere,
     )
     batches = lambda count: data.evaluation_batches(
-        data.spread(source, count), image_size=config.data.image_size, batch_size=config.batch_size, **program.share()
-    )
+        data.spread(source, count), image_size=config.data.image_size, batch_size=config.batch_size,
+        fields=build.views(config), **program.share(),
+    )  # fmt: skip
 
     def evaluate(state: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         params = state.ema.get("generator", state.params["generator"])
@@ -83,6 +84,6 @@ def evaluation(
         originals, recons = (
             np.concatenate(images)[: min(PREVIEWS, len(source))] for images in zip(*shown, strict=True)
         )
-        return results, {"reconstructions": pictures.pairs(originals, recons)}
+        return results, {"reconstructions": pictures.pairs(pictures.shown(originals), pictures.shown(recons))}
 
     return evaluate

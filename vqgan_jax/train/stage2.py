@@ -34,10 +34,12 @@ class Task:
     ema_decay: float
 
 
-def from_config(config: configs.Stage2, tokenizer: VQGAN | None = None) -> Task:
-    """The task that a config describes; `tokenizer` is needed where images come in."""
+def from_config(
+    config: configs.Stage2, tokenizer: VQGAN | None = None, condition_tokenizer: VQGAN | None = None
+) -> Task:
+    """The task that a config describes; the tokenizers are needed where images, and maps, come in."""
     return Task(
-        prior=priors.from_config(config),
+        prior=priors.from_config(config, condition_tokenizer),
         tokenizer=tokenizer,
         optimizer=build.optimizer(config.optimizer, config.optimizer.learning_rate, config.steps),
         loss=config.loss,
@@ -86,7 +88,8 @@ def train_step(
     Args:
       task: static; bind it before `jax.jit`.
       state: donated.
-      frozen: parameters that are read and never trained: those of the "tokenizer", where images come in.
+      frozen: parameters that are read and never trained: those of the "tokenizer" where images come in, and of the
+        "condition" where maps have a tokenizer of their own.
       batch: the global batch, as `codes` takes it.
       key: of the whole run; the step is folded in here.
 

@@ -1,6 +1,5 @@
 """Stage 2 for the loop: images or a token cache, the frozen tokenizer, and sheets of samples."""
 
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -29,13 +28,13 @@ def stage2_program(config: configs.Stage2, mesh: jax.sharding.Mesh) -> program.P
       ValueError: the config does not fit the tokenizer, the data or the mesh.
       FileNotFoundError: there is no tokenizer.
     """
-    tokenizer = models.load_tokenizer(models.find_tokenizer(config.tokenizer.workdir))
-    found = models.check_tokenizer(config.tokenizer, tokenizer)
-    config = dataclasses.replace(config, tokenizer=dataclasses.replace(config.tokenizer, fingerprint=found))
+    tokenizers = models.load_frozen(config)
+    config = models.with_fingerprints(config, *tokenizers)
     source, held_out = (open_split(config, split) for split in ("train", "validation"))
-    task, abstract = stage2.from_config(config, tokenizer.module), abstract_state(config, mesh)
+    task = stage2.from_config(config, tokenizers[0].module, models.condition_module(*tokenizers))
+    abstract = abstract_state(config, mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    frozen = jax.device_put({"tokenizer": jax.device_get(tokenizer.params)}, sharding.replicated(mesh))
+    frozen = jax.device_put(jax.device_get(models.frozen(*tokenizers)), sharding.replicated(mesh))
     step = program.compiled_step(functools.partial(stage2.train_step, task), where, mesh)
     start = jax.jit(functools.partial(stage2.init, task), out_shardings=where)
     return program.Program(
@@ -58,7 +57,7 @@ def open_split(config: configs.Stage2, split: str) -> Any:
         source = data.open_tokens(
             config.data.source.removeprefix("tokens:"), split=split, fingerprint=config.tokenizer.fingerprint
         )
-        wanted = {"grid": build.grid(config), "condition": describe(c)}
+        wanted = {"grid": build.grid(config), "condition": describe(config)}
         for name, expected in wanted.items():
             if getattr(source.plan, name) != expected:
                 raise ValueError(
@@ -79,9 +78,23 @@ def open_split(config: configs.Stage2, split: str) -> Any:
     return source
 
 
-def describe(condition: configs.Condition) -> dict[str, Any]:
-    """What a token cache must have in common with a run: not how the prior treats it."""
-    return {"kind": condition.kind} | ({"num_classes": condition.num_classes} if condition.kind == "class" else {})
+def describe(config: configs.Stage2) -> dict[str, Any]:
+    """What a token cache must have in common with a run: what the prefix means, not how the prior treats it."""
+    c, kind = config.condition, config.condition.kind
+    means: dict[str, Any] = {"kind": kind}
+    if kind in ("class", "segmentation", *build.LAYOUTS):
+        means["num_classes"] = c.num_classes
+    if kind in ("coordinates", *build.LAYOUTS):
+        means["num_tokens"] = c.num_tokens
+    if kind in build.LAYOUTS:
+        means |= {"max_objects": c.max_objects, "crop_points": c.crop_points, "paper": c.paper}
+    if kind in build.MAPS:
+        means |= {"size": c.size, "tokenizer": (c.tokenizer if c.tokenizer.workdir else config.tokenizer).fingerprint}
+    if kind == "low_resolution":
+        means["factor"] = config.data.low_resolution_factor
+    if kind == "edges":
+        means["sigma"] = config.data.edge_sigma
+    return means
 
 
 def training_batches(config: configs.Stage2, source: Any) -> data.Batches:
@@ -102,7 +115,9 @@ def evaluation_batches(config: configs.Stage2, source: Any, count: int, batch_si
     source = data.spread(source, count)
     if "tokens" in source[0]:
         return data.evaluation_token_batches(source, batch_size=batch_size, **program.share())
-    return data.evaluation_batches(source, image_size=config.data.image_size, batch_size=batch_size, **program.share())
+    return data.evaluation_batches(
+        source, image_size=config.data.image_size, batch_size=batch_size, fields=build.views(config), **program.share()
+    )
 
 
 def evaluation(
@@ -135,7 +150,8 @@ def evaluation(
         (batch,) = evaluation_batches(config, source, shown, -(-shown // parts) * parts)
         batch, _ = masked(sharding.put_batch(batch, mesh))
         tokens, *images = jax.device_get(show(params, frozen, batch, jax.random.key(config.seed)))
-        titles = task.prior.condition.picture(tokens, config.data.image_size, source.class_names)
+        names = getattr(source, "category_names", source.class_names)
+        titles = task.prior.condition.picture(frozen, tokens, config.data.image_size, names)
         rows = np.stack([titles, *images])[:, :shown]
         return results, {"samples": pictures.grid(rows.reshape(-1, *rows.shape[2:]), columns=shown)}
 
@@ -152,11 +168,11 @@ def masked(batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array
 def preview(task: stage2.Task, settings: Any, transformer: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
     """The conditions' tokens; held-out images as the tokenizer sees them, their first half completed, and samples."""
     condition, indices = stage2.codes(task, frozen, batch)
-    prompt = indices.reshape(len(indices), -1)[:, task.prior.forward]
-    twice = lambda x: jnp.concatenate([x, x])
-    half = jnp.where(jnp.arange(2 * len(prompt)) < len(prompt), prompt.shape[1] // 2, 0)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2 * len(prompt)))
-    drawn = priors.sample(task.prior, transformer, twice(condition), keys, settings, twice(prompt), half)
+    batch_size, twice = len(indices), lambda x: jnp.concatenate([x, x])
+    half = jnp.where(jnp.arange(2 * batch_size) < batch_size, math.prod(task.prior.grid) // 2, 0)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2 * batch_size))
+    known = priors.leading(task.prior, half, 2 * batch_size)
+    drawn = priors.sample(task.prior, transformer, twice(condition), keys, settings, twice(indices), known)
     decode = lambda codes: stage2.decode(task, frozen, codes)
     completed, sampled = jnp.split(decode(drawn), 2)
     return condition, decode(indices), completed, sampled

@@ -1,6 +1,5 @@
 """Fills a token cache: the frozen tokenizer over all images of a config, on all devices of all processes."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -35,15 +34,18 @@ def write_cache(
     """
     if config.data.source.startswith("tokens:"):
         raise ValueError(f"a token cache is made of images; `config.data.source` is {config.data.source!r}.")
-    tokenizer = models.load_tokenizer(models.find_tokenizer(config.tokenizer.workdir))
-    fingerprint = models.check_tokenizer(config.tokenizer, tokenizer)
+    tokenizers = models.load_frozen(config)
+    config = models.with_fingerprints(config, *tokenizers)
     sources = {split: stage2_program.open_split(config, split) for split in ("train", "validation")}
     mesh = sharding.local_mesh()
     batch_size = -(-config.batch_size // mesh.size) * mesh.size
-    plan = make_plan(config, sources, fingerprint, batch_size)
+    plan = make_plan(config, sources, batch_size)
     share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    encode = make_encode(config, tokenizer, mesh)
-    token_writer.write(folder, plan, sources, encode, num_threads=config.data.num_threads, progress=progress, **share)
+    encode = make_encode(config, tokenizers, mesh)
+    token_writer.write(
+        folder, plan, sources, encode,
+        fields=build.views(config), num_threads=config.data.num_threads, progress=progress, **share,
+    )  # fmt: skip
     multihost_utils.sync_global_devices("token cache written")
     if jax.process_index() == 0:
         plan = token_writer.finish(folder, plan)
@@ -51,17 +53,17 @@ def write_cache(
     return plan
 
 
-def make_plan(config: configs.Stage2, sources: dict[str, Any], fingerprint: str, batch_size: int) -> tokens.Plan:
+def make_plan(config: configs.Stage2, sources: dict[str, Any], batch_size: int) -> tokens.Plan:
     """What the cache of a config holds."""
     d, condition = config.data, build.condition(config)
     total = len(sources["train"]) * config.tokenizer.crops
     per_shard = -(-min(PER_SHARD, -(-total // 16)) // batch_size) * batch_size
     return tokens.Plan(
-        fingerprint=fingerprint,
+        fingerprint=config.tokenizer.fingerprint,
         codebook_size=config.tokenizer.codebook_size,
         grid=build.grid(config),
         prefix=condition.length,
-        condition=stage2_program.describe(config.condition),
+        condition=stage2_program.describe(config),
         class_names=sources["train"].class_names,
         dtype=token_writer.dtype_for(max(config.tokenizer.codebook_size, condition.vocab_size)),
         source=d.source,
@@ -73,15 +75,15 @@ def make_plan(config: configs.Stage2, sources: dict[str, Any], fingerprint: str,
     )
 
 
-def make_encode(config: configs.Stage2, tokenizer: models.Tokenizer, mesh: jax.sharding.Mesh) -> Any:
-    """From images and labels to rows of a cache, over the devices of this process."""
-    task = dataclasses.replace(stage2.from_config(config), tokenizer=tokenizer.module)
+def make_encode(config: configs.Stage2, tokenizers: Any, mesh: jax.sharding.Mesh) -> Any:
+    """From a batch to rows of a cache, over the devices of this process."""
+    task = stage2.from_config(config, tokenizers[0].module, models.condition_module(*tokenizers))
     rows, everywhere = jax.NamedSharding(mesh, sharding.BATCH), sharding.replicated(mesh)
-    frozen = jax.device_put({"tokenizer": jax.device_get(tokenizer.params)}, everywhere)
+    frozen = jax.device_put(jax.device_get(models.frozen(*tokenizers)), everywhere)
 
-    def encode(frozen: Any, images: Any, labels: Any) -> Any:
-        condition, indices = stage2.codes(task, frozen, {"image": images, "label": labels})
+    def encode(frozen: Any, batch: Any) -> Any:
+        condition, indices = stage2.codes(task, frozen, batch)
         return jnp.concatenate([condition, indices.reshape(len(indices), -1)], axis=1)
 
-    jitted = jax.jit(encode, in_shardings=(everywhere, rows, rows), out_shardings=rows)
-    return lambda images, labels: np.asarray(jitted(frozen, images, labels))
+    jitted = jax.jit(encode, in_shardings=(everywhere, rows), out_shardings=rows)
+    return lambda batch: np.asarray(jitted(frozen, batch))

@@ -1,0 +1,47 @@
+"""Tokenizers of label maps at 256 pixels: the conditions of semantic synthesis.
+
+    vqgan train --config=experiments/cond_segmentation.py:ade20k --workdir=runs/ade20k_segmentation
+
+16 x 16 codes a map, 1024 of them. Cross-entropy, as in the paper; binary cross-entropy under `paper`, as in its code.
+Not run by us at this size.
+"""
+
+from recipe import SEGMENTATION, choose, paper_stage1, stage1, vary
+
+COCO_STUFF = {
+    "data.source": "coco:coco",
+    "data.train_split": "train2017",
+    "data.eval_split": "val2017",
+    "data.shift_labels": True,  # files hold 0 to 181, and 255 where there is no label
+    "model.image_channels": 183,
+}
+
+VARIANTS = {
+    "ade20k": {"data.source": "paired:ade20k", "model.image_channels": 151},
+    "ade20k_tfds": {"data.source": "tfds:scene_parse150", "data.eval_split": "test", "model.image_channels": 151},
+    "coco_stuff": COCO_STUFF,
+    "sflckr": {"data.source": "paired:sflckr", "model.image_channels": 182},
+    "paper": paper_stage1(batch_size=12, disc_start=0)
+    | {"loss.pixel": "binary_cross_entropy", "loss.codebook_weight": 0.25, "loss.disc_weight": 0.0},
+    # 64-pixel crops for a look on a laptop: 16 x 16 codes
+    "small": {
+        "data.image_size": 64,
+        "data.resize": (64, 128),
+        "data.num_threads": 1,
+        "model.channels": 16,
+        "model.channel_multipliers": (1, 2, 4),
+        "model.num_res_blocks": 1,
+        "model.attn_resolutions": (),
+        "model.resolution": 64,
+        "model.latent_channels": 64,
+        "model.norm_groups": 8,
+        "model.dtype": "float32",
+        "batch_size": 4,
+    },
+}
+
+
+def get_config(variant: str = "ade20k"):
+    """`variant` is a name of VARIANTS, or several, applied from left to right: "ade20k,paper"."""
+    config = vary(stage1(), SEGMENTATION | {"data.resize": (256, 296), "batch_size": 64, "steps": 100_000})
+    return choose(config, VARIANTS, variant)

@@ -1,0 +1,55 @@
+"""Rendered scenes at 32 pixels: one prior for each of four conditions, each measured exactly.
+
+    vqgan train --config=experiments/stage2_scenes.py:segmentation --workdir=runs/scenes_prior_segmentation
+    vqgan train --config=experiments/stage2_scenes.py:boxes --workdir=runs/scenes_prior_boxes
+
+They need stage1_scenes.py, and for segmentation and depth cond_scenes.py.
+"""
+
+from recipe import choose, laptop_stage2, stage2, vary
+
+VARIANTS = {
+    "class": {},
+    "segmentation": {
+        "condition.kind": "segmentation",
+        "condition.num_classes": 9,
+        "condition.tokenizer.workdir": "runs/scenes_segmentation",
+    },
+    "depth": {"condition.kind": "depth", "condition.tokenizer.workdir": "runs/scenes_depth"},
+    "boxes": {
+        "condition.kind": "boxes",
+        "condition.num_tokens": 1025,  # 32 x 32 points, one a pixel, and the token for none
+        "condition.max_objects": 6,
+        "condition.crop_points": False,
+    },
+    "centers": {
+        "condition.kind": "centers",
+        "condition.num_tokens": 1025,
+        "condition.max_objects": 6,
+        "condition.crop_points": False,
+    },
+    "guided": {"sampling.guidance": 2.0},
+}
+
+
+def get_config(variant: str = "class"):
+    """`variant` is a name of VARIANTS, or several, applied from left to right."""
+    config = vary(
+        stage2(),
+        laptop_stage2(image_size=32, num_classes=8)
+        | {
+            "steps": 1_600,
+            "batch_size": 32,
+            "data.source": "scenes",
+            "data.resize": (32, 32),
+            "tokenizer.workdir": "runs/scenes",
+            "tokenizer.crops": 1,
+            "condition.tokenizer.codebook_size": 256,
+            "condition.tokenizer.downsample_factor": 4,
+            "log.metrics_every": 50,
+            "log.eval_every": 400,
+            "log.eval_examples": 512,
+            "log.checkpoint_every": 400,
+        },
+    )
+    return choose(config, VARIANTS, variant)

@@ -1,0 +1,153 @@
+"""What a batch tells of an example: one function a field, each of one rectangle cut of an image.
+
+Every map of an image follows the image's own geometry. Pictures are resized antialiased; label maps by the nearest
+pixel, for between two categories there is no third.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+from PIL import Image
+
+from vqgan_jax.data.layouts import Layout
+from vqgan_jax.data.preprocessing import Geometry, apply_geometry
+
+
+class Cut(NamedTuple):
+    """An example, and which part of it is looked at."""
+
+    example: Mapping[str, Any]
+    geometry: Geometry
+    image: UInt8[np.ndarray, "h w 3"]  # the part itself
+    rng: np.random.Generator
+
+
+View: TypeAlias = Callable[[Cut], Any]
+
+
+def image(cut: Cut) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture."""
+    return cut.image
+
+
+def label(cut: Cut) -> np.int32:
+    """The class; 0 where there is none."""
+    return np.int32(cut.example["label"])
+
+
+def segmentation(cut: Cut, *, num_classes: int, shift: bool) -> Int32[np.ndarray, "h w"]:
+    """The category of each pixel.
+
+    Args:
+      cut: of an example with "segmentation", integers H W.
+      num_classes: categories are below it.
+      shift: adds 1 to each, by which 255 becomes 0: COCO-Stuff's unlabelled pixels.
+
+    Raises:
+      ValueError: the example has no such map, or one with a category that there is not.
+    """
+    labels = wanted(cut, "segmentation")
+    part = labels[nearest(cut.geometry, labels.shape)]
+    part = (part.astype(np.uint8) + np.uint8(1) if shift else part).astype(np.int32)
+    if part.max() >= num_classes:
+        raise ValueError(
+            f"labels of a segmentation must be below the number of classes, {num_classes}; got {part.max()}. Raise "
+            "the number, or look whether data.shift_labels fits the files."
+        )
+    return part
+
+
+def depth(cut: Cut) -> Float32[np.ndarray, "h w 1"]:
+    """Depth in [-1, 1], from the smallest to the largest of the whole image, as upstream scales it before cropping."""
+    values = np.asarray(wanted(cut, "depth"), np.float32)
+    low, high = values.min(), values.max()
+    scaled = 2 * (values - low) / max(high - low, np.float32(1e-12)) - 1
+    left, upper, right, lower = cut.geometry.box
+    box = (left, upper, min(right, values.shape[1]), min(lower, values.shape[0]))
+    height, width = cut.geometry.size
+    part = np.asarray(Image.fromarray(scaled).resize((width, height), Image.Resampling.BILINEAR, box=box))[..., None]
+    return part[:, ::-1] if cut.geometry.flip else part
+
+
+def keypoints(cut: Cut) -> UInt8[np.ndarray, "h w 3"]:
+    """A picture of limbs."""
+    return apply_geometry(wanted(cut, "keypoints"), cut.geometry)
+
+
+def coordinates(cut: Cut) -> Float32[np.ndarray, "h w 1"]:
+    """Raster position of each pixel in the whole resized image, in [0, 1): (row W + column) / (H W)."""
+    height, width, _ = cut.example["image"].shape
+    left, upper, right, lower = cut.geometry.box
+    h, w = cut.geometry.size
+    rows, row = round(height * h / (lower - upper)), round(upper * h / (lower - upper))
+    columns, column = round(width * w / (right - left)), round(left * w / (right - left))
+    y, x = np.ogrid[row : row + h, column : column + w]
+    places = ((y * columns + x) / (rows * columns)).astype(np.float32)[..., None]
+    return places[:, ::-1] if cut.geometry.flip else places
+
+
+def low_resolution(cut: Cut, *, factor: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The picture at a `factor`-th of its size, and back: both antialiased bicubic."""
+    height, width = cut.geometry.size
+    picture = Image.fromarray(cut.image).resize((width // factor, height // factor), Image.Resampling.BICUBIC)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def edges(cut: Cut, *, sigma: float) -> UInt8[np.ndarray, "h w 3"]:
+    """Canny's edges of the picture, white on black; `sigma` of its blur in pixels."""
+    from skimage.feature import canny  # a second to import, which only those who use it should pay
+
+    grey = cut.image.astype(np.float64) @ (0.2125, 0.7154, 0.0721) / 127.5 - 1.0  # upstream's range: thresholds fit it
+    return np.repeat(canny(grey, sigma=sigma)[..., None], 3, axis=-1).astype(np.uint8) * np.uint8(255)
+
+
+def boxes(cut: Cut, *, layout: Layout) -> Int32[np.ndarray, "t"]:
+    """Objects and their places as tokens."""
+    height, width, _ = cut.example["image"].shape
+    left, upper, right, lower = cut.geometry.box
+    corner = (left / width, upper / height)
+    extent = (min(right / width, 1.0) - corner[0], min(lower / height, 1.0) - corner[1])
+    categories = np.asarray(wanted(cut, "categories"))
+    modifiers = np.asarray(cut.example.get("modifiers", np.zeros_like(categories)))
+    return layout.encode(
+        np.asarray(wanted(cut, "boxes"), np.float64), categories, modifiers,
+        crop=(*corner, *extent), flip=cut.geometry.flip, rng=cut.rng,
+    )  # fmt: skip
+
+
+PLAIN: Mapping[str, View] = {"image": image, "label": label}
+PICTURES: Mapping[str, View] = {"image": image, "keypoints": keypoints, "depth": depth, "coordinates": coordinates}
+
+
+def wanted(cut: Cut, field: str) -> Any:
+    """A field of the example; ValueError if the source does not give it."""
+    if field not in cut.example:
+        raise ValueError(
+            f"every example must have `{field}`, which the config asks for; this one has {', '.join(cut.example)}. "
+            "Choose another source, or another data.field or condition.kind."
+        )
+    return cut.example[field]
+
+
+def nearest(geometry: Geometry, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and columns of the pixels of a map of `shape` that the centres of the cut's pixels fall in."""
+    left, upper, right, lower = geometry.box
+    middles = [(np.arange(side) + 0.5) / side for side in geometry.size]
+    rows = np.floor(upper + middles[0] * (lower - upper)).astype(int).clip(0, shape[0] - 1)
+    columns = np.floor(left + middles[1] * (right - left)).astype(int).clip(0, shape[1] - 1)
+    return rows[:, None], (columns[::-1] if geometry.flip else columns)[None]
+
+
+def cut(example: Mapping[str, Any], geometry: Geometry, rng: np.random.Generator) -> Cut:
+    """That part of an example."""
+    return Cut(example, geometry, apply_geometry(example["image"], geometry), rng)
+
+
+def look(
+    example: Mapping[str, Any], geometry: Geometry, rng: np.random.Generator, views: Mapping[str, View]
+) -> dict[str, Any]:
+    """Every view of one cut, by name."""
+    seen = cut(example, geometry, rng)
+    return {name: view(seen) for name, view in views.items()}
