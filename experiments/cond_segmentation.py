@@ -6,7 +6,7 @@
 Not run by us at this size.
 """
 
-from recipe import SEGMENTATION, choose, paper_stage1, stage1, vary
+from recipe import SEGMENTATION, choose, laptop_stage1, paper_stage1, stage1, vary
 
 COCO_STUFF = {
     "data.source": "coco:coco",
@@ -23,25 +23,22 @@ VARIANTS = {
     "sflckr": {"data.source": "paired:sflckr", "model.image_channels": 182},
     "paper": paper_stage1(batch_size=12, disc_start=0)
     | {"loss.pixel": "binary_cross_entropy", "loss.codebook_weight": 0.25, "loss.disc_weight": 0.0},
-    # 64-pixel crops for a look on a laptop: 16 x 16 codes
-    "small": {
-        "data.image_size": 64,
-        "data.resize": (64, 128),
-        "data.num_threads": 1,
-        "model.channels": 16,
-        "model.channel_multipliers": (1, 2, 4),
-        "model.num_res_blocks": 1,
-        "model.attn_resolutions": (),
-        "model.resolution": 64,
-        "model.latent_channels": 64,
-        "model.norm_groups": 8,
-        "model.dtype": "float32",
+    # To see that one's data goes through: 64-pixel crops, f4, minutes.
+    "laptop": laptop_stage1(image_size=64)
+    | SEGMENTATION
+    | {
         "batch_size": 4,
+        "steps": 300,
+        "data.resize": (64, 128),
+        "log.metrics_every": 50,
+        "log.eval_every": 100,
+        "log.eval_examples": 16,
+        "log.checkpoint_every": 100,
     },
 }
 
 
 def get_config(variant: str = "ade20k"):
-    """`variant` is a name of VARIANTS, or several, applied from left to right: "ade20k,paper"."""
+    """`variant` is a name of VARIANTS, or several, applied from left to right: "ade20k,laptop"."""
     config = vary(stage1(), SEGMENTATION | {"data.resize": (256, 296), "batch_size": 64, "steps": 100_000})
     return choose(config, VARIANTS, variant)

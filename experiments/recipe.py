@@ -314,6 +314,22 @@ def maps(kind: str, *, tokenizer: str, condition: str, codebook_size: int = 1024
     }
 
 
+def laptop_maps(*, num_classes: int = 1) -> dict[str, Any]:
+    """A small prior over 64-pixel crops of f4, told by 8 x 8 codes of a map that is brought to half its size."""
+    return laptop_stage2(image_size=64, num_classes=num_classes) | {
+        "data.resize": (64, 128),
+        "condition.size": 32,
+        "condition.tokenizer.codebook_size": 512,
+        "condition.tokenizer.downsample_factor": 4,
+        "batch_size": 8,
+        "steps": 200,
+        "log.metrics_every": 20,
+        "log.eval_every": 100,
+        "log.eval_examples": 16,
+        "log.checkpoint_every": 100,
+    }
+
+
 def objects(*, num_classes: int) -> dict[str, Any]:
     """A prior over 16 x 16 codes, told by up to 30 boxes of objects and by where the crop lies."""
     return {

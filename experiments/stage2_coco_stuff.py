@@ -11,7 +11,7 @@ from recipe import choose, maps, paper_stage2, stage2, vary
 
 VARIANTS = {
     "base": {},
-    # 651,255,040 parameters. Published FID: 22.4, of the released model 20.4.
+    # 651,307,520 parameters. Published FID: 22.4, of the released model 20.4.
     "paper": paper_stage2(batch_size=2)
     | {"transformer.depth": 32, "transformer.width": 1280, "transformer.max_len": 512},
 }

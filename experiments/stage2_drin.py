@@ -6,14 +6,15 @@ It needs stage1_photographs.py:drin and cond_pictures.py:depth. Not run by us at
 are published negative log-likelihoods, in nats a code.
 """
 
-from recipe import choose, maps, paper_stage2, stage2, vary
+from recipe import choose, laptop_maps, maps, paper_stage2, stage2, vary
 
 PAPER = paper_stage2(batch_size=2) | {"transformer.max_len": 512}
 
 VARIANTS = {
     "base": {},
     "paper": PAPER,  # 304,932,864 parameters; the one whose samples the paper shows
-    "paper_small": PAPER | {"transformer.depth": 14},  # 178,950,144 parameters; 4.70 at PixelSNAIL's steps
+    "paper_small": PAPER | {"transformer.depth": 14},  # 178,970,624 parameters; 4.70 at PixelSNAIL's steps
+    "laptop": laptop_maps(),  # over the laptop variants of both tokenizers
 }
 
 

@@ -11,7 +11,7 @@ from recipe import choose, maps, paper_stage2, stage2, vary
 
 VARIANTS = {
     "base": {},
-    # 129,427,968 parameters; positions for the 340 tokens that the paper counts
+    # 129,417,216 parameters; positions for the 340 tokens that the paper counts
     "paper": paper_stage2(batch_size=2)
     | {"transformer.depth": 18, "transformer.width": 768, "transformer.max_len": 340},
 }

@@ -13,7 +13,7 @@ from recipe import choose, maps, paper_stage2, stage2, vary
 VARIANTS = {
     "base": {},
     "reuse": {"condition.tokenizer.workdir": ""},
-    # 153,776,128 parameters
+    # 153,778,176 parameters
     "paper": paper_stage2(batch_size=2) | {"transformer.depth": 12, "transformer.max_len": 512},
 }
 

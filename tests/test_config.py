@@ -308,3 +308,31 @@ def test_no_key_has_a_default_outside_the_lab_book():
     for cls in ours:
         for field in dataclasses.fields(cls):
             assert field.default is field.default_factory is dataclasses.MISSING, f"{cls.__name__}.{field.name}"
+
+
+PAPER = {  # parameters, by the formula 12 L d^2 + 13 L d + 2 V d + B d + 2 d where the paper prints rounded ones
+    "stage2_imagenet:paper": 1_410_640_896,
+    "stage2_faces:paper_ffhq": 801_798_400,
+    "stage2_faces:paper_faceshq": 304_932_864,
+    "stage2_drin:paper": 304_932_864,
+    "stage2_drin:paper_small": 178_970_624,
+    "stage2_sflckr:f16,paper": 304_932_864,
+    "stage2_landscapes:paper": 304_670_720,
+    "stage2_superres:paper": 153_778_176,
+    "stage2_edges:paper": 304_932_864,
+    "stage2_ade20k:paper": 361_609_216,
+    "stage2_coco_stuff:paper": 651_307_520,
+    "stage2_pose:paper": 129_417_216,
+    "stage2_scenes_coco:paper": 975_876_352,
+    "stage2_scenes_openimages:paper": 1_045_638_144,
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_priors_of_the_paper_have_its_sizes(name):
+    page, variant = name.split(":")
+    path = ROOT / "experiments" / f"{page}.py"
+    config = load_config(f"{path}:{variant}")
+    state = jax.eval_shape(functools.partial(stage2.init, stage2.from_config(config)), jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == PAPER[name]
+    assert f"{PAPER[name]:,} parameters" in path.read_text()

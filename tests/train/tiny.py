@@ -9,6 +9,8 @@ VARIANTS = {
     "base": {},
     "smooth": {"loss.pixel": "l2", "loss.adversarial": "non_saturating"},
     "lpips": {"loss.perceptual_weight": 1.0},
+    "segmentation": recipe["SEGMENTATION"] | {"model.image_channels": 9},
+    "depth": {"data.field": "depth", "model.image_channels": 1, "loss.perceptual_weight": 1.0, "loss.disc_weight": 0.0},
 }
 
 
