@@ -1,4 +1,4 @@
-"""Images and their labels: four kinds of sources behind one interface, resumable batches of them, and token caches."""
+"""Images and what is known of them: sources behind one interface, resumable batches, conditions, and token caches."""
 
 from vqgan_jax.data.images import ImageError
 from vqgan_jax.data.loader import Batches, evaluation_batches, training_batches
