@@ -5,7 +5,7 @@
 Edges and low resolution are made of the photographs as they are read. Not run by us at this size.
 """
 
-from recipe import choose, laptop_stage1, paper_stage1, stage1, vary
+from recipe import FIRST_LOOK, choose, laptop_stage1, paper_stage1, stage1, vary
 
 F8 = {  # 128-pixel crops of 16 x 16 codes
     "data.source": "tfds:imagenet2012",
@@ -28,18 +28,7 @@ VARIANTS = {
         "model.resolution": 144,
     },
     "paper": paper_stage1(batch_size=3, disc_start=50_001, disc_weight=0.75),
-    # To see that one's data goes through: 64-pixel crops, f4, minutes.
-    "laptop": laptop_stage1(image_size=64)
-    | {
-        "batch_size": 4,
-        "steps": 300,
-        "data.resize": (64, 128),
-        "loss.disc_weight": 0.0,
-        "log.metrics_every": 50,
-        "log.eval_every": 100,
-        "log.eval_examples": 16,
-        "log.checkpoint_every": 100,
-    },
+    "laptop": laptop_stage1(image_size=64) | FIRST_LOOK | {"steps": 300},  # 64-pixel crops, f4
 }
 
 

@@ -6,7 +6,7 @@
 Not run by us at this size.
 """
 
-from recipe import SEGMENTATION, choose, laptop_stage1, paper_stage1, stage1, vary
+from recipe import FIRST_LOOK, SEGMENTATION, choose, laptop_stage1, paper_stage1, stage1, vary
 
 COCO_STUFF = {
     "data.source": "coco:coco",
@@ -23,18 +23,7 @@ VARIANTS = {
     "sflckr": {"data.source": "paired:sflckr", "model.image_channels": 182},
     "paper": paper_stage1(batch_size=12, disc_start=0)
     | {"loss.pixel": "binary_cross_entropy", "loss.codebook_weight": 0.25, "loss.disc_weight": 0.0},
-    # To see that one's data goes through: 64-pixel crops, f4, minutes.
-    "laptop": laptop_stage1(image_size=64)
-    | SEGMENTATION
-    | {
-        "batch_size": 4,
-        "steps": 300,
-        "data.resize": (64, 128),
-        "log.metrics_every": 50,
-        "log.eval_every": 100,
-        "log.eval_examples": 16,
-        "log.checkpoint_every": 100,
-    },
+    "laptop": laptop_stage1(image_size=64) | SEGMENTATION | FIRST_LOOK | {"steps": 300},  # 64-pixel crops, f4
 }
 
 

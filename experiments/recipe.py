@@ -314,6 +314,18 @@ def maps(kind: str, *, tokenizer: str, condition: str, codebook_size: int = 1024
     }
 
 
+# To see that one's data goes through: 64-pixel crops, minutes on a laptop; goes with `laptop_stage1`.
+FIRST_LOOK: dict[str, Any] = {
+    "batch_size": 4,
+    "data.resize": (64, 128),
+    "loss.disc_weight": 0.0,
+    "log.metrics_every": 50,
+    "log.eval_every": 100,
+    "log.eval_examples": 16,
+    "log.checkpoint_every": 100,
+}
+
+
 def laptop_maps(*, num_classes: int = 1) -> dict[str, Any]:
     """A small prior over 64-pixel crops of f4, told by 8 x 8 codes of a map that is brought to half its size."""
     return laptop_stage2(image_size=64, num_classes=num_classes) | {

@@ -6,7 +6,7 @@ f is 2 to the number of halvings; crops are 16 f pixels, so that every image has
 channel multipliers for f8 and f16 only: those of other factors are ours. Not run by us.
 """
 
-from recipe import choose, laptop_stage1, paper_stage1, stage1, vary
+from recipe import FIRST_LOOK, choose, laptop_stage1, paper_stage1, stage1, vary
 
 
 def crop(factor: int, multipliers: tuple[int, ...]) -> dict:
@@ -38,18 +38,7 @@ VARIANTS = {
     "sflckr_f32": {"data.source": "paired:sflckr"} | F32,
     "imagenet_f8": {"data.source": "tfds:imagenet2012"} | F8,
     "paper": paper_stage1(batch_size=5, disc_start=10_000),
-    # To see that one's data goes through: 64-pixel crops, f4, minutes.
-    "laptop": laptop_stage1(image_size=64)
-    | {
-        "batch_size": 4,
-        "steps": 600,
-        "data.resize": (64, 128),
-        "loss.disc_weight": 0.0,
-        "log.metrics_every": 50,
-        "log.eval_every": 200,
-        "log.eval_examples": 16,
-        "log.checkpoint_every": 200,
-    },
+    "laptop": laptop_stage1(image_size=64) | FIRST_LOOK | {"steps": 600},  # 64-pixel crops, f4
 }
 
 

@@ -1,13 +1,20 @@
 """Prefixes: their tokens, their sizes, and what people see of them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import untrained
 
-from vqgan_jax.data.conditions import ClassLabel, Condition, Unconditional
+import vqgan_jax as vq
+from vqgan_jax import pictures
+from vqgan_jax.data.conditions import ClassLabel, Codes, Condition, Coordinates, Objects, Unconditional, resized
+from vqgan_jax.data.layouts import Layout
 
 
 def test_every_condition_is_one():
-    assert all(isinstance(condition, Condition) for condition in (ClassLabel(3), Unconditional()))
+    layout = Objects("boxes", Layout(num_categories=3))
+    kinds = (ClassLabel(3), Unconditional(), Codes("depth", "condition", 16, (4, 4)), Coordinates(9, (4, 4), 2), layout)
+    assert all(isinstance(condition, Condition) for condition in kinds)
 
 
 def test_a_class_is_its_number_and_the_null_class_one_more():
@@ -31,3 +38,39 @@ def test_pictures_show_names_where_there_are_some():
     assert np.any(named[0] != numbered[0])
     assert named.min() < 100, "dark words"
     assert np.all(Unconditional().picture({}, tokens, 8) == 128)
+
+
+def test_maps_are_brought_to_a_size_by_upstreams_rule():
+    """Of 8 rows to 4: 0, 2, 4, 6, not the centres' 1, 3, 5, 7; to 16 each twice."""
+    rows = np.arange(8)[None, :, None] * np.ones((1, 8, 8), int)
+    np.testing.assert_array_equal(resized(jnp.asarray(rows), 4)[0, :, 0], [0, 2, 4, 6])
+    np.testing.assert_array_equal(resized(rows, 16)[0, :, 0], np.repeat(np.arange(8), 2))
+
+
+def test_coordinates_round_half_to_even_and_stay_below_the_number_of_levels():
+    condition = Coordinates(num_tokens=4, grid=(1, 4), downsample_factor=2, droppable=True)
+    means = jnp.array([0.125, 0.375, 0.99, 0.5])  # times 4: 0.5, 1.5, 3.96, 2
+    values = jnp.broadcast_to(jnp.repeat(means, 2)[None, None, :, None], (1, 2, 8, 1))
+    np.testing.assert_array_equal(condition.encode({}, {"coordinates": values}), [[0, 2, 3, 2]])
+    assert (condition.length, condition.vocab_size) == (4, 5)
+    shown = condition.picture({}, np.array([[0, 1, 2, 4]]), 8)  # the last one is the null token
+    assert (shown.shape, int(shown[0, 0, 0, 0]), int(shown[0, 0, -1, 0])) == ((1, 8, 8, 3), 0, 255)
+
+
+def test_a_dropped_layout_shows_nothing_and_another_its_outlines():
+    condition = Objects("boxes", Layout(num_categories=3, num_tokens=65, max_objects=2), droppable=True)
+    tokens = condition.layout.encode(np.array([[0.25, 0.25, 0.5, 0.5]]), np.array([1]), np.array([0]), rng=None)
+    null = np.full_like(tokens, condition.vocab_size - 1)
+    shown = condition.picture({}, np.stack([tokens, null]), 32, ("a", "b", "c"))
+    assert len(np.unique(shown[1].reshape(-1, 3), axis=0)) == 1
+    assert len(np.unique(shown[0].reshape(-1, 3), axis=0)) > 1
+
+
+def test_a_map_is_shown_as_its_tokenizer_decodes_it():
+    tokenizer = untrained.tokenizer(channels=9)
+    maps = np.random.default_rng(0).integers(0, 9, (2, 8, 8)).astype(np.int32)
+    condition = Codes("segmentation", "condition", 16, (4, 4), module=tokenizer.module)
+    frozen = {"condition": tokenizer.params}
+    tokens = np.asarray(jax.jit(condition.encode)(frozen, {"segmentation": jnp.asarray(maps)}))
+    labels = np.argmax(vq.decode(tokenizer, tokens.reshape(2, 4, 4)), axis=-1)
+    np.testing.assert_array_equal(condition.picture(frozen, tokens, 8), pictures.colors(labels))

@@ -1,6 +1,7 @@
 """What a prior is told before the first code: every condition is a prefix of tokens."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -144,17 +145,9 @@ class Codes:
         self, frozen: Frozen, tokens: Int[np.ndarray, "b s"], size: int, names: Sequence[str] = ()
     ) -> UInt8[np.ndarray, "b _H _W 3"]:
         """The map as its tokenizer decodes it: what the prior sees."""
-        channels = self.module.decoder.out_channels
-
-        @jax.jit
-        def decode(params: Any, indices: Array) -> Array:
-            recon = self.module.apply({"params": params}, indices, method="decode_indices")
-            if self.field == "segmentation":
-                return jnp.argmax(recon, axis=-1)
-            return to_output(recon, jnp.zeros(recon.shape, jnp.uint8 if channels == 3 else jnp.float32))
-
         grids = np.minimum(tokens, self.codebook_size - 1).reshape(-1, *self.grid)
-        return resized(pictures.shown(np.asarray(decode(frozen[self.frozen], grids))), size)
+        maps = _decoded(self.module, self.field == "segmentation", frozen[self.frozen], grids)
+        return resized(pictures.shown(np.asarray(maps)), size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,6 +222,15 @@ class Objects:
 
         known = np.minimum(tokens, self.layout.num_tokens - 1)  # a null token is no object
         return np.stack([pictures.boxes(outlines(row), size) for row in known])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decoded(module: Any, labels: bool, params: Any, indices: Array) -> Array:
+    """Maps of codes: labels, pixels, or floats where there is one channel."""
+    recon = module.apply({"params": params}, indices, method="decode_indices")
+    if labels:
+        return jnp.argmax(recon, axis=-1)
+    return to_output(recon, jnp.zeros(recon.shape, jnp.uint8 if recon.shape[-1] == 3 else jnp.float32))
 
 
 def resized(maps: Any, size: int) -> Any:
