@@ -73,4 +73,4 @@ def test_a_map_is_shown_as_its_tokenizer_decodes_it():
     frozen = {"condition": tokenizer.params}
     tokens = np.asarray(jax.jit(condition.encode)(frozen, {"segmentation": jnp.asarray(maps)}))
     labels = np.argmax(vq.decode(tokenizer, tokens.reshape(2, 4, 4)), axis=-1)
-    np.testing.assert_array_equal(condition.picture(frozen, tokens, 8), pictures.colors(labels))
+    np.testing.assert_array_equal(condition.picture(frozen, tokens, 8), pictures.colors(np.asarray(labels)))
