@@ -16,7 +16,7 @@ from vqgan_jax.data.conditions import Objects
 from vqgan_jax.models import Prior, Tokenizer
 from vqgan_jax.nn import pixels
 
-OVERLAP = 8  # of a tile's side is what neighbouring tiles share on each side
+OVERLAP = 8  # a tile reaches by its side / 8 into its neighbours
 
 
 def encode(tokenizer: Tokenizer, images: Num[Array, "b H W ..."] | Num[np.ndarray, "b H W ..."]) -> Int[Array, "b h w"]:
@@ -43,8 +43,8 @@ def decode(
     Args:
       tokenizer: from `load_tokenizer`.
       indices: as `encode` gives them.
-      tile: codes along a side of the overlapping tiles in which larger images are decoded one after the other, so that
-        memory stays bounded; None decodes every image whole. See `tiling.decode`.
+      tile: codes from one tile to the next, in which larger images are decoded one after the other, so that memory stays
+        bounded; None decodes every image whole. See `tiling.decode`.
 
     Raises:
       ValueError: indices of another rank or dtype, or outside the codebook; a tile that is not positive.
@@ -72,7 +72,7 @@ def to_uint8(images: Float[Array, "*b"]) -> UInt8[Array, "*b"]:
 def sample(prior: Prior, key: Key[Array, "*b"], **options: Any) -> Float[Array, "b H W c"]:
     """Images out of the prior; float32, about in [-1, 1]: see `to_uint8`. Arguments and errors: `sample_indices`.
 
-    What is larger than twice the training images is decoded in tiles of that size.
+    What is larger than twice the training images, and a quarter, is decoded in tiles of that size.
     """
     return decode(prior.tokenizer, sample_indices(prior, key, **options), tile=2 * max(prior.module.grid))
 
@@ -109,7 +109,8 @@ def sample_indices(
       prompt_length: how many of these count, in the prior's order; by default the first half. It may change without a
         new compilation.
       known: or which of them count; what is drawn sees of them what comes before it in the order.
-      stride: the window of a larger image is centred anew at every so manieth code; 1 as published, more is faster.
+      stride: the window of a larger image is centred anew at every `stride`-th row and column only; 1 as published, more is
+        faster, up to half the window.
       options: `temperature`, `top_k`, `top_p`, `guidance`, `schedule`, `power`, `greedy`: see `sampling.Settings`.
         What is not given is off.
 
@@ -127,6 +128,8 @@ def sample_indices(
         count = len(prompt)
     prefix = prefixes.prefix(prior, labels=labels, condition=condition, count=count, size=size)
     batch = len(prefix.tokens)
+    if prompt is None and known is not None:
+        raise ValueError("`known` says which codes of a `prompt` count; no prompt was given. Give both.")
     if prompt is None:
         prompt, known = jnp.zeros((batch, *prefix.grid), jnp.int32), jnp.zeros((batch, *prefix.grid), bool)
     check_indices(prior, prompt, batch, prefix.grid)
@@ -194,12 +197,10 @@ def _encode(tokenizer: Tokenizer, images: Any) -> Any:
 def _decode(tokenizer: Tokenizer, indices: Any, tile: int | None) -> Any:
     known = (indices >= 0) & (indices < tokenizer.codebook_size)
     decode: Any = lambda codes: tokenizer.module.apply({"params": tokenizer.params}, codes, method="decode_indices")
-    if tile is None or max(indices.shape[1:]) <= tile:
+    if tile is None:
         images = decode(indices)
     else:
-        images = tiling.decode(
-            decode, indices, factor=tokenizer.downsample_factor, tile=tile, overlap=-(-tile // OVERLAP)
-        )
+        images = tiling.decode(decode, indices, factor=tokenizer.downsample_factor, tile=tile, overlap=tile // OVERLAP)
     return jnp.where(known.all((1, 2))[:, None, None, None], images, jnp.nan)
 
 

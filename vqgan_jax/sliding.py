@@ -49,7 +49,7 @@ def origins(length: int, window: int, rule: str, stride: int = 1) -> Int[np.ndar
       length: of the axis.
       window: its part that the window covers.
       rule: a name of RULES.
-      stride: the window is centred anew at every so manieth position only; 1 is upstream's.
+      stride: the window is centred anew at every `stride`-th position only; 1 is upstream's.
 
     Raises:
       ValueError: an unknown rule, a window that is longer than the axis, or a stride with which a position could lie
@@ -117,7 +117,7 @@ def sample(
       prompt: codes that may be given.
       known: which of them are; none by default, and then `prompt` does not matter.
       rule: where the window is; see `RULES`.
-      stride: the window is centred anew at every so manieth row and column only. 1 is upstream's; larger ones are
+      stride: the window is centred anew at every `stride`-th row and column only. 1 is upstream's; larger ones are
         faster, because a cache lasts for as many codes.
 
     Raises:
