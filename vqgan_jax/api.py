@@ -43,8 +43,8 @@ def decode(
     Args:
       tokenizer: from `load_tokenizer`.
       indices: as `encode` gives them.
-      tile: codes from one tile to the next, in which larger images are decoded one after the other, so that memory stays
-        bounded; None decodes every image whole. See `tiling.decode`.
+      tile: codes from one tile to the next; larger images are decoded in tiles one after the other, so that memory
+        stays bounded. None decodes every image whole. See `tiling.decode`.
 
     Raises:
       ValueError: indices of another rank or dtype, or outside the codebook; a tile that is not positive.
@@ -109,8 +109,8 @@ def sample_indices(
       prompt_length: how many of these count, in the prior's order; by default the first half. It may change without a
         new compilation.
       known: or which of them count; what is drawn sees of them what comes before it in the order.
-      stride: the window of a larger image is centred anew at every `stride`-th row and column only; 1 as published, more is
-        faster, up to half the window.
+      stride: the window of a larger image is centred anew at every `stride`-th row and column only; 1 as published,
+        more is faster, up to half the window.
       options: `temperature`, `top_k`, `top_p`, `guidance`, `schedule`, `power`, `greedy`: see `sampling.Settings`.
         What is not given is off.
 
