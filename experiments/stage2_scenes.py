@@ -8,14 +8,14 @@ They need stage1_scenes.py, and for segmentation and depth cond_scenes.py.
 
 from recipe import choose, laptop_stage2, stage2, vary
 
-VARIANTS = {
-    "class": {},
-    "segmentation": {
+VARIANTS = {  # nats a token, held out, at step 800; if uniform 6.24
+    "class": {},  # 4.22
+    "segmentation": {  # 3.69
         "condition.kind": "segmentation",
         "condition.num_classes": 9,
         "condition.tokenizer.workdir": "runs/scenes_segmentation",
     },
-    "depth": {"condition.kind": "depth", "condition.tokenizer.workdir": "runs/scenes_depth"},
+    "depth": {"condition.kind": "depth", "condition.tokenizer.workdir": "runs/scenes_depth"},  # 3.80
     "boxes": {
         "condition.kind": "boxes",
         "condition.num_tokens": 1025,  # 32 x 32 points, one a pixel, and the token for none
@@ -38,7 +38,7 @@ def get_config(variant: str = "class"):
         stage2(),
         laptop_stage2(image_size=32, num_classes=8)
         | {
-            "steps": 1_600,
+            "steps": 800,
             "batch_size": 32,
             "data.source": "scenes",
             "data.resize": (32, 32),
@@ -47,9 +47,9 @@ def get_config(variant: str = "class"):
             "condition.tokenizer.codebook_size": 256,
             "condition.tokenizer.downsample_factor": 4,
             "log.metrics_every": 50,
-            "log.eval_every": 400,
+            "log.eval_every": 200,
             "log.eval_examples": 512,
-            "log.checkpoint_every": 400,
+            "log.checkpoint_every": 200,
         },
     )
     return choose(config, VARIANTS, variant)
