@@ -73,7 +73,7 @@ def test_no_config_is_a_usage_error(capsys):
         ("--config.seed", "must look like --config.section.key=value"),
         ("--seed=1", "must look like --config.section.key=value"),
         ("seed=1", "must look like --config.section.key=value"),
-        ("--config.loss.pixel=l3", "must be one of l1, l2; got 'l3'"),
+        ("--config.loss.pixel=l3", "must be one of l1, l2, cross_entropy, binary_cross_entropy; got 'l3'"),
         ("--config.data=3", "config.data"),
     ],
 )
