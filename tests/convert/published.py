@@ -2,10 +2,12 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
 
+from vqgan_jax import ordering
 from vqgan_jax.convert.weights import Checkpoint, Tensor
 
 Named = Iterator[tuple[str, tuple[int, ...]]]
@@ -173,6 +175,19 @@ class Net2Net:
         yield "transformer.head.weight", (self.vocab, self.width)
 
 
+# Small ones of every kind: their tensors are all different and not square, where that can be.
+SMALL = {"width": 32, "blocks": 1, "latent": 24, "embed": 8, "disc_width": 4}
+TINY: dict[str, VQ | Net2Net] = {
+    "f2": VQ((1, 2), 16, **SMALL),
+    "f8_batchnorm": VQ((1, 1, 2, 1), 16, disc_layers=3, **SMALL),
+    "actnorm": VQ((1, 2), 16, disc_layers=2, actnorm=True, **SMALL),
+    "gumbel": VQ((1, 2), 16, quantizer="gumbel", **SMALL),
+    "ema": VQ((1, 2), 16, quantizer="ema", disc_layers=1, **SMALL),
+    "labels": VQ((1, 2), 16, channels=5, colorize=5, **SMALL),
+    "plain": Net2Net(3, 24, 32, 64, VQ((1, 2), 32, **SMALL)),
+    "map": Net2Net(11, 16, 32, 128, VQ((1, 2), 32, **SMALL), VQ((1, 2), 16, channels=1, **SMALL), permuted=64),
+}
+
 LDM = VQ(multipliers=(1, 2, 2, 4), codes=16384, latent=4, embed=4)
 SCENES = VQ(codes=8192)
 
@@ -211,8 +226,8 @@ def as_tensor(array: np.ndarray) -> Tensor:
 
 def hollow(model: VQ | Net2Net) -> Checkpoint:
     """A checkpoint of zeros that takes no memory, whatever its size."""
-    arrays = {n: np.broadcast_to(np.array(0, dtype(n)), shape) for n, shape in model.names()}
-    return Checkpoint({name: as_tensor(array) for name, array in arrays.items()}, {})
+    arrays = {name: np.broadcast_to(np.array(0, dtype(name)), shape) for name, shape in model.names()}
+    return checkpoint(arrays | permutation(model))
 
 
 def random(model: VQ | Net2Net, seed: int = 0) -> dict[str, np.ndarray]:
@@ -222,7 +237,16 @@ def random(model: VQ | Net2Net, seed: int = 0) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if name.endswith("attn.mask"):
             array[...] = np.tri(array.shape[-1])
-    return arrays
+    return arrays | permutation(model)
+
+
+def permutation(model: VQ | Net2Net) -> dict[str, np.ndarray]:
+    """The buffers of an order that is not its own inverse."""
+    if isinstance(model, VQ) or not model.permuted:
+        return {}
+    side = math.isqrt(model.permuted)
+    forward = ordering.spiral_in(side, side)
+    return {"permuter.forward_shuffle_idx": forward, "permuter.backward_shuffle_idx": ordering.inverse(forward)}
 
 
 def checkpoint(arrays: dict[str, np.ndarray], **other: object) -> Checkpoint:

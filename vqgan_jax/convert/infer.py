@@ -248,7 +248,7 @@ def _condition(
     """The condition's section; `length` is that of the prefix, or one more."""
     given = {"kind": wanted} if isinstance(wanted, str) else dict(wanted or {})
     channels = tokenizer.model.image_channels if tokenizer else 0
-    known = {"num_classes": 1000} | CONDITIONS.get(size, {})
+    known = {"num_classes": min(1000, vocab)} | CONDITIONS.get(size, {})
     if tokenizer:
         known |= {"kind": {1: "depth", 3: "low_resolution"}.get(channels, "segmentation"), "num_classes": channels}
     elif length == 1:

@@ -98,7 +98,7 @@ def plan(
     allow: Sequence[str] = (),
 ) -> Converted:
     """As `load`, but each array is a `Tensor` of its final shape that reads its parts when it is read itself."""
-    tensors = _without("module.", checkpoint.tensors)
+    tensors = checkpoint.tensors
     other = checkpoint.other if isinstance(checkpoint.other, Mapping) else {}
     if "transformer.tok_emb.weight" in tensors:
         converted = _prior(tensors, other, num_heads, condition)
@@ -112,12 +112,6 @@ def plan(
     trees.check(converted.report, allow)
     step = other.get("global_step", 0)
     return converted._replace(step=step if isinstance(step, int) else 0)
-
-
-def _without(prefix: str, tensors: Tensors) -> dict[str, Tensor]:
-    """Without the prefix of a model that was wrapped for several devices."""
-    wrapped = all(name.startswith(prefix) for name in tensors)
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()} if wrapped else dict(tensors)
 
 
 def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = None) -> Converted:

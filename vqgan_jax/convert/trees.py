@@ -146,6 +146,7 @@ def _image(side: int, channels: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
 
 
+@functools.lru_cache(maxsize=8)  # a prior's two tokenizers are often alike; tracing takes a second
 def _init(module: Any, *inputs: jax.ShapeDtypeStruct, **options: Any) -> Tree:
     """Shapes of a module's variables; nothing is computed."""
     init = functools.partial(module.init, **options)

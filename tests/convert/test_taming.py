@@ -1,0 +1,382 @@
+"""Taming's checkpoints: every published list finds its place, what is not stored is inferred, and nothing is guessed."""
+
+import dataclasses
+import functools
+import math
+import re
+import tracemalloc
+
+import jax
+import numpy as np
+import published
+import pytest
+from flax.traverse_util import flatten_dict
+from published import MODELS, TINY, VQ, Net2Net
+
+from vqgan_jax import build, models, ordering, parsing
+from vqgan_jax.convert import taming
+from vqgan_jax.convert.weights import Checkpoint, ConvertError, Tensor
+
+TOKENIZERS = [name for name, model in MODELS.items() if isinstance(model, VQ)]
+PRIORS = [name for name, model in MODELS.items() if isinstance(model, Net2Net)]
+FIRST = "first_stage_model."
+
+
+@functools.cache
+def planned(name):
+    """The plan of a published model; its heads are known except for the toy's."""
+    return taming.plan(published.hollow(MODELS[name]), num_heads=4 if "permuter" in name else None)
+
+
+@functools.cache
+def tokenizer_state(config):
+    return models.tokenizer_state(config)
+
+
+def shapes(tree):
+    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def size(tree):
+    return sum(math.prod(shape) for shape in shapes(tree).values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_tensor_of_a_published_list_has_its_place(name):
+    report = planned(name).report
+    assert (report.missing, report.unexpected, report.misshaped) == ((), (), ())
+    names = [n for n, _ in MODELS[name].names()]
+    assert sorted(report.used + report.dropped) == sorted(names)
+    dropped = ("colorize", "mask", "num_batches_tracked", "initialized", "scaling_layer.shift", "scaling_layer.scale")
+    shared = "cond_stage_model." if name == "is_first_stage_permuter" else "nothing"
+    assert all(n.endswith(dropped) or n.startswith(shared) for n in report.dropped)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_has_the_tree_of_a_run(name):
+    converted = planned(name)
+    state = tokenizer_state(converted.config)
+    assert shapes(converted.params) == shapes(state.params["generator"])
+    assert ("discriminator" in state.params) == (converted.discriminator is not None)
+    if converted.discriminator is not None:
+        assert shapes(converted.discriminator) == shapes(state.params["discriminator"])
+        assert shapes(converted.stats["discriminator"]) == shapes(state.stats["discriminator"])
+        assert size(converted.lpips) == 14_714_688 + 1_472  # VGG16's convolutions, and the heads
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_prior_has_the_tree_of_a_run(name):
+    converted = planned(name)
+    state = models.prior_state(converted.config)
+    assert shapes(converted.params) == shapes(state.params["transformer"])
+    for part in (converted.tokenizer, converted.condition):
+        if part is not None:
+            assert shapes(part.params) == shapes(tokenizer_state(part.config).params["generator"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_config_can_be_written_and_read(name):
+    config = planned(name).config
+    assert parsing.parse(dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("vqgan_imagenet_f16_1024", 72_141_699),
+        ("vqgan_imagenet_f16_16384", 76_073_859),
+        ("vqgan_gumbel_f8_8192", 68_995_971),
+        ("vq_f8_openimages_16384_ldm", 67_717_295),
+        ("vqseg_coco_183", 72_556_599),
+        ("cin_transformer_1p4B", 1_410_640_896),
+        ("drin_transformer", 304_932_864),
+        ("uncond_24x1664", 801_798_400),
+        ("coco_scene", 975_876_352),
+        ("oi_scene", 1_045_638_144),
+    ],
+)
+def test_published_sizes(name, parameters):
+    assert size(planned(name).params) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "multipliers", "attention", "latent", "codebook", "field"),
+    [
+        ("vqgan_imagenet_f16_1024", (1, 1, 2, 2, 4), (16,), 256, ("vq", 1024, 256), "image"),
+        ("vqgan_gumbel_f8_8192", (1, 1, 2, 4), (32,), 256, ("gumbel", 8192, 256), "image"),
+        ("vq_f8_openimages_256_ldm", (1, 2, 2, 4), (32,), 4, ("vq", 256, 4), "image"),
+        ("vqseg_coco_183", (1, 1, 2, 2, 4), (16,), 256, ("vq", 1024, 256), "segmentation"),
+    ],
+)
+def test_a_tokenizer_is_inferred(name, multipliers, attention, latent, codebook, field):
+    config = planned(name).config
+    m, q = config.model, config.quantizer
+    assert (m.channels, m.channel_multipliers, m.num_res_blocks, m.latent_channels) == (128, multipliers, 2, latent)
+    assert (m.attn_resolutions, m.resolution) == (attention, 256)
+    assert (q.kind, q.codebook_size, q.embed_dim) == codebook
+    assert config.data.field == field
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "norm"),
+    [
+        ("vqgan_imagenet_f16_1024", 3, "batch"),
+        ("vqgan_imagenet_f16_16384", 2, "batch"),
+        ("vqgan_actnorm_variant", 3, "act"),
+    ],
+)
+def test_a_discriminator_is_inferred(name, layers, norm):
+    d = planned(name).config.discriminator
+    assert (d.channels, d.num_layers, d.norm) == (64, layers, norm)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "classes", "length", "codes"),
+    [
+        ("cin_transformer_1p4B", "class", 1000, 1, 16384),
+        ("uncond_24x1664", "none", 1000, 1, 1024),
+        ("faceshq_transformer", "coordinates", 1000, 256, 1024),
+        ("drin_transformer", "depth", 1, 256, 1024),
+        ("sflckr_transformer", "segmentation", 182, 256, 1024),
+        ("coco_scene", "boxes", 171, 92, 8192),
+        ("oi_scene", "boxes", 340, 92, 8192),
+        ("is_first_stage_permuter", "low_resolution", 3, 256, 1024),
+    ],
+)
+def test_a_condition_is_inferred(name, kind, classes, length, codes):
+    converted = planned(name)
+    config = converted.config
+    condition = build.condition(config)
+    assert (config.condition.kind, config.condition.num_classes, condition.length) == (kind, classes, length)
+    assert build.grid(config) == (16, 16)
+    assert config.condition.shared_vocab
+    assert config.tokenizer.codebook_size == codes
+    assert config.transformer.num_heads == (4 if "permuter" in name else 16)
+    assert bool(config.condition.tokenizer.workdir) == (converted.condition is not None)
+    assert (converted.condition is not None) == (name in ("drin_transformer", "sflckr_transformer"))
+
+
+def test_only_the_scenes_of_coco_have_upstreams_quirks():
+    assert {name for name in PRIORS if planned(name).config.condition.paper} == {"coco_scene"}
+
+
+# What is not stored, or twice
+
+
+def tiny(name="plain"):
+    return published.random(TINY[name])
+
+
+def load(arrays, **options):
+    return taming.load(published.checkpoint(arrays), **{"num_heads": 4} | options)
+
+
+def test_heads_are_asked_for_where_the_size_is_not_known():
+    with pytest.raises(ConvertError, match=r"this one is 24\. Give num_heads"):
+        load(tiny(), num_heads=None)
+
+
+def test_heads_and_condition_can_be_named():
+    config = load(tiny(), num_heads=2, condition={"kind": "class", "num_classes": 7}).config
+    assert (config.transformer.num_heads, config.condition.kind, config.condition.num_classes) == (2, "class", 7)
+    assert load(tiny(), condition="none").config.condition.kind == "none"
+
+
+def test_a_condition_that_is_too_long_is_told():
+    with pytest.raises(ConvertError, match="'coordinates' needs 127"):
+        load(tiny(), condition="coordinates")
+
+
+def test_the_order_of_the_codes_is_found_by_its_buffer():
+    assert load(tiny("map")).config.transformer.order == "spiral_in"
+    alternate = tiny("map") | {"permuter.forward_shuffle_idx": ordering.alternate(8, 8)}
+    assert load(alternate).config.transformer.order == "alternate"
+    with pytest.raises(ConvertError, match="it begins \\[63, 62"):
+        load(tiny("map") | {"permuter.forward_shuffle_idx": np.arange(64)[::-1]})
+
+
+def test_a_bidirectional_prefix_is_seen_in_the_mask():
+    arrays = tiny("map")
+    arrays["transformer.blocks.0.attn.mask"][0, 0, :64, :64] = 1
+    assert load(arrays).config.transformer.bidirectional_prefix == 64
+    assert load(tiny("map")).config.transformer.bidirectional_prefix == 0
+
+
+def test_a_tokenizer_that_is_stored_twice_is_loaded_once():
+    model = Net2Net(1, 16, 32, 128, TINY["plain"].first, TINY["plain"].first, permuted=64)
+    arrays = published.random(model)
+    own = load(arrays)
+    assert own.condition is not None
+    assert own.config.condition.tokenizer.workdir
+    twice = arrays | {n.replace(FIRST, "cond_stage_model."): a for n, a in arrays.items() if n.startswith(FIRST)}
+    shared = load(twice)
+    assert shared.condition is None
+    assert not shared.config.condition.tokenizer.workdir
+    assert sum(name.startswith("cond_stage_model.") for name in shared.report.dropped) == sum(
+        name.startswith(FIRST) for name in shared.report.used
+    )
+
+
+def test_of_latent_diffusion_the_vq_model_is_taken():
+    arrays = tiny("f2")
+    inside = {FIRST + name: array for name, array in arrays.items()} | {
+        "model.diffusion_model.out.weight": arrays["quant_conv.weight"]
+    }
+    converted, plain = load(inside), load(arrays)
+    assert converted.report.dropped == ("model.diffusion_model.out.weight",)
+    jax.tree.map(np.testing.assert_array_equal, converted.params, plain.params)
+
+
+def test_a_moving_codebook_keeps_its_averages():
+    arrays = tiny("ema")
+    converted = load(arrays)
+    assert converted.config.quantizer.ema
+    assert converted.config.loss.codebook_weight == 0
+    np.testing.assert_array_equal(converted.stats["codebook"].hits, arrays["quantize.embedding.cluster_size"])
+    np.testing.assert_array_equal(converted.stats["codebook"].sums, arrays["quantize.embedding.embed_avg"])
+
+
+# What does not fit
+
+
+def test_what_is_missing_unexpected_or_misshaped_is_listed():
+    arrays = tiny("f2")
+    del arrays["decoder.mid.block_1.conv1.bias"]
+    arrays["encoder.extra"] = np.zeros(3, np.float32)
+    arrays["encoder.norm_out.bias"] = np.zeros(3, np.float32)
+    with pytest.raises(ConvertError) as error:
+        load(arrays)
+    for line in (
+        "missing (1): decoder.mid.block_1.conv1.bias",
+        "unexpected (1): encoder.extra",
+        "misshaped (1): encoder.norm_out.bias",
+    ):
+        assert line in str(error.value)
+    allowed = load(arrays, allow=["*.conv1.bias", "encoder.*"])
+    assert allowed.report.missing == ("decoder.mid.block_1.conv1.bias",)
+    assert allowed.report.unexpected == ("encoder.extra",)
+    assert allowed.report.misshaped == ("encoder.norm_out.bias",)
+    assert not allowed.params["decoder"]["middle_block_0"]["conv_1"]["bias"].any()
+    assert allowed.params["decoder"]["middle_block_0"]["conv_1"]["kernel"].any()
+
+
+def test_what_belongs_to_nothing_in_a_prior_is_listed():
+    arrays = tiny() | {"cond_stage_model.embedding.weight": np.zeros((3, 4), np.float32)}
+    with pytest.raises(ConvertError, match=r"unexpected \(1\): cond_stage_model.embedding.weight"):
+        load(arrays)
+
+
+def test_integers_are_no_weights():
+    arrays = tiny("f2")
+    arrays["encoder.norm_out.bias"] = arrays["encoder.norm_out.bias"].astype(np.int8)
+    with pytest.raises(ConvertError, match="misshaped"):
+        load(arrays)
+
+
+def test_an_autoencoder_without_codes_is_told():
+    arrays = tiny("f2")
+    double = lambda name: np.concatenate([arrays[name], arrays[name]])
+    arrays |= {name: double(name) for name in ("encoder.conv_out.weight", "encoder.conv_out.bias")}
+    with pytest.raises(ConvertError, match="a KL autoencoder"):
+        load(arrays)
+
+
+def test_another_kind_of_file_is_told():
+    with pytest.raises(ConvertError, match=r"must have a tensor `encoder.conv_in.weight`"):
+        load({"layers.0.attention.wqkv.weight": np.zeros((3, 1), np.float32)})
+
+
+def test_half_precision_becomes_float32():
+    arrays = {name: array.astype(jax.numpy.bfloat16) for name, array in tiny("f2").items()}
+    params = load(arrays).params
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float32)}
+    codes = arrays["quantize.embedding.weight"].astype(np.float32)
+    np.testing.assert_array_equal(params["quantizer"]["codebook"], codes)
+
+
+# The optimisers' state
+
+
+def adam(arrays, groups, seed):
+    """As torch saves it: numbers run on from group to group."""
+    rng, numbers = np.random.default_rng(seed), iter(range(10**6))
+    draw = lambda name: published.as_tensor(rng.standard_normal(arrays[name].shape).astype(np.float32))
+    numbered = [[(next(numbers), name) for name in group] for group in groups]
+    state = {i: {"step": 17, "exp_avg": draw(n), "exp_avg_sq": draw(n)} for group in numbered for i, n in group}
+    saved = {"state": state, "param_groups": [{"lr": 1e-5, "params": [i for i, _ in group]} for group in numbered]}
+    return saved, {name: state[i] for group in numbered for i, name in group}
+
+
+def leaves(tree):
+    return flatten_dict(tree, sep="/")
+
+
+def test_moments_of_both_optimisers_of_stage_1():
+    arrays = tiny("f8_batchnorm")
+    parts = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+    generator = [name for part in parts for name in arrays if name.startswith(part)]
+    judge = [n for n in arrays if re.fullmatch(r"loss\.discriminator\.main\.\d+\.(weight|bias)", n)]
+    (first, generators), (second, judges) = adam(arrays, [generator], 1), adam(arrays, [judge], 2)
+    converted = taming.load(published.checkpoint(arrays, optimizer_states=[first, second], global_step=9))
+    assert converted.step == 9
+    moments = converted.moments
+    assert moments["generator"].count == 17
+    for network, averages in (("generator", generators), ("discriminator", judges)):
+        shuffled = {name: average["exp_avg_sq"].read() for name, average in averages.items()}
+        expected = taming.load(published.checkpoint(arrays | shuffled))
+        params = {"generator": expected.params, "discriminator": expected.discriminator}[network]
+        jax.tree.map(np.testing.assert_array_equal, moments[network].nu, params)
+        assert shapes(moments[network].mu) == shapes(params)
+    average = generators["encoder.conv_in.weight"]["exp_avg"].read()
+    np.testing.assert_array_equal(
+        moments["generator"].mu["encoder"]["conv_in"]["kernel"], average.transpose(2, 3, 1, 0)
+    )
+
+
+def test_moments_of_a_prior_are_sorted_as_strings():
+    arrays = tiny("map")
+    mine = sorted(n for n in arrays if n.startswith("transformer.") and not n.endswith("mask"))
+    kernel = re.compile(r".*\.(key|query|value|proj|mlp\.0|mlp\.2|head)\.weight")
+    decayed = [name for name in mine if kernel.fullmatch(name)]
+    saved, averages = adam(arrays, [decayed, [name for name in mine if name not in decayed]], 1)
+    assert decayed.index("transformer.blocks.10.mlp.0.weight") < decayed.index("transformer.blocks.2.mlp.0.weight")
+    converted = taming.load(published.checkpoint(arrays, optimizer_states=[saved]), num_heads=4)
+    as_weights = {name: average["exp_avg"].read() for name, average in averages.items()}
+    expected = taming.load(published.checkpoint(arrays | as_weights), num_heads=4).params
+    jax.tree.map(np.testing.assert_array_equal, converted.moments["transformer"].mu, expected)
+
+
+def test_a_state_that_does_not_fit_is_left_out():
+    arrays = tiny("f2")
+    saved, _ = adam(arrays, [["encoder.conv_in.weight"]], 1)
+    for states in ([saved], [{"state": {}}], "none", [3]):
+        assert taming.load(published.checkpoint(arrays, optimizer_states=states)).moments == {}
+
+
+# When and how much is read
+
+
+def test_a_plan_reads_nothing():
+    def fail():
+        raise AssertionError("read")
+
+    hollow = published.hollow(MODELS["vqgan_imagenet_f16_1024"])
+    tensors = {name: Tensor(tensor.shape, tensor.dtype, fail) for name, tensor in hollow.tensors.items()}
+    taming.plan(Checkpoint(tensors, {}))
+
+
+def test_one_tensor_is_in_memory_at_a_time():
+    """At most 1.3 times the weights: they, and the largest tensor."""
+    model = VQ((1, 2), 16, width=64, blocks=4, latent=24, embed=8)
+    fresh = lambda shape: Tensor(shape, np.dtype(np.float32), lambda: np.ones(shape, np.float32))
+    tensors = {name: fresh(shape) for name, shape in model.names()}
+    plan = taming.plan(Checkpoint(tensors, {}))
+    weights = 4 * size(plan.params)
+    tracemalloc.start()
+    try:
+        loaded = taming.read(plan)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.params)) == weights > 10e6
+    assert peak <= 1.3 * weights
