@@ -1,4 +1,4 @@
-"""The table of names: the published lists, to the letter; there and back, to the bit; and as the parity arrays have it."""
+"""The table of names: published lists to the letter, there and back to the bit, and as the parity arrays have it."""
 
 import math
 

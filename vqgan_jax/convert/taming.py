@@ -5,7 +5,7 @@ Nothing is read before every name and shape is accounted for, and then one tenso
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -154,8 +154,8 @@ def _prior(
     order, num_codes, permuter = _order(tensors)
     config = infer.stage2(
         {name: tensor.shape for name, tensor in mine.items()},
-        tokenizer.config,
-        condition_tokenizer=second and second.config,
+        cast(Stage1, tokenizer.config),
+        condition_tokenizer=cast(Stage1, second.config) if second else None,
         own_tokenizer=not shared,
         num_heads=num_heads,
         condition=condition,

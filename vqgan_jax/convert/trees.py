@@ -113,6 +113,7 @@ def _fits(entry: Entry, tensor: Tensor) -> bool:
     return tuple(tensor.shape) == entry.shape and bool(jnp.issubdtype(tensor.dtype, jnp.floating))
 
 
+@functools.lru_cache(maxsize=8)  # tracing takes a second, and tokenizers are often alike
 def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = False) -> Shapes:
     """Shapes of every array of a tokenizer, and of what it is trained with, by path; see `names`."""
     factor = 2 ** (len(config.model.channel_multipliers) - 1)
@@ -131,6 +132,7 @@ def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = 
     return flat(found)
 
 
+@functools.lru_cache(maxsize=8)
 def stage2_shapes(config: Stage2) -> Shapes:
     """Shapes of every array of a transformer, by path; see `names`."""
     module = build.transformer(config)
@@ -146,7 +148,6 @@ def _image(side: int, channels: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
 
 
-@functools.lru_cache(maxsize=8)  # a prior's two tokenizers are often alike; tracing takes a second
 def _init(module: Any, *inputs: jax.ShapeDtypeStruct, **options: Any) -> Tree:
     """Shapes of a module's variables; nothing is computed."""
     init = functools.partial(module.init, **options)
