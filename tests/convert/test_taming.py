@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 from published import MODELS, TINY, VQ, Net2Net
 
 from vqgan_jax import ordering
-from vqgan_jax.convert import taming
+from vqgan_jax.convert import taming, trees
 from vqgan_jax.convert.weights import Checkpoint, ConvertError, Tensor
 
 FIRST = "first_stage_model."
@@ -232,7 +232,7 @@ def test_one_tensor_is_in_memory_at_a_time():
     weights = 4 * sum(map(math.prod, shapes(plan.params).values()))
     tracemalloc.start()
     try:
-        loaded = taming.read(plan)
+        loaded = trees.read(plan)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 Shape: TypeAlias = tuple[int, ...]
-Parts: TypeAlias = Mapping[str, str]
 
 
 class Layout(NamedTuple):
@@ -139,27 +138,38 @@ CONV_ONLY = {"conv": "conv"}
 SIDES = (("encoder", "down", "downsample"), ("decoder", "up", "upsample"))
 
 
-def leaves(ours: str, theirs: str) -> Table:
+class Place(NamedTuple):
+    """A module of an autoencoder.
+
+    Attributes:
+      ours: a regular expression, of a path below the network.
+      theirs: its name.
+      parts: what is in it, here and there.
+      kernel: the layout of its kernels.
+    """
+
+    ours: str
+    theirs: str
+    parts: Mapping[str, str]
+    kernel: Layout = CONV
+
+
+def leaves(ours: str, theirs: str, kernel: Layout = CONV) -> Table:
     """A convolution or a norm; which of the two, the leaf of the path tells."""
     return (
-        Row(f"{ours}/kernel", f"{theirs}.weight", CONV),
+        Row(f"{ours}/kernel", f"{theirs}.weight", kernel),
         Row(f"{ours}/scale", f"{theirs}.weight"),
         Row(f"{ours}/bias", f"{theirs}.bias"),
     )
 
 
-def autoencoder(places: Iterable[tuple[str, str, Parts]], codebook: str = "quantize.embedding") -> Table:
-    """A VQ model.
-
-    Args:
-      places: in our paths, in their names, and the parts that are there.
-      codebook: its name without the leaf.
-    """
+def autoencoder(places: Iterable[Place], codebook: str = "quantize.embedding") -> Table:
+    """A VQ model of such modules; `codebook` is its name without the leaf."""
     parts = [
         row
-        for ours, theirs, names in places
-        for part, name in names.items()
-        for row in leaves(f"generator/{ours}/{part}", f"{theirs}.{name}")
+        for place in places
+        for part, name in place.parts.items()
+        for row in leaves(f"generator/{place.ours}/{part}", f"{place.theirs}.{name}", place.kernel)
     ]
     return (
         *parts,
@@ -172,23 +182,23 @@ def autoencoder(places: Iterable[tuple[str, str, Parts]], codebook: str = "quant
     )
 
 
-def taming_places() -> list[tuple[str, str, Parts]]:
+def taming_places() -> list[Place]:
     """Where upstream's autoencoder has what."""
     levels = [
         place
         for net, level, resample in SIDES
         for place in (
-            (rf"{net}/level_(\d+)_block_(\d+)", rf"{net}.{level}.\1.block.\2", RES),
-            (rf"{net}/level_(\d+)_attn_(\d+)", rf"{net}.{level}.\1.attn.\2", ATTN),
-            (rf"{net}/level_(\d+)_{resample}", rf"{net}.{level}.\1.{resample}", CONV_ONLY),
+            Place(rf"{net}/level_(\d+)_block_(\d+)", rf"{net}.{level}.\1.block.\2", RES),
+            Place(rf"{net}/level_(\d+)_attn_(\d+)", rf"{net}.{level}.\1.attn.\2", ATTN),
+            Place(rf"{net}/level_(\d+)_{resample}", rf"{net}.{level}.\1.{resample}", CONV_ONLY),
         )
     ]
     return [
         *levels,
-        ("(encoder|decoder)/middle_block_0", r"\1.mid.block_1", RES),
-        ("(encoder|decoder)/middle_attn", r"\1.mid.attn_1", ATTN),
-        ("(encoder|decoder)/middle_block_1", r"\1.mid.block_2", RES),
-        ("(encoder|decoder)", r"\1", ENDS),
+        Place("(encoder|decoder)/middle_block_0", r"\1.mid.block_1", RES),
+        Place("(encoder|decoder)/middle_attn", r"\1.mid.attn_1", ATTN),
+        Place("(encoder|decoder)/middle_block_1", r"\1.mid.block_2", RES),
+        Place("(encoder|decoder)", r"\1", ENDS),
     ]
 
 

@@ -5,18 +5,16 @@ Nothing is read before every name and shape is accounted for, and then one tenso
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import jax
 import numpy as np
 
 from vqgan_jax import ordering
-from vqgan_jax.config import Stage1, Stage2
+from vqgan_jax.config import Stage1
 from vqgan_jax.convert import infer, names, trees
 from vqgan_jax.convert.names import Entry
-from vqgan_jax.convert.trees import Report, Shapes, Tensors, Tree
+from vqgan_jax.convert.trees import Converted, Moments, Report, Shapes, Tensors
 from vqgan_jax.convert.weights import Checkpoint, ConvertError, Tensor
-from vqgan_jax.nn.quantizer import CodebookStats
 
 # What trained networks do not need: constants, counters, and what can be computed.
 DROPPED = (
@@ -25,42 +23,6 @@ DROPPED = (
 )
 FIRST, SECOND, PERMUTER = "first_stage_model.", "cond_stage_model.", "permuter."
 ORDER = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")  # of upstream's optimiser
-
-
-class Moments(NamedTuple):
-    """Adam's state: steps, and the running averages of gradients and of their squares, as trees like the parameters."""
-
-    count: int
-    mu: Tree
-    nu: Tree
-
-
-class Converted(NamedTuple):
-    """A model in our shape.
-
-    Attributes:
-      config: of a run that would have made it.
-      params: of the generator, or of the transformer, float32.
-      discriminator: its parameters, where they are in the file.
-      stats: as `TrainState` has them: of the discriminator's norms, and of a codebook that is a running average.
-      lpips: parameters of `nn.perceptual.LPIPS`, where they are in the file.
-      moments: Adam's, by network, where they are in the file.
-      step: of the training.
-      tokenizer: of the images that a transformer makes.
-      condition: the tokenizer of a transformer's condition, where it has one of its own.
-      report: on every tensor of the file.
-    """
-
-    config: Stage1 | Stage2
-    params: Tree
-    discriminator: Tree | None
-    stats: Tree
-    lpips: Tree | None
-    moments: dict[str, Moments]
-    step: int
-    tokenizer: "Converted | None"
-    condition: "Converted | None"
-    report: Report
 
 
 def load(
@@ -82,12 +44,7 @@ def load(
       ConvertError: a tensor is missing, unexpected or of another shape; the shapes fit no model of ours; or something
         that shapes do not tell must be named.
     """
-    return read(plan(checkpoint, num_heads=num_heads, condition=condition, allow=allow))
-
-
-def read(planned: Converted) -> Converted:
-    """A plan with arrays for its tensors, one read after the other."""
-    return jax.tree.map(lambda leaf: leaf.read() if isinstance(leaf, Tensor) else leaf, planned)
+    return trees.read(plan(checkpoint, num_heads=num_heads, condition=condition, allow=allow))
 
 
 def plan(
@@ -125,21 +82,9 @@ def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = 
     )
     d = config.discriminator
     entries = names.entries(names.vq_model(config.quantizer.kind, d.num_layers, d.norm), shapes)
-    found = trees.assemble(shapes, entries, mine)
-    stats = {"discriminator": found.get("batch_stats", {})} if "discriminator" in found else {}
-    stats |= {"codebook": CodebookStats(**found["codebook"])} if "codebook" in found else {}
-    return Converted(
-        config=config,
-        params=found["generator"],
-        discriminator=found.get("discriminator"),
-        stats=stats,
-        lpips=found.get("lpips"),
-        moments=_moments(other or {}, _stage1_orders(mine, entries, config.quantizer.ema), shapes, entries),
-        step=0,
-        tokenizer=None,
-        condition=None,
-        report=trees.compare(entries, mine, DROPPED, prefix),
-    )
+    orders = _stage1_orders(mine, entries, config.quantizer.ema)
+    converted = trees.tokenizer(config, shapes, entries, mine, DROPPED, prefix)
+    return converted._replace(moments=_moments(other or {}, orders, shapes, entries))
 
 
 def _prior(

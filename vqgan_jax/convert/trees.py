@@ -16,6 +16,7 @@ from vqgan_jax.convert import names
 from vqgan_jax.convert.names import Entry
 from vqgan_jax.convert.weights import ConvertError, Tensor
 from vqgan_jax.nn.perceptual import LPIPS
+from vqgan_jax.nn.quantizer import CodebookStats
 from vqgan_jax.train.sharding import path_name
 
 Tensors: TypeAlias = Mapping[str, Tensor]
@@ -39,6 +40,42 @@ class Report(NamedTuple):
     unexpected: tuple[str, ...] = ()
     misshaped: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+
+
+class Moments(NamedTuple):
+    """Adam's state: steps, and the running averages of gradients and of their squares, as trees like the parameters."""
+
+    count: int
+    mu: Tree
+    nu: Tree
+
+
+class Converted(NamedTuple):
+    """A model in our shape.
+
+    Attributes:
+      config: of a run that would have made it.
+      params: of the generator, or of the transformer, float32.
+      discriminator: its parameters, where they are in the file.
+      stats: as `TrainState` has them: of the discriminator's norms, and of a codebook that is a running average.
+      lpips: parameters of `nn.perceptual.LPIPS`, where they are in the file.
+      moments: Adam's, by network, where they are in the file.
+      step: of the training.
+      tokenizer: of the images that a transformer makes.
+      condition: the tokenizer of a transformer's condition, where it has one of its own.
+      report: on every tensor of the file.
+    """
+
+    config: Stage1 | Stage2
+    params: Tree
+    discriminator: Tree | None
+    stats: Tree
+    lpips: Tree | None
+    moments: dict[str, Moments]
+    step: int
+    tokenizer: "Converted | None"
+    condition: "Converted | None"
+    report: Report
 
 
 def compare(entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[str] = (), prefix: str = "") -> Report:
@@ -111,6 +148,37 @@ def _read(shape: tuple[int, ...], parts: Sequence[tuple[Entry, Tensor]], zeros: 
 
 def _fits(entry: Entry, tensor: Tensor) -> bool:
     return tuple(tensor.shape) == entry.shape and bool(jnp.issubdtype(tensor.dtype, jnp.floating))
+
+
+def tokenizer(
+    config: Stage1,
+    shapes: Shapes,
+    entries: Mapping[str, Entry],
+    tensors: Tensors,
+    dropped: Sequence[str] = (),
+    prefix: str = "",
+) -> Converted:
+    """A VQ model, and what it is trained with, out of a file's tensors; see `assemble` and `compare`."""
+    found = assemble(shapes, entries, tensors)
+    stats = {"discriminator": found.get("batch_stats", {})} if "discriminator" in found else {}
+    stats |= {"codebook": CodebookStats(**found["codebook"])} if "codebook" in found else {}
+    return Converted(
+        config=config,
+        params=found["generator"],
+        discriminator=found.get("discriminator"),
+        stats=stats,
+        lpips=found.get("lpips"),
+        moments={},
+        step=0,
+        tokenizer=None,
+        condition=None,
+        report=compare(entries, tensors, dropped, prefix),
+    )
+
+
+def read(planned: Converted) -> Converted:
+    """A plan with arrays for its tensors, one read after the other."""
+    return jax.tree.map(lambda leaf: leaf.read() if isinstance(leaf, Tensor) else leaf, planned)
 
 
 @functools.lru_cache(maxsize=8)  # tracing takes a second, and tokenizers are often alike
