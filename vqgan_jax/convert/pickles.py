@@ -17,7 +17,7 @@ from vqgan_jax.convert.pickled import NAMES, Array, ArrayType, Known, Storage, S
 from vqgan_jax.convert.weights import ConvertError, Tensor
 
 LARGEST = 256 * 2**20  # bytes of one pickle; those of the largest published checkpoint are a hundredth of it
-_MOST_STEPS = 2_000_000  # an opcode of one byte may make an object of 200
+_MOST_STEPS = 1_000_000  # an opcode of one byte may make an object of 200
 _MOST_NODES = 1_000_000  # of what comes out, counted as a tree
 _DEEPEST = 100
 _WIDEST_INTEGER = 1024  # bits
@@ -168,6 +168,11 @@ class _Machine:
         function, *arguments = self.pop_mark()
         self.call(function, tuple(arguments))
 
+    def create_named(self, name: str) -> None:
+        arguments = self.pop_mark()
+        self.find(name.replace(" ", ".", 1))
+        self.create(tuple(arguments))
+
     def find(self, name: str) -> None:
         """From module and name to what they stand for here."""
         self.push(NAMES[name] if name in NAMES else Stub(name))
@@ -265,7 +270,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
     "NEWOBJ": lambda machine, _: machine.create(machine.pop()),
     "NEWOBJ_EX": _Machine.create_with_keywords,
     "OBJ": _Machine.create_marked,
-    "INST": lambda machine, name: (machine.find(name.replace(" ", ".", 1)), machine.create(tuple(machine.pop_mark()))),
+    "INST": _Machine.create_named,
     "BUILD": _Machine.build,
     "PERSID": lambda machine, name: machine.push(machine.persistent(name)),
     "BINPERSID": lambda machine, _: machine.push(machine.persistent(machine.pop())),
