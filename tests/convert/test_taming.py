@@ -148,6 +148,54 @@ def test_another_kind_of_file_is_told():
         load({"layers.0.attention.wqkv.weight": np.zeros((3, 1), np.float32)})
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("encoder.conv_in.weight", ()),
+        ("encoder.conv_in.weight", (0, 3, 3, 3)),
+        ("encoder.conv_in.weight", (31, 3, 3, 3)),
+        ("encoder.conv_in.weight", (1, 3, 3, 3)),
+        ("decoder.conv_out.weight", (10**9, 1, 1, 1)),
+        ("decoder.conv_in.weight", (1, 10**9, 3, 3)),
+        ("encoder.down.1.block.0.conv1.weight", (3, 3)),
+        ("encoder.down.0.block.999999999999.conv1.weight", (1,)),
+        ("encoder.down.999999999999.block.0.conv1.weight", (1,)),
+        ("encoder.down." + "9" * 5000 + ".attn", (1,)),
+        ("quantize.embedding.weight", (10**12, 1)),
+        ("quantize.embed.weight", (3, 8)),
+        ("quantize.embedding.cluster_size", (3,)),
+        ("loss.discriminator.main.0.weight", (4, 3, 4, 4)),
+        ("loss.discriminator.main.999.weight", (4, 3, 4, 4)),
+        ("loss.perceptual_loss.lin9.model.1.weight", (1,)),
+    ],
+)
+def test_shapes_without_sense_are_told_at_once(name, shape):
+    """Nothing of such a size is built or allocated on the way."""
+    arrays = tiny("f2") | {name: np.broadcast_to(np.float32(0), shape)}
+    with pytest.raises(ConvertError):
+        load(arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("transformer.pos_emb", (1, 10**9, 24)),
+        ("transformer.pos_emb", (64, 24)),
+        ("transformer.pos_emb", (1, 2, 24)),
+        ("transformer.head.weight", (10**9, 24)),
+        ("transformer.head.weight", (32, 23)),
+        ("transformer.blocks.999999999.ln1.weight", (24,)),
+        ("permuter.forward_shuffle_idx", (0,)),
+        ("permuter.forward_shuffle_idx", (7,)),
+        ("cond_stage_model.encoder.conv_in.weight", (1,)),
+    ],
+)
+def test_a_prior_without_sense_is_told_at_once(name, shape):
+    arrays = tiny() | {name: np.broadcast_to(np.float32(0), shape)}
+    with pytest.raises(ConvertError):
+        load(arrays)
+
+
 def test_half_precision_becomes_float32():
     arrays = {name: array.astype(jax.numpy.bfloat16) for name, array in tiny("f2").items()}
     params = load(arrays).params

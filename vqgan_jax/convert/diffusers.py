@@ -37,7 +37,8 @@ def load(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converte
 
 def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
     """As `load`, but each array is a `Tensor` of its final shape that reads its parts when it is read itself."""
-    settings = checkpoint.other.get("config", {}) if isinstance(checkpoint.other, Mapping) else {}
+    settings = checkpoint.other.get("config") if isinstance(checkpoint.other, Mapping) else None
+    settings = settings if isinstance(settings, Mapping) else {}
     _check(settings)
     tensors = checkpoint.tensors
     config = infer.stage1(

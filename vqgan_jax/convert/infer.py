@@ -16,6 +16,7 @@ from vqgan_jax.convert.weights import ConvertError
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 RESOLUTION = 256  # the side at which attention is placed; upstream's is nominal too, and 256 everywhere
+MOST_LEVELS = 9  # then an image of that side is one code
 RATE = 4.5e-6  # upstream's learning rate of one example in the batch
 
 DATA: dict[str, Any] = {
@@ -52,24 +53,29 @@ CONDITIONS: dict[tuple[int, int], dict[str, Any]] = {
 LENGTHS = {62: "centers", 63: "centers", 92: "boxes", 93: "boxes", 256: "coordinates", 257: "coordinates"}
 
 
-def shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+def shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     """One shape that nothing can be inferred without.
 
     Raises:
-      ConvertError: there is no such tensor.
+      ConvertError: there is no such tensor, or it is empty or of another rank.
     """
     if name not in shapes:
         raise ConvertError(
             f"the checkpoint must have a tensor `{name}`; among its {len(shapes)} there is none. Give the file of a "
             "whole model, or another format."
         )
+    if len(shapes[name]) != rank or 0 in shapes[name]:
+        raise ConvertError(f"`{name}` must have {rank} axes, none empty; got shape {shapes[name]}. Give another file.")
     return shapes[name]
 
 
 def count(shapes: Shapes, pattern: str) -> int:
-    """One more than the largest number that the group of a pattern, at the beginning of a name, stands for."""
+    """How many numbers the group of a pattern, at the beginning of a name, stands for.
+
+    Not the largest of them: a name in a file must not be able to ask for a network larger than the file.
+    """
     matches = (re.match(pattern, name) for name in shapes)
-    return max((int(match[1]) for match in matches if match), default=-1) + 1
+    return len({match[1] for match in matches if match})
 
 
 def parsed(config: dict[str, Any]) -> Any:
@@ -115,16 +121,18 @@ def stage1(shapes: Shapes, *, norm_groups: int = 32) -> Stage1:
 
 def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
     """The autoencoder's section."""
-    width = shape(shapes, "encoder.conv_in.weight")[0]
-    latent = shape(shapes, "decoder.conv_in.weight")[1]
-    made = shape(shapes, "encoder.conv_out.weight")[0]
+    width = shape(shapes, "encoder.conv_in.weight", 4)[0]
+    latent = shape(shapes, "decoder.conv_in.weight", 4)[1]
+    made = shape(shapes, "encoder.conv_out.weight", 4)[0]
     if made == 2 * latent:
         raise ConvertError(
             f"a VQ model's encoder must give as many channels as its decoder takes, {latent}; this one gives twice as "
             "many, mean and variance: a KL autoencoder, which has no codes. Give a VQ model."
         )
     levels = count(shapes, r"encoder\.down\.(\d+)\.")
-    widths = [shape(shapes, f"encoder.down.{i}.block.0.conv1.weight")[0] for i in range(levels)]
+    if levels > MOST_LEVELS:
+        raise ConvertError(f"a VQ model must have at most {MOST_LEVELS} levels; got {levels}. Give another file.")
+    widths = [shape(shapes, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
     if not widths or any(each % width for each in widths):
         raise ConvertError(
             f"the channels of each level must be a multiple of the first {width}; got {widths}. Such a network cannot "
@@ -137,7 +145,7 @@ def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
         "num_res_blocks": count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
         "attn_resolutions": tuple(RESOLUTION >> i for i in attended),
         "resolution": RESOLUTION,
-        "image_channels": shape(shapes, "decoder.conv_out.weight")[0],
+        "image_channels": shape(shapes, "decoder.conv_out.weight", 4)[0],
         "latent_channels": latent,
         "norm_groups": norm_groups,
         "dropout": 0.0,
@@ -148,10 +156,10 @@ def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
 def _quantizer(shapes: Shapes) -> dict[str, Any]:
     """The codebook's section; a Gumbel quantizer encodes to its likeliest codes, without noise."""
     gumbel = "quantize.embed.weight" in shapes
-    rows = shape(shapes, "quantize.embed.weight" if gumbel else "quantize.embedding.weight")[0]
+    rows = shape(shapes, "quantize.embed.weight" if gumbel else "quantize.embedding.weight", 2)[0]
     return {
         **{"kind": "gumbel" if gumbel else "vq", "codebook_size": rows},
-        "embed_dim": shape(shapes, "quant_conv.weight")[0],
+        "embed_dim": shape(shapes, "quant_conv.weight", 4)[0],
         "ema": "quantize.embedding.cluster_size" in shapes,
         **{"unit_length": False, "decay": 0.99, "revive_below": 0.0, "kmeans_batches": 0, "noisy_eval": False},
         "temperature": (0.9, 1e-6, 1_000_001) if gumbel else (1.0, 1.0, 1),
@@ -165,7 +173,7 @@ def _discriminator(shapes: Shapes) -> dict[str, Any] | None:
         return None
     convolutions = [name for name, each in shapes.items() if name.startswith(prefix) and _is_kernel(name, each)]
     return {
-        "channels": shape(shapes, prefix + "0.weight")[0],
+        "channels": shape(shapes, prefix + "0.weight", 4)[0],
         "num_layers": max(len(convolutions) - 2, 1),
         "norm": "act" if prefix + "3.loc" in shapes else "batch",
     }
@@ -204,9 +212,9 @@ def stage2(
     Raises:
       ConvertError: a tensor that is needed is missing, heads are not known, or the positions fit no condition.
     """
-    vocab, width = shape(shapes, "transformer.head.weight")
+    vocab, width = shape(shapes, "transformer.head.weight", 2)
     depth = count(shapes, r"transformer\.blocks\.(\d+)\.")
-    positions = shape(shapes, "transformer.pos_emb")[1]
+    positions = shape(shapes, "transformer.pos_emb", 3)[1]
     factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1)
     codes = num_codes or (256 if positions >= 256 else positions)
     side = math.isqrt(codes)

@@ -151,7 +151,7 @@ def _order(tensors: Tensors) -> tuple[str, int | None, tuple[str, ...]]:
         return "raster", None, ()
     forward = np.asarray(tensors[f"{PERMUTER}forward_shuffle_idx"].read())
     side = math.isqrt(forward.size)
-    for name in ordering.ORDERS:
+    for name in ordering.ORDERS if side else ():
         try:
             fits = np.array_equal(ordering.order(name, side, side), forward)
         except ValueError:  # an order that this grid does not have
@@ -167,7 +167,9 @@ def _order(tensors: Tensors) -> tuple[str, int | None, tuple[str, ...]]:
 def _bidirectional(tensors: Tensors) -> int:
     """Positions that see each other both ways: ones in the first row of the mask; 1 is the causal mask itself."""
     mask = tensors.get("transformer.blocks.0.attn.mask")
-    seen = int(np.count_nonzero(mask.read()[0, 0, 0])) if mask is not None and len(mask.shape) == 4 else 0
+    if mask is None or len(mask.shape) != 4 or 0 in mask.shape:
+        return 0
+    seen = int(np.count_nonzero(mask.read()[0, 0, 0]))
     return seen if seen > 1 else 0
 
 
@@ -212,10 +214,11 @@ def _averages(
         averages = [[one[key] for one in each] for key in ("exp_avg", "exp_avg_sq")]
         count = each[0]["step"]
         count = int(count.read() if isinstance(count, Tensor) else count)
-    except (KeyError, TypeError, IndexError, ValueError):
+    except (KeyError, TypeError, IndexError, ValueError, ArithmeticError):
         return None  # not the state of an Adam
     shapes = [entries[name].shape for name in order]
-    if any([getattr(tensor, "shape", None) for tensor in tensors] != shapes for tensors in averages):
+    found = [[tensor.shape if isinstance(tensor, Tensor) else None for tensor in tensors] for tensors in averages]
+    if found != [shapes, shapes]:
         return None
     mu, nu = (dict(zip(order, tensors, strict=True)) for tensors in averages)
     return count, mu, nu

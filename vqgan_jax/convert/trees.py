@@ -203,8 +203,8 @@ def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = 
 @functools.lru_cache(maxsize=8)
 def stage2_shapes(config: Stage2) -> Shapes:
     """Shapes of every array of a transformer, by path; see `names`."""
-    module = build.transformer(config)
-    return flat({"transformer": _init(module, jax.ShapeDtypeStruct((1, module.max_len), jnp.int32))["params"]})
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on the input's
+    return flat({"transformer": _init(build.transformer(config), tokens)["params"]})
 
 
 def flat(tree: Any) -> Shapes:
@@ -217,7 +217,13 @@ def _image(side: int, channels: int) -> jax.ShapeDtypeStruct:
 
 
 def _init(module: Any, *inputs: jax.ShapeDtypeStruct, **options: Any) -> Tree:
-    """Shapes of a module's variables; nothing is computed."""
+    """Shapes of a module's variables, ConvertError if it cannot be; nothing is computed."""
     init = functools.partial(module.init, **options)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(init, {"params": key, "gumbel": key}, *inputs)
+    try:
+        return jax.eval_shape(init, {"params": key, "gumbel": key}, *inputs)
+    except Exception as error:  # of whatever layer first finds that its numbers make no sense
+        raise ConvertError(
+            f"the checkpoint's shapes must be those of a network; {type(error).__name__}: {str(error)[:300]} Give the "
+            "file of a whole model."
+        ) from error
