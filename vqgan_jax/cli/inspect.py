@@ -8,7 +8,7 @@ EXAMPLES = """examples:
   vqgan inspect model.safetensors --names=20
   vqgan inspect drin_transformer.ckpt --heads=16
 
-Files of torch.save (zip or legacy), safetensors, Flax's MessagePack, and folders with a config.json. Nothing in the file
+Files of torch.save (zip or legacy), safetensors, MessagePack of Flax, and folders with a config.json. Nothing in a file
 is run, and no tensor is read: only names and shapes are.
 """
 
