@@ -295,6 +295,7 @@ def test_a_checksum_that_does_not_fit(tmp_path):
         ({"keys": ["0", "0"]}, "told once"),
         ({"keys": ["1"]}, "told once"),
         ({"keys": [1]}, "told once"),
+        ({"keys": [("a", ["b"])]}, "told once"),
         ({"counts": {"0": 121}}, "must be whole"),
         ({"counts": {"0": -5}}, "must be whole"),
         ({"counts": {"0": 2**62}}, "must be whole"),

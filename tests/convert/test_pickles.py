@@ -177,6 +177,13 @@ BOMBS = {
     "large argument, many times": b"X" + struct.pack("<I", 10**6) + b"x" * 10**6 + b"q\x00"
     b"c_codecs\nencode\nq\x010" + b"h\x01h\x00\x85R0" * 10_000 + b".",
     "large list, many times": b"](" + b"N" * 3000 + b"eq\x00cbuiltins\nset\nq\x010" + b"h\x01h\x00\x85R0" * 3000 + b".",
+    "a billion sizes": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01)" + b"2\x86" * 60 + b"cnumpy\ndtype\n"
+    + text("f4") + b"\x85R\x89Ntb.",
+    "a billion strides": b"ctorch._utils\n_rebuild_tensor\n(NN)" + b"2\x86" * 60 + b"2tR.",
+    "a billion encodings": b"c_codecs\nencode\n(" + text("a") + b")" + b"2\x86" * 60 + b"tR.",
+    "a billion names": b")" + b"2\x86" * 60 + b"2\x93.",
+    "a billion ids": b")" + b"2\x86" * 60 + b"Q.",
+    "a billion calls": b")" + b"2\x86" * 60 + b"2R.",
     "long keys": b"}(" + text("x" * 2000) + b"Nu.",
     "large keys": b"}(\x8a\x09" + b"\x7f" * 9 + b"Nu.",
     "array of terabytes": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01\x8a\x06\xff\xff\xff\xff\xff\x7f\x85"

@@ -155,7 +155,7 @@ def write_legacy(path, value, *, magic=MAGIC, protocol=1001, system=SYSTEM, keys
     keys = sorted(pickle.storages) if keys is None else keys
     data = b"".join(Pickle().dumps(part) for part in (magic, protocol, system)) + body + Pickle().dumps(keys)
     for key in keys:
-        storage = pickle.storages.get(key, np.zeros(0))
-        data += struct.pack("<q", counts.get(key, storage.size)) + storage.tobytes()
+        storage = pickle.storages.get(str(key), np.zeros(0))
+        data += struct.pack("<q", counts.get(str(key), storage.size)) + storage.tobytes()
     Path(path).write_bytes(data)
     return path

@@ -17,7 +17,7 @@ from vqgan_jax.convert.weights import Checkpoint, ConvertError, Tensor
 # Of the entries that hold a model in files of trainers, the first that is there is taken.
 WRAPPERS = ("state_dict", "model", "module", "ema")
 
-_LARGEST_JSON = 16 * 2**20  # bytes; the header of 3,500 tensors has 0.5 of them, and each byte may become 25
+_LARGEST_JSON = 4 * 2**20  # bytes; the header of 3,500 tensors has an eighth of it, and each byte may become 25
 _SAFETENSORS = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32",
     "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
@@ -85,14 +85,15 @@ def _folder(path: Path) -> Checkpoint:
             raise ConvertError("a folder of weights must have a `config.json` of moderate size. Name the right folder.")
         settings = _json(config.read_bytes())
     for ending in ("safetensors", "bin", "msgpack"):
-        if files := sorted(path.glob(f"*.{ending}")):
+        if files := sorted(file for file in path.glob(f"*.{ending}") if file.is_file()):
             break
     else:
         raise ConvertError(f"{path} must have a file *.safetensors, *.bin or *.msgpack; it has none. Fetch it, too.")
     if len(files) > 1:
         names = ", ".join(file.name for file in files[:5])
         raise ConvertError(f"{path} must have one file of weights; it has {names}. Leave one of them there.")
-    tensors, other = open_checkpoint(files[0])
+    with _readable(files[0]):
+        tensors, other = _file(files[0])
     return Checkpoint(tensors, {"config": settings, "weights": other})
 
 

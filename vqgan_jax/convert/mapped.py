@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -53,8 +54,9 @@ def tensor(
     stop = offset + 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) if whole and count else 0
     if not whole or max(stop, count) * dtype.itemsize > len(place):
         raise ConvertError(
-            f"a tensor must lie within its storage; one of {dtype}, shape {tuple(shape)}, strides {strides} and offset "
-            f"{offset} does not fit into {len(place)} bytes. Do not trust the file."
+            f"a tensor must lie within its storage; one of {dtype}, shape {str(tuple(shape))[:100]}, strides "
+            f"{str(strides)[:100]} and offset {str(offset)[:20]} does not fit into {len(place)} bytes. Do not trust "
+            "the file."
         )
     native = dtype.newbyteorder("=")
     first, steps = place.start + offset * dtype.itemsize, [step * dtype.itemsize for step in strides]
@@ -71,12 +73,11 @@ def tensor(
     return Tensor(tuple(shape), native, read)
 
 
-def size(shape: Sequence[int]) -> int:
+def size(shape: Sequence[Any]) -> int:
     """Elements of a shape; ConvertError unless it is one."""
     if len(shape) > MOST_AXES or not all(type(n) is int and n >= 0 for n in shape):
         raise ConvertError(
-            f"a shape must be at most {MOST_AXES} whole numbers from 0 on; got {str(shape[: MOST_AXES + 1])[:200]}. Do "
-            "not trust the file."
+            f"a shape must be at most {MOST_AXES} whole numbers from 0 on; one is not. Do not trust the file."
         )
     return math.prod(shape)
 

@@ -93,15 +93,17 @@ class Array:
             self.values = _array(data, kind, shape, "F" if by_columns is True else "C")
 
 
-def _array(data: Any, kind: ArrayType, shape: tuple[int, ...], order: Any) -> np.ndarray:
+def _array(data: Any, kind: ArrayType, shape: tuple[Any, ...], order: Any) -> np.ndarray:
     """A read-only array over the bytes; ConvertError unless they are as many as the shape needs."""
     data = data.encode("latin-1") if type(data) is str else data  # as Python 2 wrote them
-    if type(data) not in (bytes, bytearray) or mapped.size(shape) * kind.dtype.itemsize != len(data):
+    # A shape is never put into a message before it is known to be one: shared parts can make its text endless.
+    if mapped.size(shape) * kind.dtype.itemsize != (len(data) if type(data) in (bytes, bytearray) else -1):
         raise ConvertError(
-            f"an array of {kind.dtype}, shape {shape}, must have as many bytes as that needs; it has other data. Do "
-            "not trust the file."
+            f"an array of {kind.dtype}, shape {str(shape)[:100]}, must have as many bytes as that needs; it has other "
+            "data. Do not trust the file."
         )
-    array = np.frombuffer(data, kind.dtype).reshape(shape, order="F" if order == "F" else "C")
+    flat = np.frombuffer(data, np.uint8) != 0 if kind.dtype.kind == "b" else np.frombuffer(data, kind.dtype)
+    array = flat.reshape(shape, order="F" if type(order) is str and order == "F" else "C")
     array.flags.writeable = False
     return array
 

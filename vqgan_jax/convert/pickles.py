@@ -175,7 +175,7 @@ class _Machine:
 
     def find(self, name: str) -> None:
         """From module and name to what they stand for here."""
-        self.push(NAMES[name] if name in NAMES else Stub(name))
+        self.push(NAMES[name] if name in NAMES else Stub(name[:200]))
 
     def find_on_stack(self, _: Any) -> None:
         name, module = self.pop(), self.pop()

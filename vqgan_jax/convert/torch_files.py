@@ -15,7 +15,7 @@ from vqgan_jax.convert.pickled import Storage, Stub, View
 from vqgan_jax.convert.weights import ConvertError, Tensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_LARGEST_DIRECTORY = 16 * 2**20  # bytes that `zipfile` may read at once; a directory of 3,500 entries has 0.3
+_LARGEST_DIRECTORY = 4 * 2**20  # bytes that `zipfile` may read at once; a directory of 3,500 entries has 0.3
 
 
 class _Entry(NamedTuple):
@@ -97,7 +97,7 @@ def _legacy_places(data: mmap.mmap, end: int, keys: list[Any], storages: dict[st
     for key in keys:
         storage = storages.get(key) if type(key) is str else None
         if storage is None or key in places or len(data) < end + 8:
-            raise ConvertError(f"storage {str(key)[:80]!r} must be told once and be in the file. Fetch the file again.")
+            raise ConvertError("each storage must be told once and be in the file; one is not. Fetch the file again.")
         (count,) = struct.unpack("<q", data[end : end + 8])
         places[key] = range(end + 8, end + 8 + count * storage.dtype.itemsize)
         end = places[key].stop
