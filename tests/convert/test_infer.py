@@ -11,6 +11,7 @@ from published import MODELS, VQ, Net2Net
 
 from vqgan_jax import build, models, parsing
 from vqgan_jax.convert import taming
+from vqgan_jax.convert.weights import ConvertError
 
 TOKENIZERS = [name for name, model in MODELS.items() if isinstance(model, VQ)]
 PRIORS = [name for name, model in MODELS.items() if isinstance(model, Net2Net)]
@@ -152,3 +153,36 @@ def test_a_condition_is_inferred(name, kind, classes, length, codes):
 
 def test_only_the_scenes_of_coco_have_upstreams_quirks():
     assert {name for name in PRIORS if planned(name).config.condition.paper} == {"coco_scene"}
+
+
+@pytest.mark.parametrize(
+    ("block", "second", "options", "codes", "kind"),
+    [
+        (64, None, {}, 64, "class"),
+        (1024, None, {}, 1024, "class"),
+        (512, None, {}, 256, "coordinates"),
+        (511, None, {}, 256, "coordinates"),
+        (128, None, {}, 64, "coordinates"),
+        (347, None, {"condition": {"kind": "boxes", "num_classes": 5}}, 256, "boxes"),
+        (128, VQ((1, 2), 16, channels=1, **published.SMALL), {}, 64, "depth"),
+        (127, VQ((1, 2), 16, channels=5, **published.SMALL), {}, 64, "segmentation"),
+        (320, VQ((1, 2), 16, channels=1, **published.SMALL), {}, 256, "depth"),
+        (100, None, {"num_codes": 36, "condition": "class"}, 36, "class"),
+        (100, None, {"num_codes": 81, "condition": "none"}, 81, "none"),
+    ],
+)
+def test_codes_of_an_image_are_inferred(block, second, options, codes, kind):
+    model = Net2Net(1, 16, 1024, block, VQ((1, 2), 1024, **published.SMALL), second)
+    config = taming.plan(published.hollow(model), num_heads=4, **options).config
+    assert build.grid(config) == (math.isqrt(codes),) * 2
+    assert config.condition.kind == kind
+    assert build.condition(config).length + codes - 1 in (block, block - 1) or "num_codes" in options
+
+
+@pytest.mark.parametrize("block", [300, 700])
+def test_an_unknown_number_of_codes_is_asked_for(block):
+    model = Net2Net(1, 16, 1024, block, VQ((1, 2), 1024, **published.SMALL))
+    with pytest.raises(ConvertError, match="or give num_codes"):
+        taming.plan(published.hollow(model), num_heads=4)
+    with pytest.raises(ConvertError, match=r"need 256\. Name another condition, or give num_codes"):
+        taming.plan(published.hollow(model), num_heads=4, condition="none")

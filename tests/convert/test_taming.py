@@ -45,7 +45,7 @@ def test_heads_and_condition_can_be_named():
 
 
 def test_a_condition_that_is_too_long_is_told():
-    with pytest.raises(ConvertError, match="'coordinates' needs 127"):
+    with pytest.raises(ConvertError, match="'coordinates' and 64 codes need 127"):
         load(tiny(), condition="coordinates")
 
 
@@ -181,7 +181,7 @@ def test_shapes_without_sense_are_told_at_once(name, shape):
     [
         ("transformer.pos_emb", (1, 10**9, 24)),
         ("transformer.pos_emb", (64, 24)),
-        ("transformer.pos_emb", (1, 2, 24)),
+        ("transformer.pos_emb", (1, 3, 24)),
         ("transformer.head.weight", (10**9, 24)),
         ("transformer.head.weight", (32, 23)),
         ("transformer.blocks.999999999.ln1.weight", (24,)),

@@ -11,36 +11,13 @@ from typing import Any, TypeAlias
 
 from vqgan_jax import build, parsing
 from vqgan_jax.config import Stage1, Stage2
+from vqgan_jax.convert import defaults
 from vqgan_jax.convert.weights import ConvertError
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 RESOLUTION = 256  # the side at which attention is placed; upstream's is nominal too, and 256 everywhere
 MOST_LEVELS = 9  # then an image of that side is one code
-RATE = 4.5e-6  # upstream's learning rate of one example in the batch
-
-DATA: dict[str, Any] = {
-    **{"source": "folder:images", "data_dir": "", "train_split": "train", "eval_split": "validation"},
-    **{"image_size": 256, "resize": (256, 256), "crop": "random", "flip": False, "small": "upscale", "field": "image"},
-    **{"low_resolution_factor": 4, "edge_sigma": 2.0, "shift_labels": False, "num_threads": 16},
-}
-LOSS: dict[str, Any] = {
-    **{"pixel": "l1", "pixel_weight": 1.0, "perceptual_weight": 1.0, "lpips_dropout": True},
-    # Upstream's 0.25 sits on the codebook's term.
-    **{"codebook_weight": 0.25, "commitment_weight": 1.0, "kl_weight": 0.0, "adversarial": "hinge"},
-    **{"disc_weight": 0.8, "adaptive": True, "disc_start": 0, "disc_ramp": 0, "disc_train_start": 0},
-    "shared_forward": False,
-}
-ADAM: dict[str, Any] = {
-    **{"b1": 0.5, "b2": 0.9, "weight_decay": 0.0, "clip_norm": 0.0, "schedule": "constant", "warmup_steps": 0},
-    **{"final_fraction": 1.0, "ema_decay": 0.0},
-}
-RUN: dict[str, Any] = {
-    **{"seed": 0, "steps": 1_000_000, "mesh": {"data": -1, "fsdp": 1, "tensor": 1}},
-    "log": {"metrics_every": 100, "eval_every": 5_000, "eval_examples": 2_048, "checkpoint_every": 2_500, "keep": 2},
-}
-GUMBEL_LOSS = {"codebook_weight": 0.0, "commitment_weight": 0.0, "kl_weight": 1e-8}
-LABEL_LOSS = {"pixel": "binary_cross_entropy", "perceptual_weight": 0.0, "disc_weight": 0.0}
 
 HEADS = 16  # of each published size
 WIDTHS = (1024, 1280, 1408, 1536, 1664)
@@ -50,7 +27,7 @@ CONDITIONS: dict[tuple[int, int], dict[str, Any]] = {
     (40, 1408): {"num_classes": 171, "paper": True},  # scenes of COCO
     (36, 1536): {"num_classes": 340},  # scenes of Open Images
 }
-LENGTHS = {62: "centers", 63: "centers", 92: "boxes", 93: "boxes", 256: "coordinates", 257: "coordinates"}
+LENGTHS = {62: "centers", 63: "centers", 92: "boxes", 93: "boxes"}
 
 
 def shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
@@ -104,18 +81,18 @@ def stage1(shapes: Shapes, *, norm_groups: int = 32) -> Stage1:
     field = {1: "depth", 3: "image"}.get(channels, "segmentation")
     quantizer = _quantizer(shapes)
     discriminator = _discriminator(shapes)
-    loss = dict(LOSS) if discriminator else LOSS | {"disc_weight": 0.0}
-    loss |= GUMBEL_LOSS if quantizer["kind"] == "gumbel" else {}
+    loss = dict(defaults.LOSS) if discriminator else defaults.LOSS | {"disc_weight": 0.0}
+    loss |= defaults.GUMBEL_LOSS if quantizer["kind"] == "gumbel" else {}
     loss |= {"codebook_weight": 0.0} if quantizer["ema"] else {}
-    loss |= LABEL_LOSS if labels else {}
+    loss |= defaults.LABEL_LOSS if labels else {}
     size = max(RESOLUTION, 2 ** (len(model["channel_multipliers"]) - 1))
-    rate = 12 * RATE
+    rate = 12 * defaults.RATE
     return parsed(
-        RUN
+        defaults.RUN
         | {"stage": 1, "batch_size": 12, "model": model, "quantizer": quantizer, "loss": loss}
-        | {"data": DATA | {"image_size": size, "resize": (size, size), "field": field}}
+        | {"data": defaults.DATA | {"image_size": size, "resize": (size, size), "field": field}}
         | {"discriminator": discriminator or {"channels": 64, "num_layers": 3, "norm": "batch"}}
-        | {"optimizer": ADAM | {"learning_rate": rate, "disc_learning_rate": rate}}
+        | {"optimizer": defaults.ADAM | {"learning_rate": rate, "disc_learning_rate": rate}}
     )
 
 
@@ -206,7 +183,7 @@ def stage2(
       condition: its kind, or some keys of the config's section `condition`; None goes by its tokenizer's channels or
         by its length.
       order: of the codes.
-      num_codes: of one image; None is 256, or as many as there are positions where those are fewer.
+      num_codes: of one image; None is what fits the positions and the condition, 256 before others.
       bidirectional_prefix: positions that see each other both ways.
 
     Raises:
@@ -216,27 +193,30 @@ def stage2(
     depth = count(shapes, r"transformer\.blocks\.(\d+)\.")
     positions = shape(shapes, "transformer.pos_emb", 3)[1]
     factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1)
-    codes = num_codes or (256 if positions >= 256 else positions)
+    codes = num_codes or _codes(positions, condition_tokenizer is not None)
     side = math.isqrt(codes)
     if side * side != codes:
         raise ConvertError(f"the codes of an image must be a square grid; got {codes} of them. Convert a square model.")
-    section = _condition(positions - codes + 1, condition_tokenizer, own_tokenizer, vocab, condition, (depth, width))
+    known = _known(positions - codes + 1, codes, vocab, condition_tokenizer, (depth, width))
+    section = _condition(positions - codes + 1, condition_tokenizer, own_tokenizer, vocab, known, condition)
     size = side * factor
     frozen = {"fingerprint": "", "codebook_size": tokenizer.quantizer.codebook_size, "downsample_factor": factor}
     section["size"] = section["size"] if section["size"] != size else 0
+    sizes = {"depth": depth, "width": width, "num_heads": _heads(width, num_heads), "max_len": positions}
+    sizes |= {"bidirectional_prefix": bidirectional_prefix, "order": order}
     config = parsed(
-        RUN
-        | {"stage": 2, "batch_size": 2, "data": DATA | {"image_size": size, "resize": (size, size)}}
+        defaults.RUN
+        | {"stage": 2, "batch_size": 2, "data": defaults.DATA | {"image_size": size, "resize": (size, size)}}
         | {"tokenizer": frozen | {"workdir": "tokenizer", "crops": 10}, "condition": section}
-        | {"transformer": _transformer(depth, width, _heads(width, num_heads), positions, bidirectional_prefix, order)}
-        | {"loss": {"keep": 1.0, "label_smoothing": 0.0}, "sampling": _sampling(vocab)}
-        | {"optimizer": ADAM | {"learning_rate": 2 * RATE, "b1": 0.9, "b2": 0.95, "weight_decay": 0.01}}
+        | {"transformer": defaults.GPT | sizes}
+        | {"loss": {"keep": 1.0, "label_smoothing": 0.0}, "sampling": defaults.SAMPLING | {"top_k": min(100, vocab)}}
+        | {"optimizer": defaults.ADAMW}
     )
     needed = build.condition(config).length + codes - 1
-    if needed > positions:
+    if not (positions - 1 if num_codes is None else 1) <= needed <= positions:
         raise ConvertError(
-            f"condition and codes must fit into the {positions} positions of the checkpoint; {config.condition.kind!r} "
-            f"needs {needed}. Name another condition."
+            f"condition and codes must fill the {positions} positions of the checkpoint, or all but one; "
+            f"{config.condition.kind!r} and {codes} codes need {needed}. Name another condition, or give num_codes."
         )
     return config
 
@@ -250,50 +230,52 @@ def _heads(width: int, num_heads: int | None) -> int:
     return num_heads or HEADS
 
 
-def _condition(
-    length: int, tokenizer: Stage1 | None, own: bool, vocab: int, wanted: str | Mapping[str, Any] | None, size: Any
-) -> dict[str, Any]:
-    """The condition's section; `length` is that of the prefix, or one more."""
-    given = {"kind": wanted} if isinstance(wanted, str) else dict(wanted or {})
-    channels = tokenizer.model.image_channels if tokenizer else 0
+def _codes(positions: int, maps: bool) -> int:
+    """Codes of one image: a square that leaves a prefix of a known length; 256 if there is none.
+
+    The last token is never an input, so that prefix and codes need one position less than they are; upstream's
+    configs often have that one all the same.
+    """
+    for codes in (256, positions, (positions + 1) // 2):
+        length, side = positions - codes + 1, math.isqrt(max(positions - codes + 1, 0))
+        alike = length in (codes, codes + 1)
+        known = length > 1 and side * side in (length, length - 1) if maps else length == 1 or length in LENGTHS
+        if math.isqrt(codes) ** 2 == codes and (alike or known):
+            return codes
+    return 256
+
+
+def _known(length: int, codes: int, vocab: int, tokenizer: Stage1 | None, size: tuple[int, int]) -> dict[str, Any]:
+    """What is known of a condition by its tokenizer, its length (or one more than that), and the prior's size."""
     known = {"num_classes": min(1000, vocab)} | CONDITIONS.get(size, {})
     if tokenizer:
-        known |= {"kind": {1: "depth", 3: "low_resolution"}.get(channels, "segmentation"), "num_classes": channels}
-    elif length == 1:
-        known = {"kind": "class"} | known
-    else:
-        known["kind"] = LENGTHS.get(length)
-    if (known | given)["kind"] is None:
+        channels = tokenizer.model.image_channels
+        kind = {1: "depth", 3: "low_resolution"}.get(channels, "segmentation")
+        return known | {"kind": kind, "num_classes": channels}
+    if length == 1:
+        return {"kind": "class"} | known
+    return known | {"kind": "coordinates" if length in (codes, codes + 1) else LENGTHS.get(length)}
+
+
+def _condition(
+    length: int, tokenizer: Stage1 | None, own: bool, vocab: int, known: dict[str, Any], wanted: Any
+) -> dict[str, Any]:
+    """The condition's section: what is known of it, and before that what is wanted."""
+    known = known | ({"kind": wanted} if isinstance(wanted, str) else dict(wanted or {}))
+    if known["kind"] is None:
         raise ConvertError(
-            f"the kind of a condition without a tokenizer is known by its length: 1 or {LENGTHS}; got {length}. "
-            f"Name it: {', '.join(build.CONDITIONS)}."
+            f"the kind of a condition without a tokenizer is known by its length: 1, one a code, or {LENGTHS}; got "
+            f"{length}. Name it: {', '.join(build.CONDITIONS)}; or give num_codes."
         )
     factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1) if tokenizer else 16
     return {
         **{"num_tokens": vocab, "max_objects": 30, "crop_points": True, "paper": False},
-        "size": math.isqrt(length) * factor if tokenizer else 0,
+        **{"size": math.isqrt(length) * factor if tokenizer else 0, "shared_vocab": True, "drop": 0.0},
         "tokenizer": {
             "workdir": "condition" if tokenizer and own else "",
             "fingerprint": "",
             "codebook_size": tokenizer.quantizer.codebook_size if tokenizer else 1024,
             "downsample_factor": factor,
         },
-        **{"shared_vocab": True, "drop": 0.0},
         **known,
-        **given,
-    }
-
-
-def _transformer(depth: int, width: int, heads: int, positions: int, bidirectional: int, order: str) -> dict[str, Any]:
-    return {
-        **{"depth": depth, "width": width, "num_heads": heads, "max_len": positions},
-        **{"bidirectional_prefix": bidirectional, "order": order, "norm": "layer", "mlp": "gelu"},
-        **{"positions": "learned", "qk_norm": False, "bias": True, "dropout": 0.0, "remat": "none", "dtype": "float32"},
-    }
-
-
-def _sampling(vocab: int) -> dict[str, Any]:
-    return {
-        **{"temperature": 1.0, "top_k": min(100, vocab), "top_p": 1.0, "guidance": 1.0, "schedule": "constant"},
-        **{"power": 1.0, "greedy": False, "previews": 8},
     }

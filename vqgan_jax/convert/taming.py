@@ -30,6 +30,7 @@ def load(
     *,
     num_heads: int | None = None,
     condition: str | Mapping[str, Any] | None = None,
+    num_codes: int | None = None,
     allow: Sequence[str] = (),
 ) -> Converted:
     """Converts a checkpoint.
@@ -38,13 +39,14 @@ def load(
       checkpoint: an opened file.
       num_heads: of the transformer; None is 16 for a published width.
       condition: of the transformer: its kind, or keys of the config's section; None goes by its tokenizer or length.
+      num_codes: of an image that the transformer makes; None goes by its positions.
       allow: patterns, as of file names, of tensors that may be missing, unexpected or of another shape.
 
     Raises:
       ConvertError: a tensor is missing, unexpected or of another shape; the shapes fit no model of ours; or something
         that shapes do not tell must be named.
     """
-    return trees.read(plan(checkpoint, num_heads=num_heads, condition=condition, allow=allow))
+    return trees.read(plan(checkpoint, num_heads=num_heads, condition=condition, num_codes=num_codes, allow=allow))
 
 
 def plan(
@@ -52,13 +54,14 @@ def plan(
     *,
     num_heads: int | None = None,
     condition: str | Mapping[str, Any] | None = None,
+    num_codes: int | None = None,
     allow: Sequence[str] = (),
 ) -> Converted:
     """As `load`, but each array is a `Tensor` of its final shape that reads its parts when it is read itself."""
     tensors = checkpoint.tensors
     other = checkpoint.other if isinstance(checkpoint.other, Mapping) else {}
     if "transformer.tok_emb.weight" in tensors:
-        converted = _prior(tensors, other, num_heads, condition)
+        converted = _prior(tensors, other, num_codes, num_heads=num_heads, condition=condition)
     elif "encoder.conv_in.weight" not in tensors and f"{FIRST}encoder.conv_in.weight" in tensors:
         # Latent diffusion: its VQ model is all that concerns us.
         rest = tuple(name for name in tensors if not name.startswith(FIRST))
@@ -87,26 +90,23 @@ def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = 
     return converted._replace(moments=_moments(other or {}, orders, shapes, entries))
 
 
-def _prior(
-    tensors: Tensors, other: Mapping[str, Any], num_heads: int | None, condition: str | Mapping[str, Any] | None
-) -> Converted:
-    """The transformer and all that is stored with it."""
+def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **unseen: Any) -> Converted:
+    """The transformer and all that is stored with it; `unseen` is what `infer.stage2` cannot infer."""
     mine = {name: tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
     tokenizer, second, shared = _tokenizer(tensors, FIRST), None, ()
     if f"{SECOND}encoder.conv_in.weight" in tensors:
         shared = _shared(tensors)
         second = tokenizer if shared else _tokenizer(tensors, SECOND)
-    order, num_codes, permuter = _order(tensors)
+    order, permuted, permuter = _order(tensors)
     config = infer.stage2(
         {name: tensor.shape for name, tensor in mine.items()},
         cast(Stage1, tokenizer.config),
         condition_tokenizer=cast(Stage1, second.config) if second else None,
         own_tokenizer=not shared,
-        num_heads=num_heads,
-        condition=condition,
         order=order,
-        num_codes=num_codes,
+        num_codes=permuted or num_codes,
         bidirectional_prefix=_bidirectional(mine),
+        **unseen,
     )
     own = None if shared else second
     shapes = trees.stage2_shapes(config)
