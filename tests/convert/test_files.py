@@ -11,7 +11,7 @@ import flax.serialization
 import numpy as np
 import pytest
 from mutations import BASE, arrays, mutated, samples, try_to_read, views, write_header, write_msgpack, write_safetensors
-from torch_files import Call, Global, Hole, Ordered, View, tensor, write_archive, write_legacy, write_zip
+from torch_files import Call, Global, Hole, Ordered, Stored, View, tensor, write_archive, write_legacy, write_zip
 
 from vqgan_jax.convert.files import open_checkpoint
 from vqgan_jax.convert.pickled import Stub
@@ -143,14 +143,29 @@ def test_a_folder_with_a_pickle(tmp_path):
     assert_reads(open_checkpoint(tmp_path).tensors["a"], BASE)
 
 
-def test_a_storage_without_a_type_and_tensors_with_attributes(tmp_path):
-    """As today's torch writes unsigned integers and parameters with attributes; the facts are its opcodes'."""
+@pytest.mark.parametrize("write", WRITERS)
+def test_parameters_attributes_and_storages_without_a_type(write, tmp_path):
+    """As torch writes parameters, parameters with attributes, and types that are younger than storages of bytes."""
     parameter = Global("torch._utils", "_rebuild_parameter")
-    typed = Call(Global("torch._tensor", "_rebuild_from_type_v2"), (parameter, Global("torch", "Tensor"), (None,), {}))
-    tree = {"a": Call(parameter, (tensor("0", BASE), True, Ordered())), "typed": typed}
-    tensors, other = open_checkpoint(write_zip(tmp_path / "file", tree))
-    assert_reads(tensors["a"], BASE)
-    assert other == {"typed": None}
+    arguments = (tensor("0", BASE), True, Ordered())
+    from_type = Global("torch._tensor", "_rebuild_from_type_v2")
+    numbers = np.arange(6, dtype=np.uint16)
+    storage = Stored("1", numbers.view(np.uint8), "UntypedStorage", 12)
+    typed = (storage, 1, (2, 2), (2, 1), False, Ordered(), Global("torch", "uint16"))
+    tree = {
+        "parameter": Call(parameter, arguments),
+        "attributes": Call(from_type, (parameter, Global("torch", "Tensor"), arguments, {"x": 3})),
+        "numbers": Call(Global("torch._utils", "_rebuild_tensor_v3"), typed),
+        "sparse": Call(Global("torch._utils", "_rebuild_sparse_tensor"), (Global("torch", "sparse_coo"), ())),
+        "foreign": Call(from_type, (Global("os", "system"), Global("torch", "Tensor"), ("touch x",), {})),
+    }
+    tensors, other = open_checkpoint(write(tmp_path / "file", tree))
+    assert_reads(tensors["parameter"], BASE)
+    assert_reads(tensors["attributes"], BASE)
+    assert_reads(tensors["numbers"], numbers[1:5].reshape(2, 2))
+    assert [type(other[name]) for name in ("sparse", "foreign")] == [Stub, Stub]
+    negated = Call(Global("torch._utils", "_rebuild_tensor_v2"), (*typed[:4], False, Ordered(), {"neg": True}))
+    refused(write(tmp_path / "negated", {"a": negated}), "stored negated")
 
 
 # What it costs

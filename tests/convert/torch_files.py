@@ -40,6 +40,15 @@ class Hole(NamedTuple):
     size: int
 
 
+class Stored(NamedTuple):
+    """A storage, as a persistent id tells it."""
+
+    key: str
+    storage: np.ndarray | Hole
+    name: str
+    count: int
+
+
 class View(NamedTuple):
     """A tensor: part of a storage, which is a 1-D array."""
 
@@ -85,6 +94,8 @@ class Pickle:
         if kind is Call:
             state = b"" if value.state is None else self.opcodes(value.state) + b"b"
             return self.opcodes(value.function) + self.opcodes(value.arguments) + b"R" + state
+        if kind is Stored:
+            return self.persistent_id(value)
         if kind is View:
             return self.rebuild(value)
         if kind is tuple:
@@ -98,13 +109,16 @@ class Pickle:
 
     def rebuild(self, view):
         """`_rebuild_tensor_v2` of a persistent id."""
-        self.storages[view.key] = view.storage
         count = view.storage.size if view.count is None else view.count
-        name = STORAGES[view.storage.dtype.name] + "Storage"
-        pid = ("storage", Global("torch", name), view.key, "cpu", count) + (None,) * self.legacy
+        stored = Stored(view.key, view.storage, STORAGES[view.storage.dtype.name] + "Storage", count)
         hooks = Call(Global("collections", "OrderedDict"), ())
-        rest = b"".join(map(self.opcodes, (view.offset, view.shape, view.strides, False, hooks)))
-        return b"ctorch._utils\n_rebuild_tensor_v2\n(" + self.opcodes(pid) + b"Q" + rest + b"tR"
+        arguments = (stored, view.offset, view.shape, view.strides, False, hooks)
+        return self.opcodes(Call(Global("torch._utils", "_rebuild_tensor_v2"), arguments))
+
+    def persistent_id(self, stored):
+        self.storages[stored.key] = stored.storage
+        pid = ("storage", Global("torch", stored.name), stored.key, "cpu", stored.count) + (None,) * self.legacy
+        return self.opcodes(pid) + b"Q"
 
 
 def write_zip(path, value, *, archive: dict[str, Any] | None = None, **options):
