@@ -1,0 +1,188 @@
+"""Every published list of names and shapes finds its place, and makes the config and the trees of a run."""
+
+import dataclasses
+import functools
+import math
+
+import published
+import pytest
+from flax.traverse_util import flatten_dict
+from published import MODELS, VQ, Net2Net
+
+from vqgan_jax import build, models, parsing
+from vqgan_jax.convert import taming
+from vqgan_jax.convert.weights import ConvertError
+
+TOKENIZERS = [name for name, model in MODELS.items() if isinstance(model, VQ)]
+PRIORS = [name for name, model in MODELS.items() if isinstance(model, Net2Net)]
+
+
+@functools.cache
+def planned(name):
+    """The plan of a published model; its heads are known except for the toy's."""
+    return taming.plan(published.hollow(MODELS[name]), num_heads=4 if "permuter" in name else None)
+
+
+@functools.cache
+def tokenizer_state(config):
+    return models.tokenizer_state(config)
+
+
+def shapes(tree):
+    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(tree, sep="/").items()}
+
+
+def size(tree):
+    return sum(math.prod(shape) for shape in shapes(tree).values())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_tensor_of_a_published_list_has_its_place(name):
+    report = planned(name).report
+    assert (report.missing, report.unexpected, report.misshaped) == ((), (), ())
+    names = [n for n, _ in MODELS[name].names()]
+    assert sorted(report.used + report.dropped) == sorted(names)
+    dropped = ("colorize", "mask", "num_batches_tracked", "initialized", "scaling_layer.shift", "scaling_layer.scale")
+    shared = "cond_stage_model." if name == "is_first_stage_permuter" else "nothing"
+    assert all(n.endswith(dropped) or n.startswith(shared) for n in report.dropped)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_tokenizer_has_the_tree_of_a_run(name):
+    converted = planned(name)
+    state = tokenizer_state(converted.config)
+    assert shapes(converted.params) == shapes(state.params["generator"])
+    assert ("discriminator" in state.params) == (converted.discriminator is not None)
+    if converted.discriminator is not None:
+        assert shapes(converted.discriminator) == shapes(state.params["discriminator"])
+        assert shapes(converted.stats["discriminator"]) == shapes(state.stats["discriminator"])
+        assert size(converted.lpips) == 14_714_688 + 1_472  # VGG16's convolutions, and the heads
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_prior_has_the_tree_of_a_run(name):
+    converted = planned(name)
+    state = models.prior_state(converted.config)
+    assert shapes(converted.params) == shapes(state.params["transformer"])
+    for part in (converted.tokenizer, converted.condition):
+        if part is not None:
+            assert shapes(part.params) == shapes(tokenizer_state(part.config).params["generator"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_config_can_be_written_and_read(name):
+    config = planned(name).config
+    assert parsing.parse(dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("vqgan_imagenet_f16_1024", 72_141_699),
+        ("vqgan_imagenet_f16_16384", 76_073_859),
+        ("vqgan_gumbel_f8_8192", 68_995_971),
+        ("vq_f8_openimages_16384_ldm", 67_717_295),
+        ("vqseg_coco_183", 72_556_599),
+        ("cin_transformer_1p4B", 1_410_640_896),
+        ("drin_transformer", 304_932_864),
+        ("uncond_24x1664", 801_798_400),
+        ("coco_scene", 975_876_352),
+        ("oi_scene", 1_045_638_144),
+    ],
+)
+def test_published_sizes(name, parameters):
+    assert size(planned(name).params) == parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "multipliers", "attention", "latent", "codebook", "field"),
+    [
+        ("vqgan_imagenet_f16_1024", (1, 1, 2, 2, 4), (16,), 256, ("vq", 1024, 256), "image"),
+        ("vqgan_gumbel_f8_8192", (1, 1, 2, 4), (32,), 256, ("gumbel", 8192, 256), "image"),
+        ("vq_f8_openimages_256_ldm", (1, 2, 2, 4), (32,), 4, ("vq", 256, 4), "image"),
+        ("vqseg_coco_183", (1, 1, 2, 2, 4), (16,), 256, ("vq", 1024, 256), "segmentation"),
+    ],
+)
+def test_a_tokenizer_is_inferred(name, multipliers, attention, latent, codebook, field):
+    config = planned(name).config
+    m, q = config.model, config.quantizer
+    assert (m.channels, m.channel_multipliers, m.num_res_blocks, m.latent_channels) == (128, multipliers, 2, latent)
+    assert (m.attn_resolutions, m.resolution) == (attention, 256)
+    assert (q.kind, q.codebook_size, q.embed_dim) == codebook
+    assert config.data.field == field
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "norm"),
+    [
+        ("vqgan_imagenet_f16_1024", 3, "batch"),
+        ("vqgan_imagenet_f16_16384", 2, "batch"),
+        ("vqgan_actnorm_variant", 3, "act"),
+    ],
+)
+def test_a_discriminator_is_inferred(name, layers, norm):
+    d = planned(name).config.discriminator
+    assert (d.channels, d.num_layers, d.norm) == (64, layers, norm)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "classes", "length", "codes"),
+    [
+        ("cin_transformer_1p4B", "class", 1000, 1, 16384),
+        ("uncond_24x1664", "none", 1000, 1, 1024),
+        ("faceshq_transformer", "coordinates", 1000, 256, 1024),
+        ("drin_transformer", "depth", 1, 256, 1024),
+        ("sflckr_transformer", "segmentation", 182, 256, 1024),
+        ("coco_scene", "boxes", 171, 92, 8192),
+        ("oi_scene", "boxes", 340, 92, 8192),
+        ("is_first_stage_permuter", "low_resolution", 3, 256, 1024),
+    ],
+)
+def test_a_condition_is_inferred(name, kind, classes, length, codes):
+    converted = planned(name)
+    config = converted.config
+    condition = build.condition(config)
+    assert (config.condition.kind, config.condition.num_classes, condition.length) == (kind, classes, length)
+    assert build.grid(config) == (16, 16)
+    assert config.condition.shared_vocab
+    assert config.tokenizer.codebook_size == codes
+    assert config.transformer.num_heads == (4 if "permuter" in name else 16)
+    assert bool(config.condition.tokenizer.workdir) == (converted.condition is not None)
+    assert (converted.condition is not None) == (name in ("drin_transformer", "sflckr_transformer"))
+
+
+def test_only_the_scenes_of_coco_have_upstreams_quirks():
+    assert {name for name in PRIORS if planned(name).config.condition.paper} == {"coco_scene"}
+
+
+@pytest.mark.parametrize(
+    ("block", "second", "options", "codes", "kind"),
+    [
+        (64, None, {}, 64, "class"),
+        (1024, None, {}, 1024, "class"),
+        (512, None, {}, 256, "coordinates"),
+        (511, None, {}, 256, "coordinates"),
+        (128, None, {}, 64, "coordinates"),
+        (347, None, {"condition": {"kind": "boxes", "num_classes": 5}}, 256, "boxes"),
+        (128, VQ((1, 2), 16, channels=1, **published.SMALL), {}, 64, "depth"),
+        (127, VQ((1, 2), 16, channels=5, **published.SMALL), {}, 64, "segmentation"),
+        (320, VQ((1, 2), 16, channels=1, **published.SMALL), {}, 256, "depth"),
+        (100, None, {"num_codes": 36, "condition": "class"}, 36, "class"),
+        (100, None, {"num_codes": 81, "condition": "none"}, 81, "none"),
+    ],
+)
+def test_codes_of_an_image_are_inferred(block, second, options, codes, kind):
+    model = Net2Net(1, 16, 1024, block, VQ((1, 2), 1024, **published.SMALL), second)
+    config = taming.plan(published.hollow(model), num_heads=4, **options).config
+    assert build.grid(config) == (math.isqrt(codes),) * 2
+    assert config.condition.kind == kind
+    assert build.condition(config).length + codes - 1 in (block, block - 1) or "num_codes" in options
+
+
+@pytest.mark.parametrize("block", [300, 700])
+def test_an_unknown_number_of_codes_is_asked_for(block):
+    model = Net2Net(1, 16, 1024, block, VQ((1, 2), 1024, **published.SMALL))
+    with pytest.raises(ConvertError, match="or give num_codes"):
+        taming.plan(published.hollow(model), num_heads=4)
+    with pytest.raises(ConvertError, match=r"need 256\. Name another condition, or give num_codes"):
+        taming.plan(published.hollow(model), num_heads=4, condition="none")

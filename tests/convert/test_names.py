@@ -1,0 +1,172 @@
+"""The table of names: published lists to the letter, there and back to the bit, and as the parity arrays have it."""
+
+import math
+
+import numpy as np
+import published
+import pytest
+from flax.traverse_util import flatten_dict
+from published import MODELS, TINY
+from reference import GPT, golden, gpt_params, translate, under
+
+from vqgan_jax.convert import names, taming, trees
+from vqgan_jax.convert.names import CONV, Row
+
+# Tensors, their elements, and md5 of the lines "name, tab, shape" of the lists that upstream's own modules gave.
+LISTS = {
+    "vqgan_imagenet_f16_1024": (398, 89_625_293, "c62de14ec33b"),
+    "vqgan_imagenet_f16_16384": (392, 91_454_156, "f7ddd6030998"),
+    "vqgan_actnorm_variant": (395, 89_624_397, "bfeee513ae51"),
+    "vqgan_gumbel_f8_8192": (301, 68_995_971, "5106d04ac2ce"),
+    "vq_f8_openimages_16384_ldm": (299, 67_717_295, "71f27ea82369"),
+    "vq_f8_openimages_256_ldm": (299, 67_652_783, "b888c8106d1d"),
+    "vqseg_coco_183": (344, 72_557_148, "322538c70fa6"),
+    "vqgan_8192": (343, 73_976_707, "44a8056a87d9"),
+    "cin_transformer_1p4B": (1164, 1_489_860_483, "6a7d7e437f6c"),
+    "drin_transformer": (1099, 455_503_108, "b96919299194"),
+    "faceshq_transformer": (756, 383_366_019, "4bd1efa765a7"),
+    "sflckr_transformer": (1100, 455_920_859, "03b623e8870b"),
+    "uncond_24x1664": (756, 875_512_963, "9bc285f3cdba"),
+    "coco_scene": (1028, 1_054_697_219, "11ae99278e85"),
+    "oi_scene": (960, 1_123_974_595, "c789bd484953"),
+    "is_first_stage_permuter": (727, 145_072_134, "8d32570f774b"),
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_the_lists_are_the_published_ones(name):
+    listed = list(MODELS[name].names())
+    elements = sum(math.prod(shape) for _, shape in listed)
+    assert (len(listed), elements, published.checksum(MODELS[name])) == LISTS[name]
+
+
+def everything(converted):
+    """Our arrays by path, as the table knows them."""
+    found = {"generator" if converted.config.stage == 1 else "transformer": converted.params}
+    found |= {"discriminator": converted.discriminator} if converted.discriminator else {}
+    found |= {"batch_stats": converted.stats["discriminator"]} if converted.stats.get("discriminator") else {}
+    found |= {"codebook": converted.stats["codebook"]._asdict()} if "codebook" in converted.stats else {}
+    found |= {"lpips": converted.lpips} if converted.lpips else {}
+    return flatten_dict(found, sep="/")
+
+
+def written(converted, prefix=""):
+    """Their tensors, out of our arrays."""
+    config = converted.config
+    if config.stage == 1:
+        d = config.discriminator
+        table = names.vq_model(config.quantizer.kind, d.num_layers, d.norm)
+    else:
+        table = names.gpt()
+    arrays = everything(converted)
+    entries = names.entries(table, {path: array.shape for path, array in arrays.items()})
+    return {prefix + name: names.take(entry, arrays[entry.path]) for name, entry in entries.items()}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_there_and_back_is_exact(name):
+    arrays = published.random(TINY[name])
+    converted = taming.load(published.checkpoint(arrays), num_heads=4)
+    again = written(converted)
+    if converted.tokenizer:
+        again |= written(converted.tokenizer, "first_stage_model.")
+    if converted.condition:
+        again |= written(converted.condition, "cond_stage_model.")
+    forgotten = set(converted.report.dropped) | {n for n in arrays if n.startswith("permuter.")}
+    assert again.keys() == arrays.keys() - forgotten
+    for tensor, array in again.items():
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, arrays[tensor], err_msg=tensor)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape"),
+    [
+        (names.SAME, (5,)),
+        (CONV, (3, 3, 4, 5)),
+        (names.LINEAR_OF_CONV, (1, 1, 4, 5)),
+        (names.OUT, (4, 3, 5)),
+        (names.IN, (3, 5, 4)),
+        (names.FLAT, (3, 5)),
+        (names.CHANNELS, (5,)),
+        (names.BATCH_OF_ONE, (4, 5)),
+    ],
+)
+def test_layouts_undo_each_other(layout, shape):
+    array = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
+    np.testing.assert_array_equal(layout.ours(layout.theirs(array), shape), array)
+
+
+def test_kernels_turn_as_the_convolution_does():
+    """Theirs are (out, in, row, column), ours (row, column, in, out)."""
+    theirs = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    assert CONV.ours(theirs, (4, 5, 3, 2))[3, 1, 2, 0] == theirs[0, 2, 3, 1]
+
+
+def test_heads_are_neighbouring_rows_of_their_projections():
+    """Row h * p + i of a query's weight is channel i of head h; of the output's projection it is a column."""
+    query = np.arange(6 * 4).reshape(6, 4)
+    assert names.OUT.ours(query, (4, 3, 2))[1, 2, 0] == query[2 * 2 + 0, 1]
+    assert names.IN.ours(query.T, (3, 2, 4))[2, 0, 1] == query.T[1, 2 * 2 + 0]
+
+
+def test_a_stack_is_one_tensor_for_each_layer():
+    shapes = {"transformer/layers/qkv/kernel": (2, 4, 3, 2, 2)}
+    entries = names.entries(names.gpt(), shapes)
+    assert len(entries) == 6
+    entry = entries["transformer.blocks.1.attn.key.weight"]
+    assert entry.shape == (4, 4)
+    array, tensor = np.zeros(shapes[entry.path]), np.arange(16.0).reshape(4, 4)
+    names.put(entry, array, tensor)
+    assert np.count_nonzero(array) == np.count_nonzero(array[1, :, 1]) == 15
+    np.testing.assert_array_equal(array[1, 2, 1].reshape(-1), tensor[:, 2])
+
+
+def test_what_has_no_name_is_told():
+    with pytest.raises(ValueError, match="`generator/extra` has none"):
+        names.entries(names.gpt(), {"generator/extra": (1,)})
+
+
+def test_two_arrays_have_no_common_name():
+    table = (Row("[ab]", "same"),)
+    with pytest.raises(ValueError, match="`same` is a and b"):
+        names.entries(table, {"a": (1,), "b": (1,)})
+
+
+def same(ours, recorded):
+    assert ours.keys() == recorded.keys()
+    for path, array in recorded.items():
+        np.testing.assert_array_equal(ours[path], np.asarray(array, np.float32), err_msg=path)
+
+
+def test_autoencoder_as_in_the_parity_tests():
+    weights = golden("weights")
+    converted = taming.load(published.checkpoint(weights), allow=["loss.perceptual_loss.*"])
+    same(everything(converted), translate(weights))
+
+
+@pytest.mark.parametrize("norm", ["batchnorm", "actnorm"])
+def test_discriminator_as_in_the_parity_tests(norm):
+    arrays = under(f"{norm}/before/state", golden("discriminator"))
+    recorded = translate(arrays)
+    shapes = {path: array.shape for path, array in recorded.items()}
+    layers = sum(path.endswith("/kernel") for path in shapes) - 2
+    entries = names.entries(names.discriminator(layers, norm.removesuffix("norm")), shapes)
+    found = trees.assemble(shapes, entries, published.checkpoint(arrays).tensors)
+    same({path: leaf.read() for path, leaf in flatten_dict(found, sep="/").items()}, recorded)
+
+
+def test_transformer_as_in_the_parity_tests():
+    arrays = under("state", golden("gpt", stage=2))
+    recorded = flatten_dict({"transformer": gpt_params(arrays, GPT.num_heads)}, sep="/")
+    shapes = {path: array.shape for path, array in recorded.items()}
+    entries = names.entries(names.gpt(), shapes)
+    found = trees.assemble(shapes, entries, published.checkpoint(arrays).tensors)
+    same({path: leaf.read() for path, leaf in flatten_dict(found, sep="/").items()}, recorded)
+
+
+def test_gumbel_quantizer_as_in_the_parity_tests():
+    arrays = under("state", golden("gumbel"))
+    recorded = translate(arrays)
+    entries = names.entries(names.vq_model("gumbel", 3, "batch"), {path: a.shape for path, a in recorded.items()})
+    same({entry.path: entry.layout.ours(arrays[name], ()) for name, entry in entries.items()}, recorded)

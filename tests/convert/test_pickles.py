@@ -1,0 +1,313 @@
+"""Hostile pickles do nothing, honest ones come out as the standard library reads them."""
+
+import contextlib
+import copyreg
+import io
+import os
+import pickle
+import random
+import struct
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mutations import program
+from torch_files import Pickle
+
+from vqgan_jax.convert import pickles
+from vqgan_jax.convert.pickled import Stub
+from vqgan_jax.convert.torch_files import stored
+from vqgan_jax.convert.weights import ConvertError, Tensor
+
+CODE = 240  # of the extension registry
+
+
+def load(data):
+    """What files get, with tensors where views are."""
+    value, end = pickles.load(data, stored)
+    assert end <= len(data)
+    return pickles.plain(value, lambda view: view)
+
+
+def text(string):
+    return b"X" + struct.pack("<I", len(string)) + string.encode()
+
+
+def short(string):
+    return b"\x8c" + bytes([len(string)]) + string.encode()
+
+
+SYSTEM = b"cposix\nsystem\n"
+# Each runs a command when the standard library reads it; which one comes in place of %.
+ATTACKS = {
+    "reduce": SYSTEM + b"(%tR.",
+    "reduce of a name on the stack": b"\x80\x04" + short("posix") + short("system") + b"\x93%\x85R.",
+    "instance": b"(%iposix\nsystem\n.",
+    "object": b"(" + SYSTEM + b"%o.",
+    "object within containers": b"}(K\x01](" + SYSTEM + b"%\x85Reu.",
+    "builtin": b"cbuiltins\neval\n(" + text("__import__('os').system") + b"tR(%tR.",
+    "attribute": b"cbuiltins\ngetattr\n(cos\n__dict__\n" + text("get") + b"tR(" + text("system") + b"tR(%tR.",
+    "attribute in a dotted name": b"\x80\x04" + short("os") + short("path.os.system") + b"\x93%\x85R.",
+    "new object": b"\x80\x02cfunctools\npartial\n(" + SYSTEM + b"%t\x81)R.",
+    "new object with keywords": b"\x80\x04cfunctools\npartial\n" + SYSTEM + b"%\x86}\x92)R.",
+    "state": b"cargparse\nNamespace\n)R}(" + text("__setstate__") + SYSTEM + b"sb%b.",
+    "extension": b"\x80\x02\x82" + bytes([CODE]) + b"%\x85R.",
+    "extension, wide": b"\x80\x02\x84" + struct.pack("<i", CODE) + b"%\x85R.",
+    "dropped result": SYSTEM + b"(%tR0N.",
+    "key": b"}(" + SYSTEM + b"%\x85RNu.",
+}
+
+
+@pytest.fixture
+def command(tmp_path):
+    """A command as an opcode, and the file that it makes."""
+    canary = tmp_path / "canary"
+    copyreg.add_extension("posix", "system", CODE)
+    yield text(f"touch {canary}"), canary
+    copyreg.remove_extension("posix", "system", CODE)
+
+
+def unfitting(body, name):
+    """A dict in marks is `u`; an attack with `s` needs none."""
+    return body.replace(b"}(" + text("__setstate__"), b"}" + text("__setstate__")) if name == "state" else body
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_what_others_run_does_nothing(name, command):
+    opcode, canary = command
+    data = unfitting(ATTACKS[name], name).replace(b"%", opcode)
+    pickle.loads(data)
+    assert canary.exists(), "this is an attack"
+    canary.unlink()
+    load(data)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["torch._utils _rebuild_tensor_v2.__globals__", "torch.Size.__init__ x", "numpy dtype.type", "pickle loads"],
+)
+def test_names_lead_to_the_table_or_to_a_stub(name):
+    found = load(b"c" + name.replace(" ", "\n").encode() + b"\n.")
+    assert type(found) is Stub
+    assert found.name == name.replace(" ", ".")
+
+
+def test_stubs_take_everything_and_give_stubs():
+    data = b"\x80\x02cfoo\nBar\n)\x81}(K\x01K\x02ub(K\x01K\x02eK\x03aK\x01K\x02s."
+    assert load(data).name == "foo.Bar"
+    assert load(b"cfoo\nBar\n(K\x01tR(K\x02tR.").name == "foo.Bar", "what a stub gave can be called, too"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"K\x01Q.", id="number"),
+        pytest.param(b"Pstorage\n.", id="line"),
+        pytest.param(b")Q.", id="empty"),
+        pytest.param(text("storage") + b"\x85Q.", id="short"),
+        pytest.param(b"(" + text("storage") + b"K\x01" + text("0") + text("cpu") + b"K\x01tQ.", id="type"),
+        pytest.param(b"(" + text("storage") + SYSTEM + b")" + text("cpu") + b"]t." + b"Q.", id="no stop"),
+        pytest.param(b"(]ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x01tQ.", id="kind"),
+        pytest.param(
+            b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"J\xff\xff\xff\xfftQ.",
+            id="count",
+        ),
+        pytest.param(
+            b"(" + text("storage") + b"ctorch\nFloatStorage\n]" + text("cpu") + b"K\x01tQ.",
+            id="key",
+        ),
+    ],
+)
+def test_odd_persistent_ids_are_errors_or_nothing(body):
+    with contextlib.suppress(ConvertError):
+        assert type(load(body)) in (Stub, tuple)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b".", id="no object"),
+        pytest.param(b"K\x01", id="no stop"),
+        pytest.param(b"\xff.", id="no opcode"),
+        pytest.param(b"\x80\x06N.", id="protocol"),
+        pytest.param(b"K\x01K\x02\x93.", id="names that are numbers"),
+        pytest.param(b"]]\x93.", id="names that are lists"),
+        pytest.param(b"K\x01)R.", id="call of a number"),
+        pytest.param(b"ccollections\nOrderedDict\nK\x01R.", id="arguments that are a number"),
+        pytest.param(b"ctorch._utils\n_rebuild_tensor_v2\n)R.", id="no arguments"),
+        pytest.param(b"ctorch._utils\n_rebuild_tensor_v2\n(NNNNNNNtR.", id="odd arguments"),
+        pytest.param(b"NNa.", id="append to nothing"),
+        pytest.param(b"ccollections\nOrderedDict\nK\x01K\x02s.", id="item of a class"),
+        pytest.param(b"h\x05.", id="empty memo"),
+        pytest.param(b"t.", id="no mark"),
+        pytest.param(b"(0000.", id="too many pops"),
+        pytest.param(b"(K\x01d.", id="half an item"),
+        pytest.param(b"}]Ns.", id="key that is a list"),
+        pytest.param(b"\x96" + struct.pack("<Q", 3) + b"abc\x97.", id="buffers elsewhere"),
+        pytest.param(b"I" + b"9" * 100_000 + b"\n.", id="many digits"),
+        pytest.param(b"\x8b" + struct.pack("<i", 200_000) + b"\x7f" * 200_000 + b".", id="wide integer"),
+        pytest.param(b"X\x04\x00\x00\x00\xff\xff\xff\xff.", id="no text"),
+        pytest.param(b"cos", id="no line"),
+    ],
+)
+def test_nonsense_is_an_error(body):
+    with pytest.raises(ConvertError):
+        load(body)
+
+
+BOMBS = {
+    "text of terabytes": b"\x8d" + struct.pack("<Q", 2**43) + b"abc.",
+    "bytes of terabytes": b"\x8e" + struct.pack("<Q", 2**43) + b"abc.",
+    "bytearray of terabytes": b"\x96" + struct.pack("<Q", 2**43) + b"abc.",
+    "more bytes than there can be": b"\x8e" + struct.pack("<Q", 2**63 + 1) + b"abc.",
+    "bytes of gigabytes": b"B" + struct.pack("<I", 2**32 - 1) + b"abc.",
+    "integer of gigabytes": b"\x8b" + struct.pack("<i", 2**31 - 1) + b"abc.",
+    "negative text": b"T" + struct.pack("<i", -5) + b"abc.",
+    "lists in lists": b"]" * 3000 + b"a" * 2999 + b".",
+    "tuples in tuples": b")" + b"\x85" * 3000 + b".",
+    "a billion tuples": b")" + b"2\x86" * 40 + b".",
+    "a billion lists": b"]" + b"2\x86q\x00](h\x00h\x00e" * 40 + b".",
+    "a billion hashes": b"}" + b")" + b"2\x86" * 60 + b"Ns.",
+    "a list in itself": b"]q\x00h\x00a.",
+    "a dict in itself": b"}q\x00K\x01h\x00s.",
+    "large argument, many times": b"X" + struct.pack("<I", 10**6) + b"x" * 10**6 + b"q\x00"
+    b"c_codecs\nencode\nq\x010" + b"h\x01h\x00\x85R0" * 10_000 + b".",
+    "large list, many times": b"](" + b"N" * 3000 + b"eq\x00cbuiltins\nset\nq\x010" + b"h\x01h\x00\x85R0" * 3000 + b".",
+    "a billion sizes": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01)" + b"2\x86" * 60 + b"cnumpy\ndtype\n"
+    + text("f4") + b"\x85R\x89Ntb.",
+    "a billion strides": b"ctorch._utils\n_rebuild_tensor\n(NN)" + b"2\x86" * 60 + b"2tR.",
+    "a billion encodings": b"c_codecs\nencode\n(" + text("a") + b")" + b"2\x86" * 60 + b"tR.",
+    "a billion names": b")" + b"2\x86" * 60 + b"2\x93.",
+    "a billion ids": b")" + b"2\x86" * 60 + b"Q.",
+    "a billion calls": b")" + b"2\x86" * 60 + b"2R.",
+    "long keys": b"}(" + text("x" * 2000) + b"Nu.",
+    "large keys": b"}(\x8a\x09" + b"\x7f" * 9 + b"Nu.",
+    "array of terabytes": b"cnumpy.core.multiarray\n_reconstruct\n)R(K\x01\x8a\x06\xff\xff\xff\xff\xff\x7f\x85"
+    b"cnumpy\ndtype\n" + text("f4") + b"\x85R\x89C\x00tb.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_an_error_and_takes_little_memory(name, monkeypatch):
+    monkeypatch.setattr(pickles, "_MOST_NODES", 10_000)  # for checking types while testing takes time
+    tracemalloc.start()
+    with pytest.raises(ConvertError):
+        load(BOMBS[name])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
+@pytest.mark.parametrize("body", [b"r\xff\xff\xff\xff", b"p4294967295\n", b"\x95" + b"\xff" * 8])
+def test_large_numbers_of_the_memo_and_of_frames_take_no_memory(body):
+    tracemalloc.start()
+    assert load(b"N" + body + b".") is None
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**20
+
+
+def test_steps_are_counted(monkeypatch):
+    monkeypatch.setattr(pickles, "_MOST_STEPS", 1000)
+    load(b"(" + b"\x8f" * 990 + b"l.")
+    with pytest.raises(ConvertError, match="less than 1000 steps"):
+        load(b"(" + b"\x8f" * 1000 + b"l.")
+
+
+def test_a_pickle_is_read_from_a_window(monkeypatch):
+    monkeypatch.setattr(pickles, "LARGEST", 100)
+    assert load(b"B" + struct.pack("<I", 90) + b"x" * 90 + b"." + b"x" * 1000) == b"x" * 90
+    with pytest.raises(ConvertError):
+        load(b"B" + struct.pack("<I", 99) + b"x" * 99 + b".")
+
+
+def random_tree(rng, depth=0):
+    """Containers and numbers as checkpoints hold them."""
+    leaves = [None, True, False, 0, -1, 255, 2**31, -(2**40), 2**80, 0.5, -1e300, "", "déjà vu", "x\ny", b"", b"\xff\0"]
+    kind = rng.randrange(8 if depth < 4 else 3)
+    if kind < 3:
+        return rng.choice(leaves)
+    parts = [random_tree(rng, depth + 1) for _ in range(rng.randrange(5))]
+    if kind == 3:
+        return {rng.choice([0, 3, -1, 2.5, "a", "b", ("c", 1), None]): part for part in parts}
+    if kind == 4:
+        return {rng.choice([0, 1, "a", b"b"]) for _ in parts}
+    if kind == 5:
+        return frozenset(rng.choice([0, 1, "a", b"b"]) for _ in parts)
+    return tuple(parts) if kind == 6 else parts
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_containers_are_as_the_standard_library_reads_them(protocol):
+    rng = random.Random(protocol)
+    for _ in range(40):
+        tree = random_tree(rng)
+        for module in (pickle.dumps, python_dumps):
+            data = module(tree, protocol)
+            assert load(data + b"more") == tree
+
+
+def python_dumps(tree, protocol):
+    """By the writer in Python, whose opcodes differ in places."""
+    file = io.BytesIO()
+    pickle._Pickler(file, protocol).dump(tree)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("protocol", range(6))
+@pytest.mark.parametrize("dtype", ["<f4", ">f8", "f2", "<i8", ">u2", "i1", "?"])
+def test_arrays_of_numpy(protocol, dtype):
+    rng = np.random.default_rng(0)
+    for shape in ((), (3,), (2, 3), (0, 4)):
+        array = np.asarray(rng.normal(size=shape) * 5, dtype)
+        for values in (array, np.asfortranarray(array), array.T):
+            found = load(pickle.dumps({"x": values}, protocol))["x"]
+            assert type(found) is Tensor
+            read = found.read()
+            assert (found.shape, found.dtype) == (values.shape, values.dtype.newbyteorder("="))
+            assert (read.shape, read.dtype) == (found.shape, found.dtype)
+            assert read.flags.c_contiguous
+            np.testing.assert_array_equal(read, values)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_what_is_no_array_of_numbers(protocol):
+    scalars = [np.float32(0.5), np.int64(-3), np.bool_(True), np.dtype(">f4")]
+    assert load(pickle.dumps(scalars, protocol)) == scalars
+    for array in (np.array([{}, 1], object), np.zeros(2, [("a", "f4")]), np.zeros(2, "M8[s]"), np.array(["a"])):
+        assert type(load(pickle.dumps(array, protocol))) is Stub
+
+
+def test_an_array_must_have_its_bytes():
+    data = pickle.dumps(np.arange(6, dtype=np.float32), 2)
+    with pytest.raises(ConvertError, match="as many bytes"):
+        load(data.replace(b"K\x06\x85", b"K\x07\x85"))
+
+
+def test_the_writer_of_these_tests_writes_pickles():
+    tree = {"a": [1, 300, -7, 2**70], "b": (0.25, None, True, "ü"), 3: {}}
+    assert pickle.loads(Pickle().dumps(tree)) == load(Pickle().dumps(tree)) == tree
+
+
+def test_random_opcodes_end_in_an_error_or_in_containers():
+    """Programs of valid opcodes, which get further than random bytes."""
+    rng = random.Random(0)
+    ended = 0
+    for _ in range(1500):
+        data = program(rng)
+        try:
+            load(data)
+            ended += 1
+        except ConvertError:
+            pass
+    assert ended > 100
+
+
+def test_torch_is_not_there():
+    assert "torch" not in sys.modules
+    sources = [Path(module.__file__).read_text() for module in (pickles, sys.modules["vqgan_jax.convert.pickled"])]
+    assert all(os.linesep + "import pickle" + os.linesep not in source for source in sources)

@@ -1,0 +1,281 @@
+"""Configs out of names and shapes: what a checkpoint's tensors tell of its networks, and published values for the rest.
+
+Not to be seen in tensors are heads, the kind of a condition that has no parameters, dropout, data, losses and the
+optimiser. Heads and conditions of published sizes are known; all else is upstream's training.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from vqgan_jax import build, parsing
+from vqgan_jax.config import Stage1, Stage2
+from vqgan_jax.convert import defaults
+from vqgan_jax.convert.weights import ConvertError
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+RESOLUTION = 256  # the side at which attention is placed; upstream's is nominal too, and 256 everywhere
+MOST_LEVELS = 9  # then an image of that side is one code
+
+HEADS = 16  # of each published size
+WIDTHS = (1024, 1280, 1408, 1536, 1664)
+# Conditions of published sizes, by layers and channels, where the length alone does not tell.
+CONDITIONS: dict[tuple[int, int], dict[str, Any]] = {
+    (24, 1664): {"kind": "none"},  # FFHQ, CelebA-HQ
+    (40, 1408): {"num_classes": 171, "paper": True},  # scenes of COCO
+    (36, 1536): {"num_classes": 340},  # scenes of Open Images
+}
+LENGTHS = {62: "centers", 63: "centers", 92: "boxes", 93: "boxes"}
+
+
+def shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
+    """One shape that nothing can be inferred without.
+
+    Raises:
+      ConvertError: there is no such tensor, or it is empty or of another rank.
+    """
+    if name not in shapes:
+        raise ConvertError(
+            f"the checkpoint must have a tensor `{name}`; among its {len(shapes)} there is none. Give the file of a "
+            "whole model, or another format."
+        )
+    if len(shapes[name]) != rank or 0 in shapes[name]:
+        raise ConvertError(f"`{name}` must have {rank} axes, none empty; got shape {shapes[name]}. Give another file.")
+    return shapes[name]
+
+
+def count(shapes: Shapes, pattern: str) -> int:
+    """How many numbers the group of a pattern, at the beginning of a name, stands for.
+
+    Not the largest of them: a name in a file must not be able to ask for a network larger than the file.
+    """
+    matches = (re.match(pattern, name) for name in shapes)
+    return len({match[1] for match in matches if match})
+
+
+def parsed(config: dict[str, Any]) -> Any:
+    """The config, checked like one from a file; ConvertError if it contradicts itself."""
+    try:
+        return parsing.parse(config)
+    except ValueError as error:
+        raise ConvertError(f"the checkpoint's shapes must make a config; they do not: {error}") from error
+
+
+def stage1(shapes: Shapes, *, norm_groups: int = 32) -> Stage1:
+    """Config of a VQ model by taming's names.
+
+    An image of three channels is a picture, one of one channel depth, one of any other number a label map.
+
+    Args:
+      shapes: of the tensors, by name.
+      norm_groups: of every GroupNorm, which no shape tells.
+
+    Raises:
+      ConvertError: a tensor that is needed is missing, or the shapes are those of another kind of model.
+    """
+    model = _model(shapes, norm_groups)
+    channels = model["image_channels"]
+    labels = channels not in (1, 3)
+    field = {1: "depth", 3: "image"}.get(channels, "segmentation")
+    quantizer = _quantizer(shapes)
+    discriminator = _discriminator(shapes)
+    loss = dict(defaults.LOSS) if discriminator else defaults.LOSS | {"disc_weight": 0.0}
+    loss |= defaults.GUMBEL_LOSS if quantizer["kind"] == "gumbel" else {}
+    loss |= {"codebook_weight": 0.0} if quantizer["ema"] else {}
+    loss |= defaults.LABEL_LOSS if labels else {}
+    size = max(RESOLUTION, 2 ** (len(model["channel_multipliers"]) - 1))
+    rate = 12 * defaults.RATE
+    return parsed(
+        defaults.RUN
+        | {"stage": 1, "batch_size": 12, "model": model, "quantizer": quantizer, "loss": loss}
+        | {"data": defaults.DATA | {"image_size": size, "resize": (size, size), "field": field}}
+        | {"discriminator": discriminator or {"channels": 64, "num_layers": 3, "norm": "batch"}}
+        | {"optimizer": defaults.ADAM | {"learning_rate": rate, "disc_learning_rate": rate}}
+    )
+
+
+def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
+    """The autoencoder's section."""
+    width = shape(shapes, "encoder.conv_in.weight", 4)[0]
+    latent = shape(shapes, "decoder.conv_in.weight", 4)[1]
+    made = shape(shapes, "encoder.conv_out.weight", 4)[0]
+    if made == 2 * latent:
+        raise ConvertError(
+            f"a VQ model's encoder must give as many channels as its decoder takes, {latent}; this one gives twice as "
+            "many, mean and variance: a KL autoencoder, which has no codes. Give a VQ model."
+        )
+    levels = count(shapes, r"encoder\.down\.(\d+)\.")
+    if levels > MOST_LEVELS:
+        raise ConvertError(f"a VQ model must have at most {MOST_LEVELS} levels; got {levels}. Give another file.")
+    widths = [shape(shapes, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
+    if not widths or any(each % width for each in widths):
+        raise ConvertError(
+            f"the channels of each level must be a multiple of the first {width}; got {widths}. Such a network cannot "
+            "be built here."
+        )
+    attended = [i for i in range(levels) if f"encoder.down.{i}.attn.0.norm.weight" in shapes]
+    return {
+        "channels": width,
+        "channel_multipliers": tuple(each // width for each in widths),
+        "num_res_blocks": count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
+        "attn_resolutions": tuple(RESOLUTION >> i for i in attended),
+        "resolution": RESOLUTION,
+        "image_channels": shape(shapes, "decoder.conv_out.weight", 4)[0],
+        "latent_channels": latent,
+        "norm_groups": norm_groups,
+        "dropout": 0.0,
+        "dtype": "float32",
+    }
+
+
+def _quantizer(shapes: Shapes) -> dict[str, Any]:
+    """The codebook's section; a Gumbel quantizer encodes to its likeliest codes, without noise."""
+    gumbel = "quantize.embed.weight" in shapes
+    rows = shape(shapes, "quantize.embed.weight" if gumbel else "quantize.embedding.weight", 2)[0]
+    return {
+        **{"kind": "gumbel" if gumbel else "vq", "codebook_size": rows},
+        "embed_dim": shape(shapes, "quant_conv.weight", 4)[0],
+        "ema": "quantize.embedding.cluster_size" in shapes,
+        **{"unit_length": False, "decay": 0.99, "revive_below": 0.0, "kmeans_batches": 0, "noisy_eval": False},
+        "temperature": (0.9, 1e-6, 1_000_001) if gumbel else (1.0, 1.0, 1),
+    }
+
+
+def _discriminator(shapes: Shapes) -> dict[str, Any] | None:
+    """The discriminator's section; None without one."""
+    prefix = "loss.discriminator.main."
+    if not any(name.startswith(prefix) for name in shapes):
+        return None
+    convolutions = [name for name, each in shapes.items() if name.startswith(prefix) and _is_kernel(name, each)]
+    return {
+        "channels": shape(shapes, prefix + "0.weight", 4)[0],
+        "num_layers": max(len(convolutions) - 2, 1),
+        "norm": "act" if prefix + "3.loc" in shapes else "batch",
+    }
+
+
+def _is_kernel(name: str, each: tuple[int, ...]) -> bool:
+    return name.endswith(".weight") and len(each) == 4
+
+
+def stage2(
+    shapes: Shapes,
+    tokenizer: Stage1,
+    *,
+    condition_tokenizer: Stage1 | None = None,
+    own_tokenizer: bool = True,
+    num_heads: int | None = None,
+    condition: str | Mapping[str, Any] | None = None,
+    order: str = "raster",
+    num_codes: int | None = None,
+    bidirectional_prefix: int = 0,
+) -> Stage2:
+    """Config of a transformer by taming's names, which begin with `transformer.`.
+
+    Args:
+      shapes: of the tensors, by name.
+      tokenizer: of the images.
+      condition_tokenizer: of the condition's maps, where there is one.
+      own_tokenizer: whether that is another one than the images'.
+      num_heads: None is 16 for a published width.
+      condition: its kind, or some keys of the config's section `condition`; None goes by its tokenizer's channels or
+        by its length.
+      order: of the codes.
+      num_codes: of one image; None is what fits the positions and the condition, 256 before others.
+      bidirectional_prefix: positions that see each other both ways.
+
+    Raises:
+      ConvertError: a tensor that is needed is missing, heads are not known, or the positions fit no condition.
+    """
+    vocab, width = shape(shapes, "transformer.head.weight", 2)
+    depth = count(shapes, r"transformer\.blocks\.(\d+)\.")
+    positions = shape(shapes, "transformer.pos_emb", 3)[1]
+    factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1)
+    codes = num_codes or _codes(positions, condition_tokenizer is not None)
+    side = math.isqrt(codes)
+    if side * side != codes:
+        raise ConvertError(f"the codes of an image must be a square grid; got {codes} of them. Convert a square model.")
+    known = _known(positions - codes + 1, codes, vocab, condition_tokenizer, (depth, width))
+    section = _condition(positions - codes + 1, condition_tokenizer, own_tokenizer, vocab, known, condition)
+    size = side * factor
+    frozen = {"fingerprint": "", "codebook_size": tokenizer.quantizer.codebook_size, "downsample_factor": factor}
+    section["size"] = section["size"] if section["size"] != size else 0
+    sizes = {"depth": depth, "width": width, "num_heads": _heads(width, num_heads), "max_len": positions}
+    sizes |= {"bidirectional_prefix": bidirectional_prefix, "order": order}
+    config = parsed(
+        defaults.RUN
+        | {"stage": 2, "batch_size": 2, "data": defaults.DATA | {"image_size": size, "resize": (size, size)}}
+        | {"tokenizer": frozen | {"workdir": "tokenizer", "crops": 10}, "condition": section}
+        | {"transformer": defaults.GPT | sizes}
+        | {"loss": {"keep": 1.0, "label_smoothing": 0.0}, "sampling": defaults.SAMPLING | {"top_k": min(100, vocab)}}
+        | {"optimizer": defaults.ADAMW}
+    )
+    needed = build.condition(config).length + codes - 1
+    if not (positions - 1 if num_codes is None else 1) <= needed <= positions:
+        raise ConvertError(
+            f"condition and codes must fill the {positions} positions of the checkpoint, or all but one; "
+            f"{config.condition.kind!r} and {codes} codes need {needed}. Name another condition, or give num_codes."
+        )
+    return config
+
+
+def _heads(width: int, num_heads: int | None) -> int:
+    if num_heads is None and width not in WIDTHS:
+        raise ConvertError(
+            f"the number of heads cannot be seen in the tensors; it is known for widths {', '.join(map(str, WIDTHS))}, "
+            f"this one is {width}. Give num_heads (`n_head` of the model's own config)."
+        )
+    return num_heads or HEADS
+
+
+def _codes(positions: int, maps: bool) -> int:
+    """Codes of one image: a square that leaves a prefix of a known length; 256 if there is none.
+
+    The last token is never an input, so that prefix and codes need one position less than they are; upstream's
+    configs often have that one all the same.
+    """
+    for codes in (256, positions, (positions + 1) // 2):
+        length, side = positions - codes + 1, math.isqrt(max(positions - codes + 1, 0))
+        alike = length in (codes, codes + 1)
+        known = length > 1 and side * side in (length, length - 1) if maps else length == 1 or length in LENGTHS
+        if math.isqrt(codes) ** 2 == codes and (alike or known):
+            return codes
+    return 256
+
+
+def _known(length: int, codes: int, vocab: int, tokenizer: Stage1 | None, size: tuple[int, int]) -> dict[str, Any]:
+    """What is known of a condition by its tokenizer, its length (or one more than that), and the prior's size."""
+    known = {"num_classes": min(1000, vocab)} | CONDITIONS.get(size, {})
+    if tokenizer:
+        channels = tokenizer.model.image_channels
+        kind = {1: "depth", 3: "low_resolution"}.get(channels, "segmentation")
+        return known | {"kind": kind, "num_classes": channels}
+    if length == 1:
+        return {"kind": "class"} | known
+    return known | {"kind": "coordinates" if length in (codes, codes + 1) else LENGTHS.get(length)}
+
+
+def _condition(
+    length: int, tokenizer: Stage1 | None, own: bool, vocab: int, known: dict[str, Any], wanted: Any
+) -> dict[str, Any]:
+    """The condition's section: what is known of it, and before that what is wanted."""
+    known = known | ({"kind": wanted} if isinstance(wanted, str) else dict(wanted or {}))
+    if known["kind"] is None:
+        raise ConvertError(
+            f"the kind of a condition without a tokenizer is known by its length: 1, one a code, or {LENGTHS}; got "
+            f"{length}. Name it: {', '.join(build.CONDITIONS)}; or give num_codes."
+        )
+    factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1) if tokenizer else 16
+    return {
+        **{"num_tokens": vocab, "max_objects": 30, "crop_points": True, "paper": False},
+        **{"size": math.isqrt(length) * factor if tokenizer else 0, "shared_vocab": True, "drop": 0.0},
+        "tokenizer": {
+            "workdir": "condition" if tokenizer and own else "",
+            "fingerprint": "",
+            "codebook_size": tokenizer.quantizer.codebook_size if tokenizer else 1024,
+            "downsample_factor": factor,
+        },
+        **known,
+    }

@@ -1,0 +1,224 @@
+"""Checkpoints of taming-transformers: VQ models of every kind, and transformers together with their tokenizers.
+
+Nothing is read before every name and shape is accounted for, and then one tensor after the other, each into its place.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from vqgan_jax import ordering
+from vqgan_jax.config import Stage1
+from vqgan_jax.convert import infer, names, trees
+from vqgan_jax.convert.names import Entry
+from vqgan_jax.convert.trees import Converted, Moments, Report, Shapes, Tensors
+from vqgan_jax.convert.weights import Checkpoint, ConvertError, Tensor
+
+# What trained networks do not need: constants, counters, and what can be computed.
+DROPPED = (
+    *("*colorize", "*.num_batches_tracked", "*.initialized", "*.attn.mask", "*freqs_cis", "*codebook_used"),
+    *("*loss.perceptual_loss.scaling_layer.shift", "*loss.perceptual_loss.scaling_layer.scale"),
+)
+FIRST, SECOND, PERMUTER = "first_stage_model.", "cond_stage_model.", "permuter."
+ORDER = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")  # of upstream's optimiser
+
+
+def load(
+    checkpoint: Checkpoint,
+    *,
+    num_heads: int | None = None,
+    condition: str | Mapping[str, Any] | None = None,
+    num_codes: int | None = None,
+    allow: Sequence[str] = (),
+) -> Converted:
+    """Converts a checkpoint.
+
+    Args:
+      checkpoint: an opened file.
+      num_heads: of the transformer; None is 16 for a published width.
+      condition: of the transformer: its kind, or keys of the config's section; None goes by its tokenizer or length.
+      num_codes: of an image that the transformer makes; None goes by its positions.
+      allow: patterns, as of file names, of tensors that may be missing, unexpected or of another shape.
+
+    Raises:
+      ConvertError: a tensor is missing, unexpected or of another shape; the shapes fit no model of ours; or something
+        that shapes do not tell must be named.
+    """
+    return trees.read(plan(checkpoint, num_heads=num_heads, condition=condition, num_codes=num_codes, allow=allow))
+
+
+def plan(
+    checkpoint: Checkpoint,
+    *,
+    num_heads: int | None = None,
+    condition: str | Mapping[str, Any] | None = None,
+    num_codes: int | None = None,
+    allow: Sequence[str] = (),
+) -> Converted:
+    """As `load`, but each array is a `Tensor` of its final shape that reads its parts when it is read itself."""
+    tensors = checkpoint.tensors
+    other = checkpoint.other if isinstance(checkpoint.other, Mapping) else {}
+    if "transformer.tok_emb.weight" in tensors:
+        converted = _prior(tensors, other, num_codes, num_heads=num_heads, condition=condition)
+    elif "encoder.conv_in.weight" not in tensors and f"{FIRST}encoder.conv_in.weight" in tensors:
+        # Latent diffusion: its VQ model is all that concerns us.
+        rest = tuple(name for name in tensors if not name.startswith(FIRST))
+        converted = _tokenizer(tensors, FIRST)
+        converted = converted._replace(report=converted.report._replace(dropped=converted.report.dropped + rest))
+    else:
+        converted = _tokenizer(tensors, "", other)
+    trees.check(converted.report, allow)
+    step = other.get("global_step", 0)
+    return converted._replace(step=step if isinstance(step, int) else 0)
+
+
+def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = None) -> Converted:
+    """The VQ model whose names begin with `prefix`."""
+    mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    config = infer.stage1({name: tensor.shape for name, tensor in mine.items()})
+    shapes = trees.stage1_shapes(
+        config,
+        discriminator=any(name.startswith("loss.discriminator.") for name in mine),
+        lpips=any(name.startswith("loss.perceptual_loss.") for name in mine),
+    )
+    d = config.discriminator
+    entries = names.entries(names.vq_model(config.quantizer.kind, d.num_layers, d.norm), shapes)
+    orders = _stage1_orders(mine, entries, config.quantizer.ema)
+    converted = trees.tokenizer(config, shapes, entries, mine, DROPPED, prefix)
+    return converted._replace(moments=_moments(other or {}, orders, shapes, entries))
+
+
+def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **unseen: Any) -> Converted:
+    """The transformer and all that is stored with it; `unseen` is what `infer.stage2` cannot infer."""
+    mine = {name: tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
+    tokenizer, second, shared = _tokenizer(tensors, FIRST), None, ()
+    if f"{SECOND}encoder.conv_in.weight" in tensors:
+        shared = _shared(tensors)
+        second = tokenizer if shared else _tokenizer(tensors, SECOND)
+    order, permuted, permuter = _order(tensors)
+    config = infer.stage2(
+        {name: tensor.shape for name, tensor in mine.items()},
+        cast(Stage1, tokenizer.config),
+        condition_tokenizer=cast(Stage1, second.config) if second else None,
+        own_tokenizer=not shared,
+        order=order,
+        num_codes=permuted or num_codes,
+        bidirectional_prefix=_bidirectional(mine),
+        **unseen,
+    )
+    own = None if shared else second
+    shapes = trees.stage2_shapes(config)
+    entries = names.entries(names.gpt(), shapes)
+    rest = trees.compare({}, _rest(tensors, own is not None or bool(shared)))
+    reports = [tokenizer.report, *([own.report] if own else []), trees.compare(entries, mine, DROPPED)]
+    reports += [Report(used=permuter, dropped=shared), rest]
+    return Converted(
+        config=config,
+        params=trees.assemble(shapes, entries, mine)["transformer"],
+        discriminator=None,
+        stats={},
+        lpips=None,
+        moments=_moments(other, {"transformer": _stage2_order(entries)}, shapes, entries),
+        step=0,
+        tokenizer=tokenizer,
+        condition=own,
+        report=trees.joined(reports),
+    )
+
+
+def _rest(tensors: Tensors, condition: bool) -> dict[str, Tensor]:
+    """What is neither the transformer's nor a tokenizer's."""
+    known = ("transformer.", FIRST, PERMUTER, *([SECOND] if condition else []))
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(known)}
+
+
+def _shared(tensors: Tensors) -> tuple[str, ...]:
+    """Names of the condition's tokenizer if it is the images' own, stored twice; else none."""
+    ours, second = ({n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)} for p in (FIRST, SECOND))
+    if any(name not in ours or ours[name].shape != tensor.shape for name, tensor in second.items()):
+        return ()
+    if not all(np.array_equal(ours[name].read(), tensor.read()) for name, tensor in second.items()):
+        return ()
+    return tuple(SECOND + name for name in second)
+
+
+def _order(tensors: Tensors) -> tuple[str, int | None, tuple[str, ...]]:
+    """Name of the order that a permuter's buffers hold, codes of an image, and the buffers; without any, row by row."""
+    found = tuple(name for name in tensors if name.startswith(PERMUTER))
+    if f"{PERMUTER}forward_shuffle_idx" not in found:
+        return "raster", None, ()
+    forward = np.asarray(tensors[f"{PERMUTER}forward_shuffle_idx"].read())
+    side = math.isqrt(forward.size)
+    for name in ordering.ORDERS if side else ():
+        try:
+            fits = np.array_equal(ordering.order(name, side, side), forward)
+        except ValueError:  # an order that this grid does not have
+            continue
+        if fits:
+            return name, forward.size, found
+    raise ConvertError(
+        f"the order in `{PERMUTER}forward_shuffle_idx` must be one of {', '.join(ordering.ORDERS)} of a square grid; "
+        f"it begins {forward[:8].tolist()}, of {forward.size}, and is none. Such a prior cannot be used here."
+    )
+
+
+def _bidirectional(tensors: Tensors) -> int:
+    """Positions that see each other both ways: ones in the first row of the mask; 1 is the causal mask itself."""
+    mask = tensors.get("transformer.blocks.0.attn.mask")
+    if mask is None or len(mask.shape) != 4 or 0 in mask.shape:
+        return 0
+    seen = int(np.count_nonzero(mask.read()[0, 0, 0]))
+    return seen if seen > 1 else 0
+
+
+def _stage1_orders(tensors: Tensors, entries: Mapping[str, Entry], ema: bool) -> dict[str, list[str]]:
+    """Names by their number in upstream's two optimisers, in the order of the file; a moving codebook has none."""
+    of = lambda network, name: name in entries and entries[name].path.startswith(f"{network}/")
+    parts = [part for part in ORDER if not (ema and part == "quantize.")]
+    generator = [name for part in parts for name in tensors if name.startswith(part) and of("generator", name)]
+    return {"generator": generator, "discriminator": [name for name in tensors if of("discriminator", name)]}
+
+
+def _stage2_order(entries: Mapping[str, Entry]) -> list[str]:
+    """Upstream's: what decays, then the rest, each sorted as strings, so that block 10 comes before block 2."""
+    decays = lambda name: name.endswith(".weight") and any(part in name for part in (".attn.", ".mlp.", ".head."))
+    return sorted(filter(decays, entries)) + sorted(name for name in entries if not decays(name))
+
+
+def _moments(
+    other: Mapping[str, Any], orders: Mapping[str, Sequence[str]], shapes: Shapes, entries: Mapping[str, Entry]
+) -> dict[str, Moments]:
+    """Adam's state of each network, the first optimiser's first; of those only that are in the file and fit."""
+    states = other.get("optimizer_states")
+    found = {}
+    for (network, order), state in zip(orders.items(), states if isinstance(states, list) else [], strict=False):
+        averages = _averages(state, order, entries)
+        if averages is None:
+            continue
+        count, mu, nu = averages
+        mine = {path: shape for path, shape in shapes.items() if path.startswith(f"{network}/")}
+        chosen = {name: entry for name, entry in entries.items() if entry.path in mine}
+        found[network] = Moments(count, *(trees.assemble(mine, chosen, each)[network] for each in (mu, nu)))
+    return found
+
+
+def _averages(
+    state: Any, order: Sequence[str], entries: Mapping[str, Entry]
+) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
+    """Steps and both running averages by name; None unless there is one of each parameter, in its shape."""
+    try:
+        numbers = [number for group in state["param_groups"] for number in group["params"]]
+        each = [state["state"][number] for number in numbers]
+        averages = [[one[key] for one in each] for key in ("exp_avg", "exp_avg_sq")]
+        count = each[0]["step"]
+        count = int(count.read() if isinstance(count, Tensor) else count)
+    except (KeyError, TypeError, IndexError, ValueError, ArithmeticError):
+        return None  # not the state of an Adam
+    shapes = [entries[name].shape for name in order]
+    found = [[tensor.shape if isinstance(tensor, Tensor) else None for tensor in tensors] for tensors in averages]
+    if found != [shapes, shapes]:
+        return None
+    mu, nu = (dict(zip(order, tensors, strict=True)) for tensors in averages)
+    return count, mu, nu

@@ -1,0 +1,229 @@
+"""From a file's tensors to our trees: what is there, what is not, and arrays that are put together one at a time."""
+
+import fnmatch
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+
+from vqgan_jax import build
+from vqgan_jax.config import Stage1, Stage2
+from vqgan_jax.convert import names
+from vqgan_jax.convert.names import Entry
+from vqgan_jax.convert.weights import ConvertError, Tensor
+from vqgan_jax.nn.perceptual import LPIPS
+from vqgan_jax.nn.quantizer import CodebookStats
+from vqgan_jax.train.sharding import path_name
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+Shapes: TypeAlias = dict[str, tuple[int, ...]]
+Tree: TypeAlias = dict[str, Any]
+
+
+class Report(NamedTuple):
+    """What became of each tensor, by its name in the file.
+
+    Attributes:
+      used: are read.
+      missing: are not in the file; zeros stand for them.
+      unexpected: belong to nothing here.
+      misshaped: have another shape than their place here, or are no floating point numbers; zeros stand for them.
+      dropped: are not needed.
+    """
+
+    used: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    misshaped: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+class Moments(NamedTuple):
+    """Adam's state: steps, and the running averages of gradients and of their squares, as trees like the parameters."""
+
+    count: int
+    mu: Tree
+    nu: Tree
+
+
+class Converted(NamedTuple):
+    """A model in our shape.
+
+    Attributes:
+      config: of a run that would have made it.
+      params: of the generator, or of the transformer, float32.
+      discriminator: its parameters, where they are in the file.
+      stats: as `TrainState` has them: of the discriminator's norms, and of a codebook that is a running average.
+      lpips: parameters of `nn.perceptual.LPIPS`, where they are in the file.
+      moments: Adam's, by network, where they are in the file.
+      step: of the training.
+      tokenizer: of the images that a transformer makes.
+      condition: the tokenizer of a transformer's condition, where it has one of its own.
+      report: on every tensor of the file.
+    """
+
+    config: Stage1 | Stage2
+    params: Tree
+    discriminator: Tree | None
+    stats: Tree
+    lpips: Tree | None
+    moments: dict[str, Moments]
+    step: int
+    tokenizer: "Converted | None"
+    condition: "Converted | None"
+    report: Report
+
+
+def compare(entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[str] = (), prefix: str = "") -> Report:
+    """Accounts for every tensor of a network and of the file.
+
+    Args:
+      entries: what the network needs.
+      tensors: what the file has.
+      dropped: patterns, as of file names, of tensors that are not needed.
+      prefix: of all names, in the report only.
+    """
+    fits = {name for name, entry in entries.items() if name in tensors and _fits(entry, tensors[name])}
+    over = [name for name in tensors if name not in entries]
+    needless = {name for name in over if any(fnmatch.fnmatchcase(name, pattern) for pattern in dropped)}
+    lists = (
+        [name for name in tensors if name in fits],
+        [name for name in entries if name not in tensors],
+        [name for name in over if name not in needless],
+        [name for name in tensors if name in entries and name not in fits],
+        [name for name in over if name in needless],
+    )
+    return Report(*(tuple(prefix + name for name in each) for each in lists))
+
+
+def joined(reports: Sequence[Report]) -> Report:
+    """One report of several."""
+    return Report(*(sum(lists, start=()) for lists in zip(*reports, strict=True)))
+
+
+def check(report: Report, allow: Sequence[str] = ()) -> None:
+    """Raises ConvertError if tensors are missing, unexpected or of another shape that no pattern of `allow` fits."""
+    found = []
+    for kind in ("missing", "unexpected", "misshaped"):
+        wrong = [n for n in getattr(report, kind) if not any(fnmatch.fnmatchcase(n, pattern) for pattern in allow)]
+        more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
+        found += [f"{kind} ({len(wrong)}): {', '.join(wrong[:20])}{more}"] if wrong else []
+    if found:
+        raise ConvertError(
+            f"every tensor of a checkpoint must have its place; got {'; '.join(found)}. Allow them by name or pattern "
+            "if the rest is to be converted without them, or give another format."
+        )
+
+
+def assemble(shapes: Shapes, entries: Mapping[str, Entry], tensors: Tensors) -> Tree:
+    """Nested dicts of float32 arrays, each a `Tensor` that reads its parts when it is read itself.
+
+    What the file lacks, or has in another shape, is zero: see `compare`.
+    """
+    parts: dict[str, list[tuple[Entry, Tensor]]] = {path: [] for path in shapes}
+    missing = set()
+    for name, entry in entries.items():
+        if name in tensors and _fits(entry, tensors[name]):
+            parts[entry.path].append((entry, tensors[name]))
+        else:
+            missing.add(entry.path)
+    leaves = {
+        path: Tensor(shape, np.dtype(np.float32), functools.partial(_read, shape, parts[path], path in missing))
+        for path, shape in shapes.items()
+    }
+    return unflatten_dict(leaves, sep="/")
+
+
+def _read(shape: tuple[int, ...], parts: Sequence[tuple[Entry, Tensor]], zeros: bool) -> np.ndarray:
+    """One of our arrays; a tensor is freed before the next one is read."""
+    array = (np.zeros if zeros else np.empty)(shape, np.float32)
+    for entry, tensor in parts:
+        names.put(entry, array, tensor.read())
+    return array
+
+
+def _fits(entry: Entry, tensor: Tensor) -> bool:
+    return tuple(tensor.shape) == entry.shape and bool(jnp.issubdtype(tensor.dtype, jnp.floating))
+
+
+def tokenizer(
+    config: Stage1,
+    shapes: Shapes,
+    entries: Mapping[str, Entry],
+    tensors: Tensors,
+    dropped: Sequence[str] = (),
+    prefix: str = "",
+) -> Converted:
+    """A VQ model, and what it is trained with, out of a file's tensors; see `assemble` and `compare`."""
+    found = assemble(shapes, entries, tensors)
+    stats = {"discriminator": found.get("batch_stats", {})} if "discriminator" in found else {}
+    stats |= {"codebook": CodebookStats(**found["codebook"])} if "codebook" in found else {}
+    return Converted(
+        config=config,
+        params=found["generator"],
+        discriminator=found.get("discriminator"),
+        stats=stats,
+        lpips=found.get("lpips"),
+        moments={},
+        step=0,
+        tokenizer=None,
+        condition=None,
+        report=compare(entries, tensors, dropped, prefix),
+    )
+
+
+def read(planned: Converted) -> Converted:
+    """A plan with arrays for its tensors, one read after the other."""
+    return jax.tree.map(lambda leaf: leaf.read() if isinstance(leaf, Tensor) else leaf, planned)
+
+
+@functools.lru_cache(maxsize=8)  # tracing takes a second, and tokenizers are often alike
+def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = False) -> Shapes:
+    """Shapes of every array of a tokenizer, and of what it is trained with, by path; see `names`."""
+    factor = 2 ** (len(config.model.channel_multipliers) - 1)
+    image = _image(factor, config.model.image_channels)
+    found = {"generator": _init(build.vqgan(config), image)["params"]}
+    if config.quantizer.ema:
+        k, d = config.quantizer.codebook_size, config.quantizer.embed_dim
+        found["codebook"] = {"hits": jax.ShapeDtypeStruct((k,), jnp.float32)}
+        found["codebook"] |= {"sums": jax.ShapeDtypeStruct((k, d), jnp.float32)}
+    judge = build.discriminator(config) if discriminator else None
+    if judge is not None:
+        variables = _init(judge, _image(256, config.model.image_channels), train=True)
+        found |= {"discriminator": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    if lpips:
+        found["lpips"] = _init(LPIPS(), _image(32, 3), _image(32, 3))["params"]
+    return flat(found)
+
+
+@functools.lru_cache(maxsize=8)
+def stage2_shapes(config: Stage2) -> Shapes:
+    """Shapes of every array of a transformer, by path; see `names`."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on the input's
+    return flat({"transformer": _init(build.transformer(config), tokens)["params"]})
+
+
+def flat(tree: Any) -> Shapes:
+    """Shapes of a tree's leaves, by path."""
+    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _image(side: int, channels: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
+
+
+def _init(module: Any, *inputs: jax.ShapeDtypeStruct, **options: Any) -> Tree:
+    """Shapes of a module's variables, ConvertError if it cannot be; nothing is computed."""
+    init = functools.partial(module.init, **options)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    try:
+        return jax.eval_shape(init, {"params": key, "gumbel": key}, *inputs)
+    except Exception as error:  # of whatever layer first finds that its numbers make no sense
+        raise ConvertError(
+            f"the checkpoint's shapes must be those of a network; {type(error).__name__}: {str(error)[:300]} Give the "
+            "file of a whole model."
+        ) from error
