@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         console.print(summary(checkpoint, flags.heads))
         lists = report_of(checkpoint, flags.heads)._asdict()
     except ConvertError as error:
-        console.print(f"[bold]not a model that can be loaded:[/] {escape(str(error))}")
+        console.print(f"[bold]not a model that can be loaded:[/] {escape(str(error))}", soft_wrap=True)
         lists = {"tensors": tuple(f"{name} {tensor.shape}" for name, tensor in checkpoint.tensors.items())}
     table = Table("what", "how many", "names")
     for what, names in lists.items():

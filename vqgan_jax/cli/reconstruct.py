@@ -26,11 +26,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--size", type=int, help="resize the short side to so many pixels; default: leave")
     flags = parser.parse_args(argv)
 
+    import functools
     from pathlib import Path
 
     import numpy as np
     from PIL import Image
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track
 
     import vqgan_jax as vq
@@ -55,9 +57,10 @@ def main(argv: Sequence[str]) -> int:
         sheets.append(pictures.grid(np.stack([image, recon]), columns=1))
     if sheets:
         (output / "sheet.png").write_bytes(pictures.png(pictures.wall(sheets)))
-    console.print(f"{len(sheets)} images in {output}, step {tokenizer.step} of {flags.workdir}")
+    say = functools.partial(console.print, soft_wrap=True)  # a path that is broken in two cannot be copied
+    say(f"{len(sheets)} images in {output}, step {tokenizer.step} of {flags.workdir}")
     for message in skipped:
-        console.print(f"[yellow]skipped[/] {message}", highlight=False)
+        say(f"[yellow]skipped[/] {escape(message)}", highlight=False)
     return 0 if sheets else 1
 
 

@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     save(output, images, indices, which, numbers, subjects)
     if flags.animate:
         animate(output, prior, indices, which, subjects, flags.animate)
-    console.print(f"{len(images)} images in {output}, step {prior.step} of {flags.workdir}")
+    console.print(f"{len(images)} images in {output}, step {prior.step} of {flags.workdir}", soft_wrap=True)
     return 0
 
 

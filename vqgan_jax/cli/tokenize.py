@@ -50,4 +50,5 @@ def write(config, folder, console) -> None:
         report = lambda done, total: bar.update(task, completed=done, total=total)
         plan = token_cache.write_cache(config, folder, report)
     counts = ", ".join(f"{split.examples:,} of {name}" for name, split in plan.splits.items())
-    console.print(f"{counts} in {folder}, {time.monotonic() - start:.0f} s; tokenizer {plan.fingerprint}")
+    seconds = time.monotonic() - start
+    console.print(f"{counts} in {folder}, {seconds:.0f} s; tokenizer {plan.fingerprint}", soft_wrap=True)
