@@ -29,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.markup import escape
     from rich.table import Table
 
+    from vqgan_jax.convert import taming
     from vqgan_jax.convert.files import open_checkpoint
     from vqgan_jax.convert.weights import ConvertError
 
@@ -40,8 +41,10 @@ def main(argv: Sequence[str]) -> int:
     ) / 2**20  # fmt: skip
     console.print(f"{len(sizes)} tensors, {sum(sizes):,} numbers, {mebibytes:,.1f} MiB", highlight=False)
     try:
-        console.print(summary(checkpoint, flags.heads))
-        lists = report_of(checkpoint, flags.heads)._asdict()
+        # Here nothing that is missing or too much is an error.
+        planned = taming.plan(checkpoint, num_heads=flags.heads, allow=("*",))
+        console.print(summary(planned.config))
+        lists = planned.report._asdict()
     except ConvertError as error:
         console.print(f"[bold]not a model that can be loaded:[/] {escape(str(error))}", soft_wrap=True)
         lists = {"tensors": tuple(f"{name} {tensor.shape}" for name, tensor in checkpoint.tensors.items())}
@@ -53,19 +56,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def report_of(checkpoint, heads: int | None):
-    """What would become of each tensor; nothing that is missing or too much is an error here."""
-    from vqgan_jax.convert import taming
-
-    return taming.plan(checkpoint, num_heads=heads, allow=("*",)).report
-
-
-def summary(checkpoint, heads: int | None) -> str:
-    """What the model is, in a line or two."""
+def summary(found) -> str:
+    """What the model of a config is, in a line."""
     from vqgan_jax import config as configs
-    from vqgan_jax.convert import taming
 
-    found = taming.plan(checkpoint, num_heads=heads, allow=("*",)).config
     if isinstance(found, configs.Stage1):
         m, q = found.model, found.quantizer
         factor = 2 ** (len(m.channel_multipliers) - 1)
