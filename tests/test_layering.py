@@ -23,7 +23,8 @@ LAYER_2 = (
 )  # fmt: skip
 PROGRAMS = ("train.program", "train.stage1_program", "train.stage2_program")
 LAYER_3 = (
-    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "quickstart_report", *PROGRAMS,
+    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "quickstart_report", "stablehlo",
+    *PROGRAMS,
 )  # fmt: skip
 PURE = (*LAYER_0, "losses", "sampling", "config", "build", "data.conditions")
 CONDITIONS = ("data.conditions", "data.layouts", "data.views")
@@ -44,7 +45,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("sliding", (*PURE, "prior")),
     ("tiling", ()),
     ("prefixes", (*PURE, "models")),
-    ("models", (*LAYER_0, *LAYER_1, "prior", "train.stage1", "train.stage2")),
+    ("models", (*LAYER_0, *LAYER_1, "prior", "train.stage1", "train.stage2", "train.state")),
     ("data.conditions", ("data", "data.*", "pictures", "nn.pixels")),
     ("data*", ("data", "data.*", "pictures")),
     ("train", ()),
@@ -56,12 +57,16 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("train.program", (*LAYER_0, *LAYER_1, *LAYER_2)),
     ("train.stage?", (*PURE, "prior", "train.state")),
     ("evaluate*", (*LAYER_0, *LAYER_1, "evaluate", "evaluate.*")),
+    ("convert", ("convert.*",)),
+    ("convert.folders", (*LAYER_0, *LAYER_1, "convert", "convert.*", "models", "train.state")),
+    ("convert.loading", (*LAYER_0, *LAYER_1, "convert", "convert.*", "models", "prior")),
     ("convert*", (*LAYER_0, *LAYER_1, "convert", "convert.*")),
     ("train.loop", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS)),
     ("train.token_cache", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS)),
     ("api", (*LAYER_0, *LAYER_1, *LAYER_2)),
     ("quickstart", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("quickstart_report", ("report", "train.metrics")),
+    ("stablehlo", (*LAYER_0, *LAYER_1, *LAYER_2, "api")),
     ("drawing", ("api", "models", "build", "config", "train.sharding")),
     ("inputs", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "train.program")),
     ("cli", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),

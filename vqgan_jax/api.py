@@ -222,7 +222,7 @@ def _sample_large(
 
 def keys_of(key: Key[Array, "*b"], rows: Array) -> Key[Array, "b"]:
     """A key for each row."""
-    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(rows)))
+    return key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows.shape[0]))
 
 
 @jax.jit

@@ -18,6 +18,7 @@ from vqgan_jax import config as configs
 from vqgan_jax.nn.vqgan import VQGAN
 from vqgan_jax.train import sharding, stage1, stage2
 from vqgan_jax.train.checkpoint import Checkpoints, Restored
+from vqgan_jax.train.state import TrainState
 
 ROLES = {"tokenizer": "tokenizer", "condition": "condition's tokenizer"}
 
@@ -83,8 +84,9 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
       FileNotFoundError: no such folder, or no whole checkpoint in it.
       ValueError: the run is not one of stage 1.
     """
-    restored, config = restore(path, configs.Stage1, "generator", tokenizer_state)
-    return Tokenizer(restored.state, build.vqgan(config), restored.step)
+    restored, config = restore(path, configs.Stage1, averaged("generator"))
+    (params,) = restored.state.values()
+    return Tokenizer(params["generator"], build.vqgan(config), restored.step)
 
 
 def load_prior(
@@ -98,27 +100,27 @@ def load_prior(
     Args:
       path: the `--workdir` of a stage-2 run; local, or gs://.
       tokenizer: the one it was trained with, or that one's folder; by default what the run's config names, or a folder
-        of that name beside the run.
+        of that name beside the run or in it.
       condition: likewise that of its condition, where it has one of its own.
 
     Raises:
       FileNotFoundError: no such folder, no whole checkpoint in it, or no tokenizer.
       ValueError: the run is not one of stage 2, or a tokenizer is another than the one that it was trained with.
     """
-    restored, config = restore(path, configs.Stage2, "transformer", prior_state)
-    beside = absolute(path).parent
-    tokenizers = load_frozen(config, tokenizer=tokenizer, condition=condition, beside=beside)
+    restored, config = restore(path, configs.Stage2, averaged("transformer"))
+    (params,) = restored.state.values()
+    tokenizers = load_frozen(config, tokenizer=tokenizer, condition=condition, near=path)
     module = prior.from_config(config, condition_module(*tokenizers))
-    return Prior(restored.state, tokenizers[0], module, config, tokenizers[1], restored.step)
+    return Prior(params["transformer"], tokenizers[0], module, config, tokenizers[1], restored.step)
 
 
 def load_frozen(
-    config: configs.Stage2, *, tokenizer: Any = None, condition: Any = None, beside: Any = None
+    config: configs.Stage2, *, tokenizer: Any = None, condition: Any = None, near: Any = None
 ) -> tuple[Tokenizer, Tokenizer | None]:
     """The tokenizers of a prior's codes and, where it has one of its own, of its condition; see `load_prior`."""
 
     def load(wanted: configs.Frozen, given: Any, role: str) -> Tokenizer:
-        given = given or find_tokenizer(wanted.workdir, role, beside)
+        given = given or find_tokenizer(wanted.workdir, role, near)
         loaded = given if isinstance(given, Tokenizer) else load_tokenizer(given)
         check_tokenizer(wanted, loaded, role)
         return loaded
@@ -162,9 +164,10 @@ def absolute(path: epath.PathLike) -> Any:
     return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
 
 
-def find_tokenizer(workdir: str, role: str = "tokenizer", beside: Any = None) -> Any:
-    """The folder of a prior's tokenizer: as the config names it, or `beside` a prior that moved with it."""
-    places = [absolute(workdir), *([beside / Path(workdir).name] if beside is not None else [])]
+def find_tokenizer(workdir: str, role: str = "tokenizer", near: Any = None) -> Any:
+    """The folder of a prior's tokenizer: as the config names it, or beside or in the prior's, if both were moved."""
+    around = [absolute(near).parent, absolute(near)] if near is not None else []
+    places = [absolute(workdir), *(place / Path(workdir).name for place in around)]
     for place in places:
         if (place / "checkpoints").is_dir():
             return place
@@ -175,8 +178,20 @@ def find_tokenizer(workdir: str, role: str = "tokenizer", beside: Any = None) ->
     )
 
 
-def restore(path: epath.PathLike, stage: type, network: str, abstract: Callable[[Any], Any]) -> tuple[Restored, Any]:
-    """The newest whole checkpoint's averaged (or else plain) parameters of one network, on the first device."""
+def restore(
+    path: epath.PathLike, stages: type | tuple[type, ...], part: Callable[[TrainState], dict[str, Any]]
+) -> tuple[Restored, Any]:
+    """A part of the state in the newest whole checkpoint, on the first device, and the config it was made with.
+
+    Args:
+      path: of the run's folder.
+      stages: of which the run may be.
+      part: from the whole state's shapes to those of what is wanted, under the names of the state's fields.
+
+    Raises:
+      FileNotFoundError: no such folder, or no whole checkpoint in it.
+      ValueError: the run is of another stage.
+    """
     workdir = absolute(path)
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(
@@ -187,11 +202,11 @@ def restore(path: epath.PathLike, stage: type, network: str, abstract: Callable[
 
     def wanted(saved: dict[str, Any]) -> Any:
         config = parsing.parse(saved)
-        if not isinstance(config, stage):
-            raise ValueError(f"{workdir} must be a run of {stage.__name__}; it is one of stage {config.stage}.")
-        state = abstract(config)
-        name = "ema" if state.ema else "params"
-        return {name: {network: jax.tree.map(place, getattr(state, name)[network])}}
+        if not isinstance(config, stages):
+            name = stages.__name__ if isinstance(stages, type) else " or ".join(each.__name__ for each in stages)
+            raise ValueError(f"{workdir} must be a run of {name}; it is one of stage {config.stage}.")
+        state = tokenizer_state(config) if isinstance(config, configs.Stage1) else prior_state(config)
+        return jax.tree.map(place, part(state))
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
         restored = checkpoints.newest(wanted, partial=True)
@@ -199,8 +214,17 @@ def restore(path: epath.PathLike, stage: type, network: str, abstract: Callable[
         raise FileNotFoundError(
             f"{workdir / 'checkpoints'} holds no whole checkpoint; train longer or give another run."
         )
-    (params,) = (tree[network] for tree in restored.state.values())
-    return restored._replace(state=params), parsing.parse(restored.config)
+    return restored, parsing.parse(restored.config)
+
+
+def averaged(network: str) -> Callable[[TrainState], dict[str, Any]]:
+    """For `restore`: one network's running average, where there is none its plain parameters."""
+
+    def part(state: TrainState) -> dict[str, Any]:
+        name = "ema" if state.ema else "params"
+        return {name: {network: getattr(state, name)[network]}}
+
+    return part
 
 
 def tokenizer_state(config: configs.Stage1) -> Any:

@@ -42,9 +42,9 @@ class CodePrior:
         """The condition's tokens as rows of the embedding: behind the codes, unless they share their rows."""
         return tokens + (self.transformer.vocab_size if self.transformer.extra_vocab else 0)
 
-    def null(self, batch: int) -> Int[Array, "b s"]:
-        """The tokens of a condition that was dropped."""
-        return jnp.full((batch, self.condition.length), self.condition.vocab_size - 1, jnp.int32)
+    def null(self, condition: Int[Array, "b s"]) -> Int[Array, "b s"]:
+        """The tokens that stand for a condition that was dropped."""
+        return jnp.full_like(condition, self.condition.vocab_size - 1)
 
 
 def from_config(config: configs.Stage2, condition_tokenizer: VQGAN | None = None) -> CodePrior:
@@ -111,9 +111,9 @@ def sample(
       known: which of them are; each code that is drawn sees those, given or drawn, that come before it in the order.
     """
     module, length = prior.transformer, prior.condition.length
-    ordered = lambda grids: grids.reshape(len(grids), -1)[:, prior.forward]
+    ordered = lambda grids: grids.reshape(grids.shape[0], -1)[:, prior.forward]
     if settings.guidance is not None:
-        condition = jnp.concatenate([condition, prior.null(len(condition))])
+        condition = jnp.concatenate([condition, prior.null(condition)])
     weights = decoding.unstack(module, params)
     start = decoding.prefill(module, weights, prior.prefix(condition), length + prior.forward.size - 1)
     step = lambda cache, tokens, k: decoding.step(module, weights, cache, tokens, length + k)

@@ -141,7 +141,7 @@ def sample(
     def sequence(codes: Array, row: Array, column: Array) -> Array:
         prefix = prefix_at(row, column)
         if settings.guidance is not None:
-            prefix = jnp.concatenate([prefix, prior.null(batch)])
+            prefix = jnp.concatenate([prefix, prior.null(prefix)])
         part = jax.lax.dynamic_slice(codes.reshape(batch, *grid), (0, row, column), (batch, *window))
         return jnp.concatenate([prior.prefix(prefix), twice(part.reshape(batch, -1))], axis=1)
 

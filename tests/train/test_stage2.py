@@ -199,7 +199,7 @@ def test_conditions_are_dropped_whole_and_as_often_as_asked():
 
 def test_the_null_token_is_behind_the_classes():
     prior = NOISY.prior
-    np.testing.assert_array_equal(prior.null(2), [[8], [8]])
+    np.testing.assert_array_equal(prior.null(jnp.zeros((2, 1), jnp.int32)), [[8], [8]])
     assert prior.condition.vocab_size == 9
     shared, own = (task(v, "--config.condition.drop=0.5").prior for v in ("gpt", "base"))
     assert (shared.prefix(jnp.array([[8]])).item(), own.prefix(jnp.array([[8]])).item()) == (8, K + 8)

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import importlib.util
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,11 +44,49 @@ def join_cluster(flags: argparse.Namespace) -> None:
         jax.distributed.initialize(*elsewhere)
 
 
+def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the verbs that read other people's files; `checkpoint_options` reads all but `--from`."""
+    parser.add_argument("--from", dest="format", metavar="FORMAT", help="default: told by the names of the tensors")
+    parser.add_argument("--config", metavar="YAML", help="the model's own, for its number of heads")
+    parser.add_argument("--heads", type=int, help="of a transformer, which no shape tells; default: by its width")
+    parser.add_argument("--condition", metavar="KIND", help="of a transformer; default: by its tokenizer or length")
+    parser.add_argument("--codes", type=int, help="of an image that a transformer makes; default: by its positions")
+    parser.add_argument("--allow", action="append", metavar="PATTERN", help="of tensors that may be missing or extra")
+
+
+def checkpoint_options(flags: argparse.Namespace) -> dict[str, Any]:
+    """What these flags say: options of a format's `plan`; None where nothing is said."""
+    from vqgan_jax.convert import settings
+
+    told = settings.read(flags.config) if flags.config else {}
+    given = {"num_heads": flags.heads, "condition": flags.condition, "num_codes": flags.codes, "allow": flags.allow}
+    return told | {key: value for key, value in given.items() if value is not None}
+
+
+def summary(config: Any) -> str:
+    """What the model of a config is, in a line for `rich`."""
+    from vqgan_jax.config import Stage1
+
+    if isinstance(config, Stage1):
+        m, q = config.model, config.quantizer
+        factor = 2 ** (len(m.channel_multipliers) - 1)
+        return (
+            f"[bold]a tokenizer[/]: f{factor}, {q.codebook_size} codes of {q.embed_dim}, {q.kind}, "
+            f"{m.image_channels} channels, widths {[m.channels * n for n in m.channel_multipliers]}"
+        )
+    t, k = config.transformer, config.tokenizer
+    return (
+        f"[bold]a prior[/]: {t.depth} layers of {t.width}, {t.num_heads} heads, condition {config.condition.kind!r}, "
+        f"order {t.order!r}, over {k.codebook_size} codes of f{k.downsample_factor}"
+    )
+
+
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
     """Runs a config file and parses what it returns.
 
     Args:
-      spec: `FILE` or `FILE:variant`; the file defines `get_config(variant: str) -> ConfigDict`.
+      spec: `FILE` or `FILE:variant`; the file defines `get_config(variant: str) -> ConfigDict`. Or the `config.json` of
+        a run, to go on with it or to do it again.
       overrides: `--config.section.key=value`, values as Python literals or plain text.
 
     Returns:
@@ -59,10 +98,22 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
     """
     file, _, variant = spec.partition(":")
     path = Path(file).resolve()
-    if not path.is_file() or path.suffix != ".py":
+    if not path.is_file() or path.suffix not in (".py", ".json"):
         raise UsageError(
-            f"`--config` must name a Python file, such as experiments/stage1_photos.py; {file!r} is not one."
+            "`--config` must name a Python file, such as experiments/stage1_photos.py, or the config.json of a run; "
+            f"{file!r} is none."
         )
+    nested = json.loads(path.read_text()) if path.suffix == ".json" else run_page(path, variant)
+    for override in overrides:
+        flag, equals, text = override.partition("=")
+        if not flag.startswith("--config.") or not equals:
+            raise UsageError(f"overrides must look like --config.section.key=value; got {override!r}.")
+        put(nested, flag.removeprefix("--config.").split("."), literal(text))
+    return parsing.parse(nested)
+
+
+def run_page(path: Path, variant: str) -> dict[str, Any]:
+    """The config that a page of the lab book returns, as nested dicts."""
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     assert module_spec is not None
     assert module_spec.loader is not None
@@ -73,15 +124,18 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
     finally:
         sys.path.remove(str(path.parent))
     if not hasattr(module, "get_config"):
-        raise UsageError(f"a config file must define `get_config(variant)`; {file!r} does not. See experiments/.")
+        raise UsageError(f"a config file must define `get_config(variant)`; {path} does not. See experiments/.")
     config = module.get_config(variant) if variant else module.get_config()
-    nested = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    for override in overrides:
-        flag, equals, text = override.partition("=")
-        if not flag.startswith("--config.") or not equals:
-            raise UsageError(f"overrides must look like --config.section.key=value; got {override!r}.")
-        put(nested, flag.removeprefix("--config.").split("."), literal(text))
-    return parsing.parse(nested)
+    return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+def size(text: str) -> tuple[int, int]:
+    """Height and width of `--size`; UsageError if it is of another form."""
+    try:
+        height, width = (int(side) for side in text.split("x"))
+    except ValueError:
+        raise UsageError(f"`--size` must look like 512x2048, height and width; got {text!r}.") from None
+    return height, width
 
 
 def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

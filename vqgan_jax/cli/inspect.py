@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from vqgan_jax import cli
+
 EXAMPLES = """examples:
   vqgan inspect vqgan_imagenet_f16_1024.ckpt
   vqgan inspect model.safetensors --names=20
@@ -19,8 +21,8 @@ def main(argv: Sequence[str]) -> int:
         "vqgan inspect", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", help="of weights, or a folder that holds one")
-    parser.add_argument("--heads", type=int, help="of a transformer, which no shape tells; default: by its width")
     parser.add_argument("--names", type=int, default=8, help="shown of each list at most; default: 8")
+    cli.add_checkpoint_flags(parser)
     flags = parser.parse_args(argv)
 
     import math
@@ -29,21 +31,20 @@ def main(argv: Sequence[str]) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from vqgan_jax.convert import taming
+    from vqgan_jax.convert import formats
     from vqgan_jax.convert.files import open_checkpoint
     from vqgan_jax.convert.weights import ConvertError
 
     console = Console()
     checkpoint = open_checkpoint(flags.file)
-    sizes = [math.prod(tensor.shape) for tensor in checkpoint.tensors.values()]
-    mebibytes = sum(
-        n * t.dtype.itemsize for n, t in zip(sizes, checkpoint.tensors.values(), strict=True)
-    ) / 2**20  # fmt: skip
-    console.print(f"{len(sizes)} tensors, {sum(sizes):,} numbers, {mebibytes:,.1f} MiB", highlight=False)
+    sizes = [(math.prod(tensor.shape), tensor.dtype.itemsize) for tensor in checkpoint.tensors.values()]
+    count, mebibytes = sum(n for n, _ in sizes), sum(n * width for n, width in sizes) / 2**20
+    console.print(f"{len(sizes)} tensors, {count:,} numbers, {mebibytes:,.1f} MiB", highlight=False)
+    options = cli.checkpoint_options(flags) | {"allow": ("*",)}  # here nothing that is missing or extra is an error
     try:
-        # Here nothing that is missing or too much is an error.
-        planned = taming.plan(checkpoint, num_heads=flags.heads, allow=("*",))
-        console.print(summary(planned.config))
+        name = flags.format or formats.recognise(checkpoint)
+        planned = formats.plan(checkpoint, name, **options)
+        console.print(f"{name}: {cli.summary(planned.config)}")
         lists = planned.report._asdict()
     except ConvertError as error:
         console.print(f"[bold]not a model that can be loaded:[/] {escape(str(error))}", soft_wrap=True)
@@ -54,21 +55,3 @@ def main(argv: Sequence[str]) -> int:
         table.add_row(what, str(len(names)), escape("\n".join([*names[: flags.names], *more])))
     console.print(table)
     return 0
-
-
-def summary(found) -> str:
-    """What the model of a config is, in a line."""
-    from vqgan_jax import config as configs
-
-    if isinstance(found, configs.Stage1):
-        m, q = found.model, found.quantizer
-        factor = 2 ** (len(m.channel_multipliers) - 1)
-        return (
-            f"[bold]a tokenizer[/]: f{factor}, {q.codebook_size} codes of {q.embed_dim}, {q.kind}, "
-            f"{m.image_channels} channels, widths {[m.channels * n for n in m.channel_multipliers]}"
-        )
-    t, k = found.transformer, found.tokenizer
-    return (
-        f"[bold]a prior[/]: {t.depth} layers of {t.width}, {t.num_heads} heads, condition {found.condition.kind!r}, "
-        f"order {t.order!r}, over {k.codebook_size} codes of f{k.downsample_factor}"
-    )

@@ -99,13 +99,8 @@ def size_of(flags, prior) -> tuple[int, int]:
     """Height and width."""
     from vqgan_jax import cli
 
-    if flags.size is None:
-        return (prior.config.data.image_size,) * 2
-    try:
-        height, width = (int(side) for side in flags.size.split("x"))
-    except ValueError:
-        raise cli.UsageError(f"`--size` must look like 512x2048, height and width; got {flags.size!r}.") from None
-    return height, width
+    side = prior.config.data.image_size
+    return (side, side) if flags.size is None else cli.size(flags.size)
 
 
 def load_scorer(flags):

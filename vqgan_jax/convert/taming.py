@@ -112,16 +112,11 @@ def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **
     shapes = trees.stage2_shapes(config)
     entries = names.entries(names.gpt(), shapes)
     rest = trees.compare({}, _rest(tensors, own is not None or bool(shared)))
-    reports = [tokenizer.report, *([own.report] if own else []), trees.compare(entries, mine, DROPPED)]
+    found = trees.transformer(config, shapes, entries, mine, DROPPED)
+    reports = [tokenizer.report, *([own.report] if own else []), found.report]
     reports += [Report(used=permuter, dropped=shared), rest]
-    return Converted(
-        config=config,
-        params=trees.assemble(shapes, entries, mine)["transformer"],
-        discriminator=None,
-        stats={},
-        lpips=None,
+    return found._replace(
         moments=_moments(other, {"transformer": _stage2_order(entries)}, shapes, entries),
-        step=0,
         tokenizer=tokenizer,
         condition=own,
         report=trees.joined(reports),

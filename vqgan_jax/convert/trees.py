@@ -176,6 +176,40 @@ def tokenizer(
     )
 
 
+def transformer(
+    config: Stage2, shapes: Shapes, entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[str] = ()
+) -> Converted:
+    """A transformer out of a file's tensors, without its tokenizers; see `assemble` and `compare`."""
+    return Converted(
+        config=config,
+        params=assemble(shapes, entries, tensors)["transformer"],
+        discriminator=None,
+        stats={},
+        lpips=None,
+        moments={},
+        step=0,
+        tokenizer=None,
+        condition=None,
+        report=compare(entries, tensors, dropped),
+    )
+
+
+def arrays(converted: Converted) -> dict[str, Any]:
+    """All arrays of a model but its tokenizers' and the optimisers', by path; see `names`."""
+    if isinstance(converted.config, Stage2):
+        return by_path({"transformer": converted.params})
+    found = {"generator": converted.params, "lpips": converted.lpips, "discriminator": converted.discriminator}
+    found |= {"batch_stats": converted.stats.get("discriminator")}
+    if converted.config.quantizer.ema and "codebook" in converted.stats:
+        found |= {"codebook": converted.stats["codebook"]._asdict()}
+    return by_path({name: tree for name, tree in found.items() if tree})
+
+
+def by_path(tree: Any) -> dict[str, Any]:
+    """A tree's leaves by path."""
+    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
 def read(planned: Converted) -> Converted:
     """A plan with arrays for its tensors, one read after the other."""
     return jax.tree.map(lambda leaf: leaf.read() if isinstance(leaf, Tensor) else leaf, planned)
@@ -209,7 +243,7 @@ def stage2_shapes(config: Stage2) -> Shapes:
 
 def flat(tree: Any) -> Shapes:
     """Shapes of a tree's leaves, by path."""
-    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}
 
 
 def _image(side: int, channels: int) -> jax.ShapeDtypeStruct:

@@ -182,7 +182,8 @@ def train(config: Config, workdir: epath.Path, console: Console) -> bool:
         restored = resume(program, checkpoints)
         if restored:
             state, first = restored.state, restored.step
-            batches.set_state(restored.data)
+            if restored.data:  # a converted model has seen no data of ours
+                batches.set_state(restored.data)
             console.print(f"resumed from step {first} in {workdir}")
         else:
             console.print(f"starting in {workdir}: compiling, a minute or so")

@@ -99,7 +99,7 @@ def train_step(
     keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
     condition, indices = codes(task, frozen, batch)
     tokens = indices.reshape(len(indices), -1)[:, task.prior.forward]
-    condition = dropped(condition, task.prior.null(len(condition)), task.drop, keys[0])
+    condition = dropped(condition, task.prior.null(condition), task.drop, keys[0])
     inputs = corrupted(tokens, task.loss.keep, task.prior.transformer.vocab_size, keys[1])
 
     def loss_fn(params: Tree) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -1,0 +1,203 @@
+"""From a file to a folder that every verb takes, and back to a file: the same numbers, and the same next step."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import published
+import pytest
+import untrained
+from published import TINY
+from test_lightning import lightning
+from torch_files import write_zip
+
+import vqgan_jax as vq
+from vqgan_jax import convert, models
+from vqgan_jax.__main__ import main
+from vqgan_jax.convert import export, files, folders, formats, taming, trees, writers
+from vqgan_jax.convert.weights import Checkpoint, ConvertError
+from vqgan_jax.train import stage1
+
+
+def same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def save(path, arrays):
+    """A file of upstream's names."""
+    writers.write(path, arrays, {})
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "a.safetensors"])
+def test_a_tokenizer_becomes_a_folder_and_a_file_again(tmp_path, capsys, name):
+    arrays = published.random(TINY["f8_batchnorm"])
+    path = save(tmp_path / name, arrays)
+    assert main(["convert", f"--input={path}", f"--output={tmp_path / 'run'}"]) == 0
+    assert "discriminator: kept" in capsys.readouterr().out
+    loaded, wanted = vq.load_tokenizer(tmp_path / "run"), taming.load(published.checkpoint(arrays))
+    same(loaded.params, wanted.params)
+    assert main(["export", f"--workdir={tmp_path / 'run'}", "--to=taming", f"--output={tmp_path / f'b_{name}'}"]) == 0
+    back = files.open_checkpoint(tmp_path / f"b_{name}").tensors
+    unneeded = {each for each in arrays if each not in back}
+    assert all("num_batches_tracked" in each or "loss.perceptual_loss" in each for each in unneeded)
+    for each, tensor in back.items():
+        np.testing.assert_array_equal(tensor.read(), arrays[each])
+        assert tensor.dtype == arrays[each].dtype
+
+
+def test_a_prior_brings_its_tokenizers_and_may_be_moved(tmp_path):
+    arrays = published.random(TINY["map"])
+    path = save(tmp_path / "prior.ckpt", arrays)
+    planned = formats.plan(files.open_checkpoint(path), num_heads=4)
+    folders.write(planned, tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    prior = vq.load_prior(tmp_path / "moved")
+    wanted = trees.read(planned)
+    same(prior.params, wanted.params)
+    same(prior.tokenizer.params, wanted.tokenizer.params)
+    same(prior.condition.params, wanted.condition.params)
+    assert prior.config.tokenizer.fingerprint == models.fingerprint(prior.tokenizer)
+    export.write(folders.read(tmp_path / "moved"), "taming", tmp_path / "back.ckpt")
+    back = files.open_checkpoint(tmp_path / "back.ckpt").tensors
+    assert {each for each in arrays if not each.endswith(("attn.mask", "colorize"))} == set(back)
+    for each, tensor in back.items():
+        np.testing.assert_array_equal(tensor.read(), arrays[each])
+
+
+def test_our_own_names_keep_everything(tmp_path):
+    """Config, averaged codebook, discriminator with its norms, and a prior with both its tokenizers."""
+    for name, options in (("f8_batchnorm", {}), ("ema", {}), ("map", {"num_heads": 4})):
+        converted = taming.load(published.checkpoint(published.random(TINY[name])), **options)
+        export.write(converted, "safetensors", tmp_path / f"{name}.safetensors")
+        opened = files.open_checkpoint(tmp_path / f"{name}.safetensors")
+        assert formats.recognise(opened) == "safetensors"
+        back = trees.read(formats.plan(opened))
+        assert back.config == converted.config
+        for field in ("params", "discriminator", "stats", "lpips", "step"):
+            same(getattr(back, field), getattr(converted, field))
+        for part in ("tokenizer", "condition"):
+            if getattr(converted, part) is not None:
+                same(getattr(back, part).params, getattr(converted, part).params)
+
+
+def test_diffusers_and_llamagen_go_round(tmp_path):
+    arrays = published.random(TINY["f2"])
+    converted = taming.load(published.checkpoint(arrays))
+    export.write(converted, "diffusers", tmp_path / "folder")
+    back = trees.read(formats.plan(files.open_checkpoint(tmp_path / "folder")))
+    same(back.params, converted.params)
+    assert back.config.model == converted.config.model
+    directions = dataclasses.replace(converted.config.quantizer, unit_length=True)
+    unit = converted._replace(config=dataclasses.replace(converted.config, quantizer=directions))
+    export.write(unit, "llamagen", tmp_path / "b.pt")
+    back = trees.read(formats.plan(files.open_checkpoint(tmp_path / "b.pt")))
+    same(back.params, converted.params)
+    assert back.config.quantizer == unit.config.quantizer
+    with pytest.raises(ConvertError, match=r"quantizer\.unit_length False; this one has True"):
+        export.write(unit, "taming", tmp_path / "c.ckpt")
+    assert not (tmp_path / "c.ckpt").exists()
+
+
+def test_training_goes_on_with_the_files_own_optimisers(tmp_path):
+    """The next step of the converted run is the step of a state with the file's moments, by hand."""
+    arrays = published.random(TINY["f8_batchnorm"])
+    file, (generator, judge) = lightning(arrays, np.random.default_rng(1))
+    path = write_zip(tmp_path / "last.ckpt", file)
+    folders.write(formats.plan(files.open_checkpoint(path)), tmp_path / "run")
+    whole = lambda state: {name: getattr(state, name) for name in ("step", "params", "opt_state", "stats")}
+    restored, config = models.restore(tmp_path / "run", models.configs.Stage1, whole)
+    state = restored.state
+    assert (int(state["step"]), restored.step) == (40, 40)
+    wanted = taming.load(published.checkpoint(arrays | generator | judge))
+    task = stage1.from_config(config)
+    for network, moments in (("generator", wanted.params), ("discriminator", wanted.discriminator)):
+        # Adam by its equations, after five steps, with gradients of zero.
+        gradients = jax.tree.map(jnp.zeros_like, moments)
+        updates, _ = task.optimizers[network].update(gradients, state["opt_state"][network], state["params"][network])
+        rate, b1, b2 = config.optimizer.learning_rate, config.optimizer.b1, config.optimizer.b2
+        step = lambda m, rate=rate, b1=b1, b2=b2: (
+            -rate * (b1 * m / (1 - b1**6)) / (np.sqrt(b2 * m**2 / (1 - b2**6)) + 1e-8)
+        )
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-9)
+        jax.tree.map(close, updates, jax.tree.map(step, moments))
+
+
+def test_nothing_is_left_behind(tmp_path):
+    """A file that changes or a folder that is there: an error, and no half folder."""
+    arrays = published.random(TINY["f2"])
+    planned = formats.plan(files.open_checkpoint(save(tmp_path / "a.ckpt", arrays)))
+    (tmp_path / "a.ckpt").write_bytes(b"PK\x03\x04")
+    with pytest.raises(ConvertError):
+        folders.write(planned, tmp_path / "run")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt"]
+    (tmp_path / "run").mkdir()
+    with pytest.raises(ConvertError, match="needs a folder of its own"):
+        folders.write(planned, tmp_path / "run")
+
+
+def test_a_file_is_loaded_straight_into_a_sharding(tmp_path):
+    arrays = published.random(TINY["f2"])
+    path = save(tmp_path / "a.safetensors", arrays)
+    mesh = jax.make_mesh((8,), ("fsdp",))
+    spec = lambda leaf: jax.NamedSharding(mesh, jax.P("fsdp") if leaf.shape[:1] == (32,) else jax.P())
+    tokenizer = convert.load(path, shardings=lambda shapes: jax.tree.map(spec, shapes))
+    wanted = taming.load(published.checkpoint(arrays))
+    same(tokenizer.params, wanted.params)
+    jax.tree.map(lambda leaf: leaf.sharding == spec(leaf) or pytest.fail(str(leaf.sharding)), tokenizer.params)
+
+
+def test_a_prior_in_memory_is_the_one_from_the_folder(tmp_path):
+    path = save(tmp_path / "prior.ckpt", published.random(TINY["map"]))
+    folders.write(formats.plan(files.open_checkpoint(path), num_heads=4), tmp_path / "run")
+    loaded, kept = convert.load(path, num_heads=4), vq.load_prior(tmp_path / "run")
+    same(loaded.params, kept.params)
+    assert loaded.module == kept.module
+
+
+def test_what_the_models_own_config_tells(tmp_path, capsys):
+    path = save(tmp_path / "prior.ckpt", published.random(TINY["plain"]))
+    (tmp_path / "config.yaml").write_text(
+        "model:\n  params:\n    cond_stage_key: class_label\n    transformer_config: {params: {n_head: 2}}\n"
+    )
+    assert main(["inspect", str(path), f"--config={tmp_path / 'config.yaml'}"]) == 0
+    assert "2 heads, condition 'class'" in " ".join(capsys.readouterr().out.split())
+    unconditional = {"model": {"params": {"cond_stage_config": "__is_unconditional__"}}}
+    (tmp_path / "config.json").write_text(json.dumps(unconditional))
+    assert main(["inspect", str(path), "--heads=4", f"--config={tmp_path / 'config.json'}"]) == 0
+    assert "4 heads, condition 'none'" in " ".join(capsys.readouterr().out.split())
+    (tmp_path / "bad.yaml").write_text("model: [")
+    assert main(["inspect", str(path), f"--config={tmp_path / 'bad.yaml'}"]) == 1
+    assert "must be upstream's YAML" in capsys.readouterr().err
+
+
+def test_an_unknown_file_and_a_wrong_option_are_told():
+    strange = Checkpoint({"a": published.as_tensor(np.zeros(3))}, {})
+    with pytest.raises(ConvertError, match="they begin with a"):
+        formats.plan(strange)
+    with pytest.raises(ConvertError, match="must be one of safetensors"):
+        formats.plan(strange, "onnx")
+    with pytest.raises(ConvertError, match="'diffusers' has no option `num_heads`"):
+        formats.plan(strange, "diffusers", num_heads=3)
+
+
+def test_a_run_of_ours_with_codes_as_directions(tmp_path):
+    """Our own defaults (unit length, revival) survive our own format, and the converted folder trains on."""
+    run = untrained.save_tokenizer(tmp_path / "run")
+    before = vq.load_tokenizer(run)
+    export.write(folders.read(run), "safetensors", tmp_path / "a.safetensors")
+    folders.write(formats.plan(files.open_checkpoint(tmp_path / "a.safetensors")), tmp_path / "again")
+    after = vq.load_tokenizer(tmp_path / "again")
+    same(after.params, before.params)
+    assert after.step == before.step == 1
+
+
+def test_torch_is_not_needed():
+    code = "import sys, vqgan_jax.convert.export, vqgan_jax.cli.convert; sys.exit('torch' in sys.modules)"
+    blocked = f"import sys; sys.modules['torch'] = None; {code.replace(chr(39) + 'torch' + chr(39), 'False and 0')}"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", blocked], check=False).returncode == 0

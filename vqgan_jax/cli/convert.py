@@ -1,0 +1,52 @@
+"""Makes somebody's file of weights a folder that `load_tokenizer`, `load_prior` and every verb take."""
+
+import argparse
+from collections.abc import Sequence
+
+from vqgan_jax import cli
+
+EXAMPLES = """examples:
+  vqgan convert --input=vqgan_imagenet_f16_16384.ckpt --output=runs/imagenet_f16
+  vqgan convert --input=drin_transformer.ckpt --output=runs/drin --heads=16
+  vqgan convert --input=sflckr.ckpt --output=runs/sflckr --condition=segmentation --allow='*.attn.extra'
+  vqgan convert --from=diffusers --input=vqvae_folder --output=runs/vqvae
+  vqgan train --config=runs/imagenet_f16/config.json --workdir=runs/imagenet_f16 --config.data.source=folder:photos
+
+`vqgan inspect FILE` says what would be made of a file. Nothing in it is run. Training goes on in the new folder, with
+the file's own optimisers where it holds them.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`vqgan convert`."""
+    parser = argparse.ArgumentParser(
+        "vqgan convert", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--input", required=True, metavar="FILE", help="of weights, or a folder that holds one")
+    parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
+    cli.add_checkpoint_flags(parser)
+    flags = parser.parse_args(argv)
+
+    import time
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from vqgan_jax.convert import folders, formats
+    from vqgan_jax.convert.files import open_checkpoint
+
+    console, began = Console(), time.monotonic()
+    planned = formats.plan(open_checkpoint(flags.input), flags.format, **cli.checkpoint_options(flags))
+    console.print(cli.summary(planned.config))
+    with console.status("reading and writing"):
+        folders.write(planned, Path(flags.output).absolute())
+    dropped = f"; {len(planned.report.dropped)} not needed" if planned.report.dropped else ""
+    console.print(
+        f"{len(planned.report.used)} tensors in {flags.output}, step {planned.step}, "
+        f"{time.monotonic() - began:.1f} s{dropped}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    kept = {"discriminator": planned.discriminator is not None, "optimisers": bool(planned.moments)}
+    console.print("  ".join(f"{name}: {'kept' if there else 'none in the file'}" for name, there in kept.items()))
+    return 0

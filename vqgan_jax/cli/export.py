@@ -1,0 +1,55 @@
+"""Writes a run's model in forms that others read: upstream's names, diffusers', plain arrays, or compiled functions."""
+
+import argparse
+from collections.abc import Sequence
+
+TARGETS = ("taming", "llamagen", "diffusers", "safetensors", "stablehlo")
+EXAMPLES = """examples:
+  vqgan export --workdir=runs/imagenet --to=taming --output=imagenet.ckpt
+  vqgan export --workdir=runs/imagenet --to=diffusers --output=imagenet_diffusers
+  vqgan export --workdir=runs/imagenet_prior --to=safetensors --output=prior.safetensors
+  vqgan export --workdir=runs/imagenet_prior --to=stablehlo --output=served --size=256x256 --platforms=cpu,cuda,tpu
+
+taming: .ckpt as torch.save writes it, or .safetensors; a prior with its tokenizers. diffusers: a folder with its
+config.json. stablehlo: a folder with encode, decode and, of a prior, sample, for any batch size, their weights and
+example.py, which runs them without this package. What was exported, `vqgan convert` reads again, but for stablehlo.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`vqgan export`."""
+    parser = argparse.ArgumentParser(
+        "vqgan export", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, help="of a run, or a converted model's folder")
+    parser.add_argument("--to", required=True, choices=TARGETS)
+    parser.add_argument("--output", required=True, help="a file, for diffusers and stablehlo a folder; not there yet")
+    parser.add_argument("--raw", action="store_true", help="the plain parameters where there are averaged ones")
+    parser.add_argument("--size", metavar="HxW", help="stablehlo: of images, in pixels; default: as in training")
+    parser.add_argument("--platforms", default="cpu,cuda,tpu", help="stablehlo; default: cpu,cuda,tpu")
+    flags = parser.parse_args(argv)
+
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from vqgan_jax import cli
+    from vqgan_jax.convert import export, folders, loading
+
+    output = Path(flags.output).absolute()
+    if output.exists():
+        raise cli.UsageError(f"`--output` must not be there yet; {output} is. Name another, or delete it.")
+    converted = folders.read(flags.workdir, raw=flags.raw)
+    if flags.to == "stablehlo":
+        from vqgan_jax import stablehlo
+
+        side = converted.config.data.image_size
+        size = cli.size(flags.size) if flags.size else (side, side)
+        platforms = tuple(flags.platforms.split(","))
+        stablehlo.write(loading.model(converted), output, size=size, platforms=platforms)
+    else:
+        export.write(converted, flags.to, output)
+    files = [output] if output.is_file() else sorted(output.iterdir())
+    sizes = ", ".join(f"{file.name} {file.stat().st_size / 2**20:,.1f} MiB" for file in files)
+    Console().print(f"{flags.to} in {output}: {sizes}", highlight=False, soft_wrap=True)
+    return 0
