@@ -58,7 +58,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("train.stage?", (*PURE, "prior", "train.state")),
     ("evaluate*", (*LAYER_0, *LAYER_1, "evaluate", "evaluate.*")),
     ("convert", ("convert.*",)),
-    ("convert.folders", (*LAYER_0, *LAYER_1, "convert", "convert.*", "models", "train.state")),
+    ("convert.folders", (*LAYER_0, *LAYER_1, "convert", "convert.*", "models")),
     ("convert.loading", (*LAYER_0, *LAYER_1, "convert", "convert.*", "models", "prior")),
     ("convert*", (*LAYER_0, *LAYER_1, "convert", "convert.*")),
     ("train.loop", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS)),

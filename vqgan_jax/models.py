@@ -200,7 +200,7 @@ def restore(
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
-    def wanted(saved: dict[str, Any]) -> Any:
+    def wanted(saved: dict[str, Any], _: Any) -> Any:
         config = parsing.parse(saved)
         if not isinstance(config, stages):
             name = stages.__name__ if isinstance(stages, type) else " or ".join(each.__name__ for each in stages)

@@ -127,6 +127,27 @@ def test_training_goes_on_with_the_files_own_optimisers(tmp_path):
         jax.tree.map(close, updates, jax.tree.map(step, moments))
 
 
+@pytest.mark.slow
+def test_training_goes_on_in_a_converted_folder(tmp_path, capsys):
+    """With new optimisers where the file had none: the next checkpoint holds whole ones."""
+    arrays = published.random(TINY["actnorm"])
+    path = save(tmp_path / "a.ckpt", arrays)
+    folders.write(formats.plan(files.open_checkpoint(path)), tmp_path / "run")
+    changed = {
+        "data.source": "photos", "data.image_size": 64, "data.resize": (64, 64), "batch_size": 8, "steps": 2,
+        "log.eval_examples": 8, "loss.perceptual_weight": 0.0,
+    }  # fmt: skip
+    flags = [f"--config.{key}={value}" for key, value in changed.items()]
+    command = ["train", f"--config={tmp_path / 'run' / 'config.json'}", f"--workdir={tmp_path / 'run'}", *flags]
+    assert main(command) == 0
+    assert "resumed from step 0" in capsys.readouterr().out
+    before, after = taming.load(published.checkpoint(arrays)), vq.load_tokenizer(tmp_path / "run")
+    assert after.step == 2
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before.params, after.params)
+    assert 0 < max(jax.tree.leaves(moved)) <= 2.5 * 12 * 4.5e-6  # Adam's two first steps, of at most the rate
+    assert main(command[:1] + [each.replace("steps=2", "steps=3") for each in command[1:]]) == 0
+
+
 def test_nothing_is_left_behind(tmp_path):
     """A file that changes or a folder that is there: an error, and no half folder."""
     arrays = published.random(TINY["f2"])

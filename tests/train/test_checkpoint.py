@@ -64,7 +64,7 @@ def save(workdir, *saved_steps: int, keep: int = 5, lpips: dict[int, float] | No
             checkpoints.save(step, state(step), {"position": step}, {"seed": step}, metrics)
 
 
-def newest(workdir, abstract=lambda config: shapes(state(0)), **options):
+def newest(workdir, abstract=lambda config, _: shapes(state(0)), **options):
     with Checkpoints(epath.Path(workdir), keep=5) as checkpoints:
         return checkpoints.newest(abstract, **options)
 
@@ -98,7 +98,7 @@ def test_a_checkpoint_of_one_mesh_is_restored_onto_another(tmp_path):
         checkpoints.save(5, placed, {}, {}, None)
     where = by_mesh(target, "tensor")
     wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where(x)), state(5))
-    restored = newest(tmp_path, lambda config: wanted).state
+    restored = newest(tmp_path, lambda config, _: wanted).state
     assert_equal(restored, state(5))
     kernel = restored["params"]["generator"]["kernel"]
     assert kernel.sharding == where(kernel)
@@ -108,14 +108,14 @@ def test_a_checkpoint_of_one_mesh_is_restored_onto_another(tmp_path):
 def test_a_part_of_the_state_can_be_restored_alone(tmp_path):
     save(tmp_path, 2)
     wanted = {"params": {"generator": shapes(state(2)["params"]["generator"])}}
-    restored = newest(tmp_path, lambda config: wanted, partial=True)
+    restored = newest(tmp_path, lambda config, _: wanted, partial=True)
     assert_equal(restored.state, {"params": {"generator": state(2)["params"]["generator"]}})
 
 
 def test_abstract_gets_the_saved_config_and_its_errors_are_the_callers(tmp_path):
     save(tmp_path, 4)
 
-    def refuse(config):
+    def refuse(config, _):
         raise ValueError(f"seed {config['seed']} does not fit")
 
     with pytest.raises(ValueError, match="seed 4 does not fit"):
@@ -175,7 +175,7 @@ def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_set_aside(tmp_pa
     absl.addHandler(caplog.handler)
     try:
         with Checkpoints(epath.Path(tmp_path), keep=5) as checkpoints:
-            restored = checkpoints.newest(lambda config: shapes(state(0)))
+            restored = checkpoints.newest(lambda config, _: shapes(state(0)))
             assert restored is not None
             assert restored.step == 1
             assert_equal(restored.state, state(1))
@@ -211,7 +211,7 @@ def test_a_reader_sets_nothing_aside(tmp_path):
     save(tmp_path, 1, 2)
     truncate(tmp_path / "checkpoints" / "2")
     with Checkpoints(epath.Path(tmp_path), read_only=True) as checkpoints:
-        restored = checkpoints.newest(lambda config: shapes(state(0)))
+        restored = checkpoints.newest(lambda config, _: shapes(state(0)))
     assert restored is not None
     assert restored.step == 1
     assert kept(tmp_path) == [1, 2]

@@ -18,14 +18,13 @@ from vqgan_jax.convert import native, trees
 from vqgan_jax.convert.trees import Converted, Report
 from vqgan_jax.convert.weights import ConvertError
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
-from vqgan_jax.train.state import TrainState
 
 
 def write(planned: Converted, folder: Path) -> None:
     """Writes a run's folder: config, and one checkpoint of parameters and optimisers.
 
-    A prior's tokenizers become runs within it. Optimisers that the file had nothing of start anew, so that training
-    can go on in the folder either way. At any time no more than one of the models is in memory.
+    A prior's tokenizers become runs within it. Training can go on in the folder, with the file's optimisers or, where
+    it had none, with new ones. At any time no more than one of the models is in memory.
 
     Args:
       planned: as the `plan` of a format gives it; its arrays are read here.
@@ -56,8 +55,9 @@ def _write(planned: Converted, part: Path, final: Path) -> None:
     converted = trees.read(planned._replace(tokenizer=None, condition=None))
     part.mkdir(parents=True, exist_ok=True)
     settings = dataclasses.asdict(config)
+    data = {"next_index": 0} if converted.moments else {}  # by which the loop knows whether there are optimisers
     with Checkpoints(epath.Path(part)) as checkpoints:
-        checkpoints.save(converted.step, _state(converted), {}, settings, None)
+        checkpoints.save(converted.step, _state(converted), data, settings, None)
     write_json(epath.Path(part / "config.json"), settings)
 
 
@@ -117,22 +117,25 @@ def _tokenizer(wanted: Frozen, role: str, near: epath.PathLike) -> Converted:
     return read(place)
 
 
-def _state(converted: Converted) -> TrainState:
-    """The state of a run at the checkpoint's step."""
+def _state(converted: Converted) -> dict[str, Any]:
+    """The state of a run at the checkpoint's step; without optimisers where the file had none."""
     config = converted.config
     if isinstance(config, Stage2):
         params, abstract = {"transformer": converted.params}, models.prior_state(config)
     else:
         params, abstract = {"generator": converted.params}, models.tokenizer_state(config)
         params |= {"discriminator": converted.discriminator} if converted.discriminator is not None else {}
-    state = TrainState(
-        step=np.asarray(converted.step, np.int32),
-        params=params,
-        opt_state={name: _optimizer(abstract.opt_state[name], converted.moments.get(name)) for name in params},
-        ema={name: params[name] for name in abstract.ema},
-        stats=converted.stats | _hits(config, converted),
-    )
-    return jax.tree.map(lambda wanted, array: np.asarray(array, wanted.dtype), abstract, state)
+    state = {
+        "step": np.asarray(converted.step, np.int32),
+        "params": params,
+        "ema": {name: params[name] for name in abstract.ema},
+        "stats": converted.stats | _hits(config, converted),
+    }
+    if converted.moments:
+        optimizer = lambda name: _optimizer(abstract.opt_state[name], converted.moments.get(name))
+        state["opt_state"] = {name: optimizer(name) for name in params}
+    cast = lambda wanted, array: np.asarray(array, wanted.dtype)
+    return {name: jax.tree.map(cast, getattr(abstract, name), part) for name, part in state.items()}
 
 
 def _optimizer(abstract: Any, moments: trees.Moments | None) -> Any:

@@ -68,16 +68,18 @@ class Checkpoints:
         """Whether any process of a cluster got SIGTERM; true at the same step on all of them."""
         return jax.process_count() > 1 and self.manager.reached_preemption(step)
 
-    def newest(self, abstract: Callable[[dict[str, Any]], Any], *, partial: bool = False) -> Restored | None:
+    def newest(
+        self, abstract: Callable[[dict[str, Any], dict[str, Any]], Any], *, partial: bool = False
+    ) -> Restored | None:
         """Restores the newest checkpoint that is whole; those that are not are named and set aside.
 
         Args:
-          abstract: from the checkpoint's config to the tree of `jax.ShapeDtypeStruct` to restore, with the shardings
-            wanted now. It raises ValueError where that config does not fit, which is not caught here.
+          abstract: from the checkpoint's config and data state to the tree of `jax.ShapeDtypeStruct` to restore, with
+            the shardings wanted now. It raises ValueError where that config does not fit, which is not caught here.
           partial: the tree may leave out parts of the state.
         """
         for step, config, data in self.readable():
-            wanted = abstract(config)
+            wanted = abstract(config, data)
             try:
                 state = self.restore_state(step, wanted, partial=partial)
             except (ValueError, OSError, KeyError, TypeError) as error:

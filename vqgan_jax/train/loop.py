@@ -17,6 +17,7 @@ from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
 from vqgan_jax.train.program import Program
+from vqgan_jax.train.state import TrainState
 
 Config = configs.Stage1 | configs.Stage2
 
@@ -60,14 +61,14 @@ class Stop:
 
 
 def resume(program: Program, checkpoints: Checkpoints) -> Any:
-    """The newest whole checkpoint, or None.
+    """The newest whole checkpoint, or None. Optimisers that a converted model came without begin anew.
 
     Raises:
       ValueError: the checkpoint's config makes other arrays than this one, or is of another stage or tokenizer.
     """
     config, workdir = dataclasses.asdict(program.config), checkpoints.folder.parent
 
-    def abstract(saved: dict[str, Any]) -> Any:
+    def abstract(saved: dict[str, Any], data: dict[str, Any]) -> Any:
         for section, key in (("", "stage"), ("tokenizer", "fingerprint")):
             was, now = ((c.get(section, {}) if section else c).get(key) for c in (saved, config))
             if was != now:
@@ -88,9 +89,15 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
                 f"was {old.get(leaf, 'absent')} and is {new.get(leaf, 'absent')} after changing {', '.join(changed)}. "
                 "Set these back, or give another --workdir."
             )
-        return program.abstract
+        whole = {field.name: getattr(program.abstract, field.name) for field in dataclasses.fields(program.abstract)}
+        return program.abstract if data else {name: part for name, part in whole.items() if name != "opt_state"}
 
-    return checkpoints.newest(abstract)
+    restored = checkpoints.newest(abstract, partial=True)
+    if restored is None or restored.data:
+        return restored
+    where = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.opt_state)
+    opt_state = jax.jit(program.optimizers, out_shardings=where)(restored.state["params"])
+    return restored._replace(state=TrainState(opt_state=opt_state, **restored.state))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:

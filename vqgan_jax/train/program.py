@@ -24,6 +24,7 @@ class Program:
       step: `(state, frozen, batch, key) -> (state, metrics)`; the state is donated.
       batches: this process's share of the training batches, from the first one on.
       start: a fresh state, born sharded.
+      optimizers: from parameters to the states of their optimisers before any step; pure.
       evaluate: held-out metrics of a state, and pictures by name.
       best: the metric, of those, that the best checkpoint has lowest.
       shown: metrics for people.
@@ -36,6 +37,7 @@ class Program:
     step: Callable[..., Any]
     batches: Callable[[], data.Batches]
     start: Callable[[], Any]
+    optimizers: Callable[[Any], Any]
     evaluate: Callable[[Any], tuple[dict[str, float], dict[str, np.ndarray]]]
     best: str
     shown: tuple[str, ...]

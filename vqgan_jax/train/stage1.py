@@ -90,10 +90,15 @@ def init(task: Task, key: jax.Array, images: Num[Array, "n b H W ..."], *, kmean
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state={name: task.optimizers[name].init(params[name]) for name in params},
+        opt_state=optimizers(task, params),
         ema={"generator": jax.tree.map(jnp.copy, params["generator"])} if task.ema_decay else {},
         stats=stats,
     )
+
+
+def optimizers(task: Task, params: Tree) -> Tree:
+    """States of the optimisers before any step, by network."""
+    return {name: task.optimizers[name].init(params[name]) for name in params}
 
 
 def train_step(

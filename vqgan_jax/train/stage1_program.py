@@ -38,6 +38,7 @@ def stage1_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> program.P
         config=config, mesh=mesh, abstract=abstract, frozen=frozen, step=step,
         batches=functools.partial(program.image_batches, config, source),
         start=functools.partial(start, config, task, mesh, where, source),
+        optimizers=functools.partial(stage1.optimizers, task),
         evaluate=evaluation(config, task, mesh, where, frozen, held_out),
         best="error" if config.data.field == "segmentation" else "lpips", shown=SHOWN,
     )  # fmt: skip

@@ -55,10 +55,15 @@ def init(task: Task, key: jax.Array) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        opt_state={"transformer": task.optimizer.init(params["transformer"])},
+        opt_state=optimizers(task, params),
         ema=jax.tree.map(jnp.copy, params) if task.ema_decay else {},
         stats={},
     )
+
+
+def optimizers(task: Task, params: Tree) -> Tree:
+    """State of the optimiser before any step."""
+    return {"transformer": task.optimizer.init(params["transformer"])}
 
 
 def codes(task: Task, frozen: Tree, batch: dict[str, Array]) -> tuple[Int[Array, "b s"], Int[Array, "b h w"]]:

@@ -41,6 +41,7 @@ def stage2_program(config: configs.Stage2, mesh: jax.sharding.Mesh) -> program.P
         config=config, mesh=mesh, abstract=abstract, frozen=frozen, step=step,
         batches=functools.partial(training_batches, config, source),
         start=lambda: start(jax.random.key(config.seed)),
+        optimizers=functools.partial(stage2.optimizers, task),
         evaluate=evaluation(config, task, mesh, where, frozen, held_out),
         best="nll", shown=SHOWN,
     )  # fmt: skip
