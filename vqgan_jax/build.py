@@ -140,13 +140,15 @@ def transformer(config: configs.Stage2) -> Transformer:
     height, width = grid(config)
     needed = prefix.length + height * width - 1  # the last token is never an input
     fields: dict[str, Any] = {}
-    if t.positions == "rope2d":
+    if t.positions != "learned":
         codes = [(int(i) // width, int(i) % width) for i in ordering.order(t.order, height, width)]
         # What belongs to a place in the image stands there; all else stands in a line to the left of it.
         rows, columns = prefix.grid or (1, prefix.length)
         places = [(i * height // rows, j * width // columns) for i in range(rows) for j in range(columns)]
         line = [(0, -i) for i in range(prefix.length)]
-        fields["coordinates"] = (*(places if prefix.grid else line), *codes[:-1])
+        before = places if prefix.grid else line
+        before = [None] * prefix.length if t.positions == "rope2d_blank" else before
+        fields["coordinates"] = (*before, *codes[:-1])
     return Transformer(
         vocab_size=config.tokenizer.codebook_size,
         max_len=t.max_len or needed,

@@ -179,7 +179,7 @@ def check_stage2(config: Stage2) -> None:
             ("transformer.dtype", t.dtype, DTYPES),
         ]
     )
-    heads = 4 * t.num_heads if t.positions == "rope2d" else t.num_heads
+    heads = t.num_heads if t.positions == "learned" else 4 * t.num_heads
     if t.width % heads:
         raise ValueError(
             f"`config.transformer.width` must be a multiple of {heads}, which num_heads and positions ask for; got "
