@@ -31,6 +31,7 @@ def stage1() -> ConfigDict:
                 "num_threads": 16,
             },
             "model": {
+                "kind": "paper",  # paper | maskgit
                 "channels": 128,
                 "channel_multipliers": (1, 1, 2, 2, 4),  # 4 halvings: f16
                 "num_res_blocks": 2,  # the decoder has one more a level
