@@ -10,7 +10,7 @@ from vqgan_jax import api, build, models
 from vqgan_jax.convert import diffusers
 from vqgan_jax.convert.files import open_checkpoint
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "diffusers"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def near(ours, theirs):
@@ -19,9 +19,9 @@ def near(ours, theirs):
 
 @pytest.mark.parametrize(("name", "attended"), [("mid", ()), ("levels", (128,))])
 def test_latents_codes_and_pictures_are_theirs(name, attended):
-    converted = diffusers.load(open_checkpoint(GOLDEN / name))
+    converted = diffusers.load(open_checkpoint(GOLDEN / f"diffusers_{name}"))
     tokenizer = models.Tokenizer(converted.params, build.vqgan(converted.config))
-    theirs = np.load(GOLDEN / name / "arrays.npz")
+    theirs = np.load(GOLDEN / f"diffusers_{name}" / "arrays.npz")
     assert theirs["margin"] > 1e-5
     model = converted.config.model
     assert (model.norm_groups, model.latent_channels, model.attn_resolutions) == (2, 6, attended)

@@ -1,10 +1,11 @@
-"""Writes the folders `diffusers/mid` and `diffusers/levels`: tiny VQ models and what diffusers makes of images.
+"""Writes the folders `diffusers_mid` and `diffusers_levels`: tiny VQ models and what diffusers makes of images.
 
     pip install -e '.[parity]'
     python tests/golden/make_diffusers.py
 
 Each holds what `VQModel.save_pretrained` writes, and `arrays.npz`; see README.md.
 """
+# pyright: reportMissingImports=false
 
 import argparse
 from pathlib import Path
@@ -38,13 +39,14 @@ MODELS = {
 def main() -> None:
     """Writes both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "diffusers")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     flags = parser.parse_args()
     torch.set_num_threads(1)
     for seed, (name, config) in enumerate(MODELS.items()):
         model, arrays = make(config, seed)
-        model.save_pretrained(flags.out / name)
-        np.savez_compressed(flags.out / name / "arrays.npz", **arrays)
+        folder = flags.out / f"diffusers_{name}"
+        model.save_pretrained(folder)
+        np.savez_compressed(folder / "arrays.npz", **arrays)
         print(f"{name}: {sum(p.numel() for p in model.parameters())} parameters, margin {arrays['margin']:.1e}")
 
 
