@@ -31,6 +31,7 @@ def stage1() -> ConfigDict:
                 "num_threads": 16,
             },
             "model": {
+                "kind": "paper",  # paper | maskgit
                 "channels": 128,
                 "channel_multipliers": (1, 1, 2, 2, 4),  # 4 halvings: f16
                 "num_res_blocks": 2,  # the decoder has one more a level
@@ -138,7 +139,7 @@ def stage2() -> ConfigDict:
                 "order": "raster",  # alternate | z_curve | subsample | spiral_in | spiral_out | random
                 "norm": "rms",  # layer | rms
                 "mlp": "swiglu",  # gelu | swiglu
-                "positions": "rope2d",  # learned | rope2d
+                "positions": "rope2d",  # learned | rope2d | rope2d_blank
                 "qk_norm": True,
                 "bias": False,
                 "dropout": 0.1,

@@ -14,6 +14,7 @@ from vqgan_jax import ordering, sampling
 from vqgan_jax.data import conditions
 from vqgan_jax.data import views as data_views
 from vqgan_jax.data.layouts import Layout
+from vqgan_jax.nn import maskgit
 from vqgan_jax.nn.autoencoder import Decoder, Encoder
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.quantizer import GumbelQuantizer, VectorQuantizer
@@ -22,20 +23,26 @@ from vqgan_jax.nn.vqgan import VQGAN
 
 MAPS = {"segmentation": 0, "depth": 1, "low_resolution": 3, "edges": 3, "keypoints": 3}  # channels; 0: the classes
 LAYOUTS = ("boxes", "centers")
+MODELS = ("paper", "maskgit")
 CONDITIONS = ("class", "none", "coordinates", *LAYOUTS, *MAPS)
 
 
 def vqgan(config: configs.Stage1) -> VQGAN:
     """The tokenizer's module."""
     m, q = config.model, config.quantizer
-    shape = (m.channels, m.channel_multipliers, m.num_res_blocks, m.attn_resolutions, m.resolution)
-    options = {"dropout": m.dropout, "dtype": jnp.dtype(m.dtype), "norm_groups": m.norm_groups}
-    encoder = Encoder(*shape, out_channels=m.latent_channels, **options)
-    decoder = Decoder(*shape, out_channels=m.image_channels, **options)
     if q.kind == "gumbel":
         quantizer = GumbelQuantizer(q.codebook_size, q.embed_dim, q.noisy_eval)
     else:
         quantizer = VectorQuantizer(q.codebook_size, q.embed_dim, q.unit_length, q.ema, q.decay, q.revive_below)
+    if m.kind == "maskgit":
+        fields = (m.channels, m.channel_multipliers, m.num_res_blocks)
+        options = {"dtype": jnp.dtype(m.dtype), "norm_groups": m.norm_groups}
+        decoder = maskgit.Decoder(*fields, m.image_channels, **options)
+        return VQGAN(maskgit.Encoder(*fields, **options), quantizer, decoder, post_kernel=3)
+    shape = (m.channels, m.channel_multipliers, m.num_res_blocks, m.attn_resolutions, m.resolution)
+    options = {"dropout": m.dropout, "dtype": jnp.dtype(m.dtype), "norm_groups": m.norm_groups}
+    encoder = Encoder(*shape, out_channels=m.latent_channels, **options)
+    decoder = Decoder(*shape, out_channels=m.image_channels, **options)
     return VQGAN(encoder, quantizer, decoder)
 
 
@@ -140,13 +147,15 @@ def transformer(config: configs.Stage2) -> Transformer:
     height, width = grid(config)
     needed = prefix.length + height * width - 1  # the last token is never an input
     fields: dict[str, Any] = {}
-    if t.positions == "rope2d":
+    if t.positions != "learned":
         codes = [(int(i) // width, int(i) % width) for i in ordering.order(t.order, height, width)]
         # What belongs to a place in the image stands there; all else stands in a line to the left of it.
         rows, columns = prefix.grid or (1, prefix.length)
         places = [(i * height // rows, j * width // columns) for i in range(rows) for j in range(columns)]
         line = [(0, -i) for i in range(prefix.length)]
-        fields["coordinates"] = (*(places if prefix.grid else line), *codes[:-1])
+        before = places if prefix.grid else line
+        before = [None] * prefix.length if t.positions == "rope2d_blank" else before
+        fields["coordinates"] = (*before, *codes[:-1])
     return Transformer(
         vocab_size=config.tokenizer.codebook_size,
         max_len=t.max_len or needed,

@@ -30,8 +30,9 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The autoencoder; see `nn.autoencoder.Encoder`."""
+    """The autoencoder; see `nn.autoencoder.Encoder`, and `nn.maskgit` for the kind of that name."""
 
+    kind: str  # paper | maskgit
     channels: int
     channel_multipliers: tuple[int, ...]
     num_res_blocks: int

@@ -101,6 +101,7 @@ def check_stage1(config: Stage1) -> None:
     m, q, loss = config.model, config.quantizer, config.loss
     one_of(
         [
+            ("model.kind", m.kind, build.MODELS),
             ("quantizer.kind", q.kind, ("vq", "gumbel")),
             ("discriminator.norm", config.discriminator.norm, discriminator.NORMS),
             ("loss.pixel", loss.pixel, PIXEL),
@@ -109,6 +110,12 @@ def check_stage1(config: Stage1) -> None:
         ]
     )
     check_field(config)
+    width = m.channels * (m.channel_multipliers or (1,))[-1]
+    if m.kind == "maskgit" and (m.attn_resolutions or m.dropout or m.latent_channels != width):
+        raise ValueError(
+            "`config.model.kind` 'maskgit' has no attention, no dropout, and latent channels like its last level: "
+            f"set attn_resolutions to (), dropout to 0 and latent_channels to {width}."
+        )
     if q.ema and loss.codebook_weight:
         raise ValueError(
             "`config.loss.codebook_weight` must be 0 with quantizer.ema, which gets no gradient; set it to 0."
@@ -179,7 +186,7 @@ def check_stage2(config: Stage2) -> None:
             ("transformer.dtype", t.dtype, DTYPES),
         ]
     )
-    heads = 4 * t.num_heads if t.positions == "rope2d" else t.num_heads
+    heads = t.num_heads if t.positions == "learned" else 4 * t.num_heads
     if t.width % heads:
         raise ValueError(
             f"`config.transformer.width` must be a multiple of {heads}, which num_heads and positions ask for; got "

@@ -1,4 +1,4 @@
-"""Diffusers and LlamaGen: upstream's network by other names. Each must become what upstream's own names become."""
+"""Diffusers, LlamaGen, DALL-E mini: upstream by other names. Each must become what upstream's own names become."""
 
 import math
 import re
@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import published
 import pytest
-from flax.traverse_util import flatten_dict
+from flax import serialization
+from flax.traverse_util import flatten_dict, unflatten_dict
 from published import VQ
 
-from vqgan_jax.convert import diffusers, llamagen, names, taming
+from vqgan_jax.convert import dalle_mini, diffusers, llamagen, names, taming
+from vqgan_jax.convert.files import open_checkpoint
 from vqgan_jax.convert.weights import ConvertError
 
 TINY = VQ((1, 1, 2, 1), 16, **published.SMALL)  # a level that is another one the other way round
@@ -44,6 +46,18 @@ def to_llamagen(name, levels):
     for there, here in (("block_1", "0"), ("attn_1", "1"), ("block_2", "2")):
         name = name.replace(f"mid.{there}", f"mid.{here}")
     return name
+
+
+def to_dalle_mini(name):
+    stem, leaf = name.rsplit(".", 1)
+    stem = re.sub(r"\b(down|up|block|attn)\.(\d+)", r"\1_\2", stem).replace(".", "/")
+    if leaf == "weight":
+        leaf = "embedding" if stem.endswith("embedding") else "scale" if "norm" in stem else "kernel"
+    return f"{stem}/{leaf}"
+
+
+def as_flax(array):
+    return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
 
 
 def linear(name, array):
@@ -87,6 +101,24 @@ def test_llamagen_becomes_what_taming_becomes_and_goes_back():
         np.testing.assert_array_equal(names.take(entry, leaves[entry.path]), theirs[name], err_msg=name)
 
 
+def test_dalle_minis_become_what_taming_becomes_and_go_back(tmp_path):
+    """From a folder, as they come."""
+    arrays = published.random(TINY)
+    theirs = {to_dalle_mini(name): np.ascontiguousarray(as_flax(array)) for name, array in arrays.items()}
+    assert "encoder/down_3/attn_0/proj_out/kernel" in theirs
+    assert "decoder/mid/block_1/norm1/scale" in theirs
+    (tmp_path / "config.json").write_text('{"n_embed": 16}')
+    tree = serialization.msgpack_serialize(unflatten_dict(theirs, sep="/"))
+    (tmp_path / "flax_model.msgpack").write_bytes(tree)
+    converted = dalle_mini.load(open_checkpoint(tmp_path))
+    same_trees(converted.params, taming.load(published.checkpoint(arrays)).params)
+    leaves = flatten_dict({"generator": converted.params}, sep="/")
+    entries = dalle_mini.entries({path: array.shape for path, array in leaves.items()})
+    assert entries.keys() == theirs.keys()
+    for name, entry in entries.items():
+        np.testing.assert_array_equal(names.take(entry, leaves[entry.path]), theirs[name], err_msg=name)
+
+
 def hollow(named):
     return published.checkpoint({name: np.broadcast_to(np.float32(0), shape) for name, shape in named.items()})
 
@@ -109,6 +141,13 @@ def test_llamagens_published_tokenizers(multipliers, tensors, parameters):
     config = planned.config
     assert (config.quantizer.codebook_size, config.quantizer.embed_dim) == (16384, 8)
     assert (config.loss.codebook_weight, config.loss.commitment_weight) == (1.0, 0.25)
+
+
+def test_dalle_minis_f16():
+    shapes = {name: as_flax(np.broadcast_to(np.int8(0), shape)).shape for name, shape in VQ(codes=16384).names()}
+    planned = dalle_mini.plan(hollow({to_dalle_mini(name): shape for name, shape in shapes.items()}))
+    assert counted(planned) == (343, 76_073_859)
+    assert planned.config.model.attn_resolutions == (16,)
 
 
 def test_diffusers_f16_differs_in_28_shapes():

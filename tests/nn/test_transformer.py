@@ -24,6 +24,7 @@ VARIANTS = {
         "bias": False,
     },
 }
+VARIANTS["blank"] = VARIANTS["llama"] | {"positions": "rope2d_blank", "coordinates": (None, *GRID[1:]), "num_heads": 2}
 PUBLISHED = {  # layers, width, heads, vocabulary, positions
     304_932_864: (24, 1024, 16, 1024, 512),
     801_798_400: (24, 1664, 16, 1024, 256),
@@ -35,7 +36,8 @@ PUBLISHED = {  # layers, width, heads, vocabulary, positions
 
 @functools.cache
 def model(variant: str, **changes):
-    module = Transformer(VOCAB, LENGTH, depth=3, width=32, num_heads=4, **(VARIANTS[variant] | changes))
+    fields = {"depth": 3, "width": 32, "num_heads": 4} | VARIANTS[variant] | changes
+    module = Transformer(VOCAB, LENGTH, **fields)
 
     @jax.jit
     def init():
@@ -75,10 +77,10 @@ def test_no_logit_sees_a_later_token(variant, tokens):
     def logits(shift):
         embedded = functools.partial(module.apply, {"params": params})
         x = embedded(tokens[:1], method="embed") + shift[None]
-        angles = None if module.angles is None else jnp.asarray(module.angles)
+        turns = None if module.turns is None else jnp.asarray(module.turns)
         mask = causal_mask(LENGTH, module.bidirectional_prefix)
         for layer in decoding.unstack(module, params).layers:
-            x, _ = Block(**module.block_fields).apply({"params": layer}, x, mask, angles, False)
+            x, _ = Block(**module.block_fields).apply({"params": layer}, x, mask, turns, False)
         return embedded(x, method="readout")[0]
 
     zero = jnp.zeros((LENGTH, 32))
@@ -131,16 +133,27 @@ def test_remat_changes_no_gradient(remat, tokens):
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only():
     q, k = (jax.random.normal(jax.random.key(i), (1, 1, 1, 8)) for i in range(2))
-    angle = jnp.asarray([[0.3, 0.7, 0.1, 2.0]])
-    np.testing.assert_allclose(jnp.linalg.norm(rotate(q, angle)), jnp.linalg.norm(q), rtol=1e-6)
-    products = [jnp.sum(rotate(q, s + angle) * rotate(k, s + 2 * angle)) for s in (0.0, 5.0)]
+    turned = lambda x, angle: rotate(x, jnp.stack([jnp.cos(angle), jnp.sin(angle)])[None])
+    angle = jnp.asarray([0.3, 0.7, 0.1, 2.0])
+    np.testing.assert_allclose(jnp.linalg.norm(turned(q, angle)), jnp.linalg.norm(q), rtol=1e-6)
+    products = [jnp.sum(turned(q, s + angle) * turned(k, s + 2 * angle)) for s in (0.0, 5.0)]
     np.testing.assert_allclose(*products, rtol=1e-5)
 
 
 def test_half_of_the_pairs_turn_by_the_row_and_half_by_the_column():
-    angles = model("llama")[0].angles
-    assert angles.shape == (LENGTH, 4)
-    np.testing.assert_allclose(angles[4 * 2 + 3], [2.0, 2.0 / 100, 3.0, 3.0 / 100], rtol=1e-6)
+    turns = model("llama")[0].turns
+    assert turns.shape == (LENGTH, 2, 4)
+    angles = np.array([2.0, 2.0 / 100, 3.0, 3.0 / 100])
+    np.testing.assert_allclose(turns[4 * 2 + 3], [np.cos(angles), np.sin(angles)], rtol=1e-6)
+
+
+def test_a_blank_position_gives_every_query_the_logit_zero_and_asks_for_nothing():
+    """Then all of what it sees counts alike for it, and its key is one like any zero."""
+    turns = jnp.asarray(model("blank")[0].turns)
+    x = jax.random.normal(jax.random.key(0), (1, LENGTH, 2, 16))
+    turned = rotate(x, turns)
+    np.testing.assert_array_equal(turned[:, 0], 0.0)
+    np.testing.assert_array_equal(turned[:, 1:], rotate(x, jnp.asarray(model("llama", num_heads=2)[0].turns))[:, 1:])
 
 
 def test_dropout_is_of_training_only_and_drops_attention_too(tokens):

@@ -46,6 +46,7 @@ CONFIG = {
         "attn_resolutions": (8,),
         "resolution": 32,
         "image_channels": 3,
+        "kind": "paper",
         "latent_channels": 16,
         "norm_groups": 32,
         "dropout": 0.0,

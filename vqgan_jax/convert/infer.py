@@ -117,6 +117,7 @@ def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
         )
     attended = [i for i in range(levels) if f"encoder.down.{i}.attn.0.norm.weight" in shapes]
     return {
+        "kind": "paper",
         "channels": width,
         "channel_multipliers": tuple(each // width for each in widths),
         "num_res_blocks": count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),

@@ -96,12 +96,12 @@ def forward(
 ) -> Float[Array, "b v"]:
     """The layers one after the other, with `attend(layer, q, k, v)` between the halves; logits of the last position."""
     block = Block(**module.block_fields)
-    angles = module.angles
-    if angles is not None:
-        angles = jax.lax.dynamic_slice_in_dim(jnp.asarray(angles), start, tokens.shape[1])
+    turns = module.turns
+    if turns is not None:
+        turns = jax.lax.dynamic_slice_in_dim(jnp.asarray(turns), start, tokens.shape[1])
     x: Any = module.apply({"params": weights.outer}, tokens, start, method="embed")
     for layer, params in enumerate(weights.layers):
-        projected: Any = block.apply({"params": params}, x, angles, method="project")
+        projected: Any = block.apply({"params": params}, x, turns, method="project")
         q, k, v = projected
         x = block.apply({"params": params}, x, attend(layer, q, k, v), method="finish")
     logits: Any = module.apply({"params": weights.outer}, x[:, -1:], method="readout")

@@ -14,7 +14,7 @@ NORMS = {
     "rms": functools.partial(nn.RMSNorm, epsilon=1e-5, use_fast_variance=False),
 }
 MLPS = ("gelu", "swiglu")
-POSITIONS = ("learned", "rope2d")
+POSITIONS = ("learned", "rope2d", "rope2d_blank")
 REMAT = {
     "none": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -53,12 +53,12 @@ class Block(nn.Module):
         self.down = dense(self.width)
         self.drop = nn.Dropout(self.dropout)
 
-    def project(self, x: Float[Array, "b t m"], angles: Float[Array, "t _"] | None) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, each b t n p; the first two turned by `angles`."""
+    def project(self, x: Float[Array, "b t m"], turns: Float[Array, "t 2 _"] | None) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, each b t n p; the first two turned by `turns`, see `rotate`."""
         q, k, v = jnp.moveaxis(self.qkv(self.norm1(x)), 2, 0)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        return (q, k, v) if angles is None else (rotate(q, angles), rotate(k, angles), v)
+        return (q, k, v) if turns is None else (rotate(q, turns), rotate(k, turns), v)
 
     def finish(
         self, x: Float[Array, "b t m"], attended: Float[Array, "b t n p"], *, train: bool = False
@@ -73,9 +73,9 @@ class Block(nn.Module):
         return x + self.drop(self.down(hidden), deterministic=not train)
 
     def __call__(
-        self, x: Float[Array, "b t m"], mask: Bool[Array, "t t"], angles: Float[Array, "t _"] | None, train: bool
+        self, x: Float[Array, "b t m"], mask: Bool[Array, "t t"], turns: Float[Array, "t 2 _"] | None, train: bool
     ) -> tuple[Float[Array, "b t m"], None]:
-        q, k, v = self.project(x, angles)
+        q, k, v = self.project(x, turns)
         if train and self.dropout:
             weights = nn.dot_product_attention_weights(
                 q, k, mask=mask[None, None], dropout_rng=self.make_rng("dropout"), dropout_rate=self.dropout,
@@ -98,8 +98,10 @@ class Transformer(nn.Module):
       bidirectional_prefix: so many first positions see each other both ways.
       norm: a name of NORMS.
       mlp: a name of MLPS.
-      positions: "learned", one vector a position, or "rope2d", which turns queries and keys by `coordinates`.
-      coordinates: row and column in the grid of each position of the input, for "rope2d" only; (0, 0) for a prefix.
+      positions: "learned", one vector a position, or "rope2d" and "rope2d_blank", which turn queries and keys by
+        `coordinates`.
+      coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
+        "rope2d_blank" gives to a prefix, makes queries and keys there zero, as LlamaGen's models were trained.
       qk_norm: normalises queries and keys, head by head.
       bias: of the kernels; the head has none.
       dropout: of embeddings, attention weights and both residual branches.
@@ -117,7 +119,7 @@ class Transformer(nn.Module):
     norm: str = "layer"
     mlp: str = "gelu"
     positions: str = "learned"
-    coordinates: tuple[tuple[int, int], ...] = ()
+    coordinates: tuple[tuple[int, int] | None, ...] = ()
     qk_norm: bool = False
     bias: bool = True
     dropout: float = 0.0
@@ -151,13 +153,16 @@ class Transformer(nn.Module):
         return {name: getattr(self, name) for name in names}
 
     @property
-    def angles(self) -> Float[np.ndarray, "t _"] | None:
-        """Of each position's rotation, in radians; None without 2-D rotary positions."""
-        if self.positions != "rope2d":
+    def turns(self) -> Float[np.ndarray, "t 2 _"] | None:
+        """Cosine and sine of each position's rotations, zero where it has no place; None with learned positions."""
+        if self.positions == "learned":
             return None
         pairs = self.width // self.num_heads // 4  # a quarter of a head: pairs of channels that turn by the row
         rates = 10_000.0 ** (-np.arange(pairs) / pairs)
-        return np.concatenate([np.outer(axis, rates) for axis in np.transpose(self.coordinates)], 1).astype(np.float32)
+        places = np.array([place or (0, 0) for place in self.coordinates])
+        angles = np.concatenate([np.outer(axis, rates) for axis in places.T], axis=1)
+        known = np.array([place is not None for place in self.coordinates])[:, None, None]
+        return (np.stack([np.cos(angles), np.sin(angles)], axis=1) * known).astype(np.float32)
 
     def embed(
         self, tokens: Int[Array, "b t"], start: int | Int[Array, ""] = 0, *, train: bool = False
@@ -176,9 +181,9 @@ class Transformer(nn.Module):
         length = tokens.shape[1]
         if length > self.max_len:
             raise ValueError(f"the input must have at most max_len {self.max_len} tokens; got {length}. Cut it.")
-        angles = None if self.angles is None else jnp.asarray(self.angles[:length])
+        turns = None if self.turns is None else jnp.asarray(self.turns[:length])
         x = self.embed(tokens, train=train)
-        x, _ = self.layers(x, causal_mask(length, self.bidirectional_prefix), angles, train)
+        x, _ = self.layers(x, causal_mask(length, self.bidirectional_prefix), turns, train)
         return self.readout(x)
 
 
@@ -189,8 +194,8 @@ def causal_mask(length: int, bidirectional_prefix: int = 0) -> Bool[Array, "t t"
     return jnp.asarray((position[:, None] >= position[None]) | (prefix[:, None] & prefix[None]))
 
 
-def rotate(x: Float[Array, "b t n p"], angles: Float[Array, "t _"]) -> Float[Array, "b t n p"]:
-    """Turns the pairs of neighbouring channels (even, odd) of each head, in float32."""
+def rotate(x: Float[Array, "b t n p"], turns: Float[Array, "t 2 _"]) -> Float[Array, "b t n p"]:
+    """Turns the pairs of neighbouring channels (even, odd) of each head, in float32; `turns` are cosines and sines."""
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
-    cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
+    cos, sin = jnp.moveaxis(turns, 1, 0)[:, None, :, None]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)

@@ -4,8 +4,9 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from vqgan_jax.nn import maskgit
 from vqgan_jax.nn.autoencoder import Decoder, Encoder
-from vqgan_jax.nn.blocks import conv1x1
+from vqgan_jax.nn.blocks import Conv, conv1x1
 from vqgan_jax.nn.quantizer import GumbelQuantizer, Quantized, VectorQuantizer
 
 
@@ -13,15 +14,20 @@ class VQGAN(nn.Module):
     """Images in [-1, 1] to code indices and back.
 
     Sizes must be multiples of `downsample_factor`: `encode` of any other would not decode to the same size.
+    `post_kernel` is the side of the kernel behind the codes: 1, or MaskGIT's 3.
     """
 
-    encoder: Encoder
+    encoder: Encoder | maskgit.Encoder
     quantizer: VectorQuantizer | GumbelQuantizer
-    decoder: Decoder
+    decoder: Decoder | maskgit.Decoder
+    post_kernel: int = 1
 
     def setup(self):
         self.pre_quantizer = conv1x1(self.quantizer.embed_dim, jnp.float32, "pre_quantizer")
-        self.post_quantizer = conv1x1(self.encoder.out_channels, self.decoder.dtype, "post_quantizer")
+        reach = self.post_kernel // 2
+        self.post_quantizer = Conv(
+            self.encoder.out_channels, self.post_kernel, padding=(reach, reach), dtype=self.decoder.dtype
+        )
 
     @property
     def downsample_factor(self) -> int:
