@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
+import test_llamagen
 import untrained
 from published import TINY
 from test_lightning import lightning
@@ -194,6 +195,26 @@ def test_what_the_models_own_config_tells(tmp_path, capsys):
     (tmp_path / "bad.yaml").write_text("model: [")
     assert main(["inspect", str(path), f"--config={tmp_path / 'bad.yaml'}"]) == 1
     assert "must be upstream's YAML" in capsys.readouterr().err
+
+
+def test_a_transformer_whose_tokenizer_is_another_file(tmp_path):
+    path, tokenizer = save(tmp_path / "gpt.pt", test_llamagen.TINY), save(tmp_path / "vq.pt", test_llamagen.TOKENIZER)
+    alone = formats.plan(files.open_checkpoint(path), **test_llamagen.OPTIONS)
+    with pytest.raises(ConvertError, match="this file has none"):
+        folders.write(alone, tmp_path / "run")
+    sizes = [f"--heads={test_llamagen.HEADS}", f"--codes={test_llamagen.SIDE**2}", f"--tokenizer={tokenizer}"]
+    assert main(["convert", f"--input={path}", *sizes, f"--output={tmp_path / 'run'}"]) == 0
+    prior = vq.load_prior(tmp_path / "run")
+    same(prior.params, trees.read(alone).params)
+    assert (prior.tokenizer.module.quantizer.unit_length, prior.step) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "sign"),
+    [("maskgit", "params/encoder/ResBlock_0/Conv_0/kernel"), ("dalle_mini", "encoder/down_0/block_0/conv1/kernel")],
+)
+def test_flaxs_files_are_told_by_their_names(name, sign):
+    assert formats.recognise(Checkpoint({sign: published.as_tensor(np.zeros(3))}, {})) == name
 
 
 def test_an_unknown_file_and_a_wrong_option_are_told():

@@ -50,15 +50,19 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", metavar="YAML", help="the model's own, for its number of heads")
     parser.add_argument("--heads", type=int, help="of a transformer, which no shape tells; default: by its width")
     parser.add_argument("--condition", metavar="KIND", help="of a transformer; default: by its tokenizer or length")
+    parser.add_argument("--tokenizer", metavar="FILE", help="of a transformer whose own file has none, LlamaGen's")
     parser.add_argument("--codes", type=int, help="of an image that a transformer makes; default: by its positions")
     parser.add_argument("--allow", action="append", metavar="PATTERN", help="of tensors that may be missing or extra")
 
 
 def checkpoint_options(flags: argparse.Namespace) -> dict[str, Any]:
     """What these flags say: options of a format's `plan`; None where nothing is said."""
-    from vqgan_jax.convert import settings
+    from vqgan_jax.convert import formats, settings
+    from vqgan_jax.convert.files import open_checkpoint
 
     told = settings.read(flags.config) if flags.config else {}
+    if flags.tokenizer:
+        told["tokenizer"] = formats.plan(open_checkpoint(flags.tokenizer))
     given = {"num_heads": flags.heads, "condition": flags.condition, "num_codes": flags.codes, "allow": flags.allow}
     return told | {key: value for key, value in given.items() if value is not None}
 

@@ -9,6 +9,7 @@ EXAMPLES = """examples:
   vqgan convert --input=vqgan_imagenet_f16_16384.ckpt --output=runs/imagenet_f16
   vqgan convert --input=drin_transformer.ckpt --output=runs/drin --heads=16
   vqgan convert --input=sflckr.ckpt --output=runs/sflckr --condition=segmentation --allow='*.attn.extra'
+  vqgan convert --input=c2i_L_384.pt --tokenizer=vq_ds16_c2i.pt --output=runs/llamagen
   vqgan convert --from=diffusers --input=vqvae_folder --output=runs/vqvae
   vqgan train --config=runs/imagenet_f16/config.json --workdir=runs/imagenet_f16 --config.data.source=folder:photos
 

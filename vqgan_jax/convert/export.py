@@ -33,20 +33,22 @@ def _levels(config: Stage1) -> int:
     return len(config.model.channel_multipliers)
 
 
-LENGTHS_MATTER = {"quantizer": {"unit_length": False}}
+PLAIN = {"kind": "paper", "norm_groups": 32}
 TARGETS = {
     "taming": Target(
         lambda c: names.vq_model(c.quantizer.kind, c.discriminator.num_layers, c.discriminator.norm),
         ("generator", "codebook", "discriminator", "batch_stats", "lpips"),
-        LENGTHS_MATTER | {"model": {"norm_groups": 32}},
+        {"quantizer": {"unit_length": False}, "model": PLAIN},
     ),
     "llamagen": Target(
         lambda c: llamagen.vq_model(_levels(c)),
         ("generator",),
-        {"quantizer": {"unit_length": True, "kind": "vq"}, "model": {"norm_groups": 32}},
+        {"quantizer": {"unit_length": True, "kind": "vq"}, "model": PLAIN},
     ),
     "diffusers": Target(
-        lambda c: diffusers.vq_model(_levels(c)), ("generator",), {"quantizer": {"unit_length": False, "kind": "vq"}}
+        lambda c: diffusers.vq_model(_levels(c)),
+        ("generator",),
+        {"quantizer": {"unit_length": False, "kind": "vq"}, "model": {"kind": "paper"}},
     ),
 }
 GPT_NEEDS = {

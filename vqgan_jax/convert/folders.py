@@ -34,6 +34,7 @@ def write(planned: Converted, folder: Path) -> None:
       ConvertError: the folder is there already, or the file has changed meanwhile.
       OSError: the disk is full or cannot be written.
     """
+    trees.whole(planned)
     if folder.exists():
         raise ConvertError(
             f"a converted model needs a folder of its own; {folder} is there. Name another, or delete it."

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from vqgan_jax.convert import diffusers, llamagen, native, taming
+from vqgan_jax.convert import dalle_mini, diffusers, llamagen, llamagen_gpt, maskgit, native, taming
 from vqgan_jax.convert.trees import Converted
 from vqgan_jax.convert.weights import Checkpoint, ConvertError
 
@@ -24,6 +24,9 @@ class Format(NamedTuple):
 FORMATS = {
     "safetensors": Format(native.plan, ("generator/encoder/conv_in/kernel", "transformer/embedding")),
     "llamagen": Format(llamagen.plan, ("encoder.conv_blocks.0.res.0.conv1.weight",)),
+    "llamagen_gpt": Format(llamagen_gpt.plan, ("layers.0.attention.wqkv.weight",)),
+    "maskgit": Format(maskgit.plan, ("params/encoder/ResBlock_0/Conv_0/kernel",)),
+    "dalle_mini": Format(dalle_mini.plan, ("encoder/down_0/block_0/conv1/kernel",)),
     "diffusers": Format(diffusers.plan, ("encoder.down_blocks.0.resnets.0.conv1.weight",)),
     "taming": Format(
         taming.plan,

@@ -34,13 +34,14 @@ def load(
       format: a name of `formats.FORMATS`; None goes by the names of the tensors.
       shardings: of all parameters; or a function from the tree of their shapes (`jax.ShapeDtypeStruct`), a model's at a
         time, to the tree of their shardings. None is the first device.
-      options: of the format: `allow`, and for transformers `num_heads`, `condition`, `num_codes`; see `taming.load`.
+      options: of the format: `allow`, and for transformers `num_heads`, `condition`, `num_codes`; see
+        `taming.load`. For one whose file has no tokenizer, `tokenizer`: its file as `formats.plan` gives it.
 
     Raises:
       ConvertError: the file is damaged, hostile, of no known format, or does not hold exactly one of our models.
       OSError: there is no such file.
     """
-    planned = formats.plan(open_checkpoint(path), format, **options)
+    planned = trees.whole(formats.plan(open_checkpoint(path), format, **options))
     where = shardings if shardings is not None else jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return model(planned, functools.partial(_placed, where=where))
 

@@ -210,6 +210,16 @@ def by_path(tree: Any) -> dict[str, Any]:
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def whole(converted: Converted) -> Converted:
+    """The model; ConvertError if it is a transformer without its tokenizer."""
+    if isinstance(converted.config, Stage2) and converted.tokenizer is None:
+        raise ConvertError(
+            "a transformer must come with the tokenizer of its images; this file has none. Give that one's file too: "
+            "`tokenizer` in Python, --tokenizer of vqgan convert."
+        )
+    return converted
+
+
 def read(planned: Converted) -> Converted:
     """A plan with arrays for its tensors, one read after the other."""
     return jax.tree.map(lambda leaf: leaf.read() if isinstance(leaf, Tensor) else leaf, planned)
