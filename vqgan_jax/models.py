@@ -30,11 +30,13 @@ class Tokenizer:
       params: the generator's parameters.
       module: what they belong to.
       step: of the training that made them.
+      weights: "ema" if the parameters are the averaged ones, else "raw".
     """
 
     params: dict[str, Any]
     module: VQGAN = struct.field(pytree_node=False)
     step: int = struct.field(pytree_node=False, default=0)
+    weights: str = struct.field(pytree_node=False, default="raw")
 
     @property
     def downsample_factor(self) -> int:
@@ -58,6 +60,7 @@ class Prior:
       config: of the run that made it.
       condition: the tokenizer of its condition, where that is a map with one of its own.
       step: of the training that made it.
+      weights: "ema" if the parameters are the averaged ones, else "raw".
     """
 
     params: dict[str, Any]
@@ -66,6 +69,7 @@ class Prior:
     config: configs.Stage2 = struct.field(pytree_node=False)
     condition: Tokenizer | None = None
     step: int = struct.field(pytree_node=False, default=0)
+    weights: str = struct.field(pytree_node=False, default="raw")
 
     @property
     def frozen(self) -> dict[str, Any]:
@@ -73,18 +77,20 @@ class Prior:
         return frozen(self.tokenizer, self.condition)
 
 
-def load_tokenizer(path: epath.PathLike) -> Tokenizer:
+def load_tokenizer(path: epath.PathLike, *, weights: str = "") -> Tokenizer:
     """Loads the tokenizer of a run: its newest whole checkpoint, the averaged parameters where there are any.
 
     Args:
       path: the `--workdir` of a stage-1 run; local, or gs://.
+      weights: "ema" for the averaged parameters only, "raw" for the plain ones.
 
     Raises:
       FileNotFoundError: no such folder, or no whole checkpoint in it.
-      ValueError: the run is not one of stage 1.
+      ValueError: the run is not one of stage 1, or has no averaged parameters where these are wanted.
     """
-    restored, config = restore(path, configs.Stage1, "generator", tokenizer_state)
-    return Tokenizer(restored.state, build.vqgan(config), restored.step)
+    restored, config = restore(path, configs.Stage1, "generator", tokenizer_state, weights)
+    ((name, params),) = restored.state.items()
+    return Tokenizer(params, build.vqgan(config), restored.step, name)
 
 
 def load_prior(
@@ -92,6 +98,7 @@ def load_prior(
     *,
     tokenizer: epath.PathLike | Tokenizer | None = None,
     condition: epath.PathLike | Tokenizer | None = None,
+    weights: str = "",
 ) -> Prior:
     """Loads the prior of a run, with its tokenizers.
 
@@ -100,16 +107,18 @@ def load_prior(
       tokenizer: the one it was trained with, or that one's folder; by default what the run's config names, or a folder
         of that name beside the run.
       condition: likewise that of its condition, where it has one of its own.
+      weights: of the prior, "ema" or "raw"; see `load_tokenizer`.
 
     Raises:
       FileNotFoundError: no such folder, no whole checkpoint in it, or no tokenizer.
       ValueError: the run is not one of stage 2, or a tokenizer is another than the one that it was trained with.
     """
-    restored, config = restore(path, configs.Stage2, "transformer", prior_state)
+    restored, config = restore(path, configs.Stage2, "transformer", prior_state, weights)
     beside = absolute(path).parent
     tokenizers = load_frozen(config, tokenizer=tokenizer, condition=condition, beside=beside)
     module = prior.from_config(config, condition_module(*tokenizers))
-    return Prior(restored.state, tokenizers[0], module, config, tokenizers[1], restored.step)
+    ((name, params),) = restored.state.items()
+    return Prior(params, tokenizers[0], module, config, tokenizers[1], restored.step, name)
 
 
 def load_frozen(
@@ -175,13 +184,32 @@ def find_tokenizer(workdir: str, role: str = "tokenizer", beside: Any = None) ->
     )
 
 
-def restore(path: epath.PathLike, stage: type, network: str, abstract: Callable[[Any], Any]) -> tuple[Restored, Any]:
-    """The newest whole checkpoint's averaged (or else plain) parameters of one network, on the first device."""
+def config_of(path: epath.PathLike) -> configs.Stage1 | configs.Stage2:
+    """The config of a run's newest checkpoint; FileNotFoundError without one."""
+    with Checkpoints(folder_of(path), read_only=True) as checkpoints:
+        for _, config, _ in checkpoints.readable():
+            return parsing.parse(config)
+    raise FileNotFoundError(f"{path} holds no whole checkpoint; train longer or give another run.")
+
+
+def folder_of(path: epath.PathLike) -> Any:
+    """A run's folder; FileNotFoundError if it is none."""
     workdir = absolute(path)
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"a run's folder must hold `checkpoints`; {workdir} does not. Give the --workdir of `vqgan train`."
         )
+    return workdir
+
+
+def restore(
+    path: epath.PathLike, stage: type, network: str, abstract: Callable[[Any], Any], weights: str = ""
+) -> tuple[Restored, Any]:
+    """The newest whole checkpoint's averaged (or else plain) parameters of one network, on the first device.
+
+    Its `state` is these by their name, "ema" or "raw", as `weights` wants them where it is not empty.
+    """
+    workdir = folder_of(path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
@@ -190,7 +218,12 @@ def restore(path: epath.PathLike, stage: type, network: str, abstract: Callable[
         if not isinstance(config, stage):
             raise ValueError(f"{workdir} must be a run of {stage.__name__}; it is one of stage {config.stage}.")
         state = abstract(config)
-        name = "ema" if state.ema else "params"
+        if weights not in ("", "raw", "ema") or (weights == "ema" and not state.ema):
+            raise ValueError(
+                f"`weights` must be those that {workdir} has: raw{' or ema' * bool(state.ema)}; got {weights!r}. Choose "
+                "of these."
+            )
+        name = "ema" if state.ema and weights != "raw" else "params"
         return {name: {network: jax.tree.map(place, getattr(state, name)[network])}}
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
@@ -199,7 +232,8 @@ def restore(path: epath.PathLike, stage: type, network: str, abstract: Callable[
         raise FileNotFoundError(
             f"{workdir / 'checkpoints'} holds no whole checkpoint; train longer or give another run."
         )
-    (params,) = (tree[network] for tree in restored.state.values())
+    named = {"params": "raw", "ema": "ema"}
+    params = {named[name]: tree[network] for name, tree in restored.state.items()}
     return restored._replace(state=params), parsing.parse(restored.config)
 
 
