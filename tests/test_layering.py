@@ -55,6 +55,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("train.stage?_program", (*LAYER_0, *LAYER_1, *LAYER_2, "train.program")),
     ("train.program", (*LAYER_0, *LAYER_1, *LAYER_2)),
     ("train.stage?", (*PURE, "prior", "train.state")),
+    ("evaluate.of_*", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "drawing", "inputs", *PROGRAMS)),
     ("evaluate*", (*LAYER_0, *LAYER_1, "evaluate", "evaluate.*")),
     ("convert*", (*LAYER_0, *LAYER_1, "convert", "convert.*")),
     ("train.loop", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS)),

@@ -76,12 +76,17 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
         raise UsageError(f"a config file must define `get_config(variant)`; {file!r} does not. See experiments/.")
     config = module.get_config(variant) if variant else module.get_config()
     nested = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-    for override in overrides:
-        flag, equals, text = override.partition("=")
-        if not flag.startswith("--config.") or not equals:
-            raise UsageError(f"overrides must look like --config.section.key=value; got {override!r}.")
-        put(nested, flag.removeprefix("--config.").split("."), literal(text))
+    override(nested, overrides)
     return parsing.parse(nested)
+
+
+def override(nested: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets values of a nested config; UsageError for what does not look like `--config.section.key=value`."""
+    for text in overrides:
+        flag, equals, value = text.partition("=")
+        if not flag.startswith("--config.") or not equals:
+            raise UsageError(f"overrides must look like --config.section.key=value; got {text!r}.")
+        put(nested, flag.removeprefix("--config.").split("."), literal(value))
 
 
 def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

@@ -47,7 +47,7 @@ class Collector:
         """Images that are no padding, with their numbers; computed in batches of `batch_size`, the last one padded."""
         self.numbers.append(numbers.astype(np.int64))
         self.digests.append(np.array([digest(image) for image in images], np.uint64))
-        for start in range(0, len(images), batch_size):
+        for start in range(0, max(len(images), 1), batch_size):  # without images, too: features have a width
             part = images[start : start + batch_size]
             for name, features in self.run(padded(part, batch_size)).items():
                 features = np.asarray(features)[: len(part)]
@@ -58,12 +58,14 @@ class Collector:
                     self.rows[name].append(features)
 
     def summary(self) -> Summary:
-        """Of the images of all processes; every process must call it, and must have at least one image."""
+        """Of the images of all processes; every process must call it, and `add` before, if with no image at all."""
         numbers = gather(np.concatenate(self.numbers))
         digests = np.sort(gather(np.concatenate(self.digests)))
         order = np.argsort(numbers)
         if len(np.unique(numbers)) != len(numbers):
-            raise ValueError(f"every image must count once; {len(numbers)} came with {len(np.unique(numbers))} numbers.")
+            raise ValueError(
+                f"every image must count once; {len(numbers)} came with {len(np.unique(numbers))} numbers."
+            )
         rows = {name: gather(np.concatenate(parts))[order] for name, parts in sorted(self.rows.items())}
         return Summary(
             len(numbers),
@@ -90,8 +92,9 @@ def digest(image: UInt8[np.ndarray, "H W 3"]) -> int:
 
 
 def padded(images: UInt8[np.ndarray, "b H W 3"], size: int) -> jax.Array:
-    """A full batch, its last image repeated, over the devices of this process."""
-    rows = np.arange(size).clip(max=len(images) - 1)
+    """A full batch, its last image repeated, or zeros without any, over the devices of this process."""
+    rows = np.arange(size).clip(max=max(len(images) - 1, 0))
+    images = images if len(images) else np.zeros((1, *images.shape[1:]), np.uint8)
     return jax.device_put(images[rows], jax.NamedSharding(sharding.local_mesh(), sharding.BATCH))
 
 

@@ -143,7 +143,5 @@ def kept(chosen: dict[str, Metric]) -> frozenset[str]:
 def compare(chosen: dict[str, Metric], reference: Summary, samples: Summary, *, seed: int) -> dict[str, float]:
     """The metrics, of those chosen, that compare two sets."""
     return {
-        name: metric.compare(reference, samples, seed)
-        for name, metric in chosen.items()
-        if metric.compare is not None
+        name: metric.compare(reference, samples, seed) for name, metric in chosen.items() if metric.compare is not None
     }
