@@ -126,7 +126,7 @@ def evaluate(flags, overrides: Sequence[str], request) -> tuple:
     cli.override(nested, overrides)
     config = parsing.parse(nested)
     if isinstance(config, configs.Stage2):
-        raise NotImplementedError
+        return evaluate_prior(flags, config, request)
     split = flags.reference or "validation"
     if split not in ("validation", "train"):
         raise cli.UsageError(f"`--reference` of a tokenizer must be validation or train; got {split!r}.")
@@ -142,9 +142,44 @@ def evaluate(flags, overrides: Sequence[str], request) -> tuple:
     return told.results, "A tokenizer, measured", lead, sections, told.found.originals
 
 
+def evaluate_prior(flags, config, request) -> tuple:
+    """The same of a prior."""
+    import dataclasses
+
+    from vqgan_jax import drawing, models
+    from vqgan_jax.evaluate import of_prior, page
+
+    prior = models.load_prior(
+        flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer, weights=flags.weights
+    ).replace(config=config)
+    given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config.sampling)}
+    changed = {name: value for name, value in given.items() if value is not None}
+    base = drawing.options_of(dataclasses.replace(config.sampling, **changed))
+    settings = of_prior.settings(base, flags.sweep)
+    asked = of_prior.Asked(
+        samples=flags.samples, settings=settings, reference=flags.reference or "validation", neighbours=flags.neighbours
+    )
+    told = of_prior.evaluate(prior, request, asked, workdir=flags.workdir)
+    sections, swept = [], page.swept_settings(told.results)
+    if swept:
+        sections.append(page.tradeoff(told.results))
+    if told.samples:
+        title = lambda options: ", ".join(f"{name} {options[name]}" for name in swept) or "samples"
+        rows = {title(options): images for options, images in zip(settings, told.samples, strict=True)}
+        sections.append(page.pictures("Samples", "The first of each setting, not chosen.", rows))
+    if told.classes:
+        sections.append(page.classes(told.classes))
+    if told.neighbours:
+        sections.append(page.neighbours(*told.neighbours))
+    lead = f"{flags.workdir}, step {prior.step}, {prior.weights} weights."
+    return told.results, "A prior, measured", lead, sections, told.reference and told.reference.summary
+
+
 def save(flags, console, command: str, results, title: str, lead: str, sections, reference) -> None:
     """The table on the terminal, and the files."""
     import dataclasses
+    import tempfile
+    from pathlib import Path
 
     from etils import epath
     from rich.table import Table
@@ -156,8 +191,10 @@ def save(flags, console, command: str, results, title: str, lead: str, sections,
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "evaluation.json", {"results": [dataclasses.asdict(result) for result in results]})
     (output / "evaluation.html").write_text(page.page(title, lead, results, sections, command))
-    for network, found in reference.moments.items():
-        moments.save(output / f"reference_{network}.npz", found)
+    for network, found in reference.moments.items() if reference else ():
+        with tempfile.TemporaryDirectory() as folder:  # the output may be gs://
+            moments.save(f"{folder}/moments.npz", found)
+            (output / f"reference_{network}.npz").write_bytes(Path(folder, "moments.npz").read_bytes())
     swept = page.swept_settings(results)
     table = Table("metric", *swept, "value", "unit", "definition")
     for result in results:

@@ -113,18 +113,27 @@ def collect(source: Any, request: Request, networks: Networks, *, size: int, kee
     batches = data.evaluation_batches(measured, image_size=size, batch_size=request.global_batch, **program.share())
     collector, done = Collector(networks.run, keep=keep), 0
     told = request.track(name, -(-len(source) // jax.process_count()))
-    images, labels, held = [], [], np.zeros(max(len(source.class_names), 1), int)
+    images, labels, places = [], [], []
+    held = np.zeros(max(len(source.class_names), 1), int)
     for numbers, batch in numbered(batches, **program.share()):
         collector.add(numbers, batch["image"], batch_size=request.local_batch)
-        for image, label in zip(batch["image"], batch["label"], strict=True):
+        for number, image, label in zip(numbers, batch["image"], batch["label"], strict=True):
             if held[label] < GALLERY:
                 held[label] += 1
+                places.append(number)
                 images.append(image)
                 labels.append(label)
         told(done := done + len(numbers))
-    stacked = np.array(images, np.uint8).reshape(-1, size, size, 3)
-    gallery = gather(stacked), gather(np.array(labels, np.int32))
+    stacked = gather(np.array(images, np.uint8).reshape(-1, size, size, 3))
+    gallery = first_of_each(gather(np.array(places, np.int64)), stacked, gather(np.array(labels, np.int32)))
     return Seen(collector.summary(), measured.resize(size), gallery, tuple(source.class_names))
+
+
+def first_of_each(numbers: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of every class the `GALLERY` images with the lowest numbers: the same for any number of processes."""
+    order = np.argsort(numbers)
+    kept = np.sort(np.concatenate([order[labels[order] == label][:GALLERY] for label in np.unique(labels)]))
+    return images[kept], labels[kept]
 
 
 def results(
@@ -137,11 +146,6 @@ def results(
             continue
         counted = metric.compare is not None or name == "own_class"
         fields = common | networks.named(metric.network) | {"versions": record.versions()}
-        if name == "nll":  # of codes, not of pixels
-            fields |= {"subject": "tokens of held-out images", "sampling": {}, "rounding": record.NOTHING}
-            fields |= {"subject_count": common["held_out"], "subject_fingerprint": record.NOTHING}
-            fields |= {"reference": record.NOTHING, "reference_count": 0, "reference_fingerprint": record.NOTHING}
-        fields.pop("held_out", None)
         found.append(
             record.Result(
                 metric=record.named(name, common["subject_count"]) if counted else name,

@@ -112,7 +112,9 @@ def codes(hits: Int[np.ndarray, "k"]) -> report.Html:
 def spread(values: Float[np.ndarray, "n"], title: str, unit: str) -> report.Html:
     """Quantiles of one metric over the images."""
     levels = np.array([0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99])
-    rows = [(f"{100 * level:.0f} %", float(value)) for level, value in zip(levels, np.quantile(values, levels), strict=True)]
+    rows = [
+        (f"{100 * level:.0f} %", float(value)) for level, value in zip(levels, np.quantile(values, levels), strict=True)
+    ]
     return report.section(title, report.table(rows, ["share of images below", unit]))
 
 
@@ -124,13 +126,24 @@ def scale_of(images: Images) -> int:
 def pictures(title: str, text: str, rows: Mapping[str, Images]) -> report.Html:
     """Rows of pictures by name."""
     strips = [
-        report.strip(images, name=name, alt=name, scale=scale_of(images)) for name, images in rows.items() if len(images)
+        report.strip(images, name=name, alt=name, scale=scale_of(images))
+        for name, images in rows.items()
+        if len(images)
     ]
     return report.section(title, text, *strips)
 
 
-def neighbours(samples: Images, found: Images, distances: Float[np.ndarray, "n m"], typical: str) -> report.Html:
-    """Each sample beside the training images nearest to it by LPIPS; `found` is n m H W 3, flattened to n*m."""
+def classes(rows: Sequence[tuple[str, int, float, int, float]]) -> report.Html:
+    """Likelihood and obedience by class."""
+    header = ["class", "held out", "nats a token", "samples", "of own class"]
+    text = "Own class: the real image nearest to the sample by LPIPS, of up to 16 a class, is of its class."
+    return report.section("Classes", text, report.table(rows, header))
+
+
+def neighbours(
+    samples: Images, found: Images, distances: Float[np.ndarray, "n m"], held_out: Float[np.ndarray, "_"]
+) -> report.Html:
+    """Each sample beside the training images nearest to it by LPIPS; `found` (n*m H W 3) holds these in turn."""
     near = found.reshape(len(samples), -1, *found.shape[1:])
     strips = [
         report.strip(
@@ -139,8 +152,16 @@ def neighbours(samples: Images, found: Images, distances: Float[np.ndarray, "n m
         )
         for i, (sample, row, values) in enumerate(zip(samples, near, distances, strict=True))
     ]  # fmt: skip
-    text = "Each sample, then the training images nearest to it with their LPIPS: a copy would be near 0. "
-    return report.section("Nearest training images", text + typical, report.beside(*strips, width=20))
+    text = (
+        "Each sample, then the training images nearest to it with their LPIPS; a copy would be near 0. The nearest "
+        f"of each sample is at {told(distances[:, 0])}, that of each of as many held-out images at {told(held_out)}."
+    )
+    return report.section("Nearest training images", text, report.beside(*strips, width=20))
+
+
+def told(values: Float[np.ndarray, "n"]) -> str:
+    """Middle and lowest of some distances."""
+    return f"{np.median(values):.3f} in the middle and {np.min(values):.3f} at least"
 
 
 def tradeoff(results: Sequence[Result]) -> report.Html:
