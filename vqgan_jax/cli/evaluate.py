@@ -195,11 +195,17 @@ def save(flags, console, command: str, results, title: str, lead: str, sections,
         with tempfile.TemporaryDirectory() as folder:  # the output may be gs://
             moments.save(f"{folder}/moments.npz", found)
             (output / f"reference_{network}.npz").write_bytes(Path(folder, "moments.npz").read_bytes())
-    swept = page.swept_settings(results)
-    table = Table("metric", *swept, "value", "unit", "definition")
-    for result in results:
-        settings = (str(result.sampling.get(name, "")) for name in swept)
-        table.add_row(result.metric, *settings, f"{result.value:.5g}", page.unit_of(result), result.variant)
-    console.print(table)
+    tables = []
+    plain = [result for result in results if not result.sampling] if page.swept_settings(results) else results
+    if plain:
+        tables.append(Table("metric", "value", "unit", "definition"))
+    for result in plain:
+        tables[0].add_row(result.metric, f"{result.value:.5g}", page.unit_of(result), result.variant)
+    if len(plain) < len(results):
+        header, rows = page.by_setting(results)
+        tables.append(Table(*header))
+        for row in rows:
+            tables[-1].add_row(*row)
+    console.print(*tables, sep="\n")
     console.print(lead)
     console.print(f"{output / 'evaluation.json'} and evaluation.html", soft_wrap=True)

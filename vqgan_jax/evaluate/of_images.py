@@ -13,7 +13,7 @@ from vqgan_jax.convert import inception, lpips
 from vqgan_jax.evaluate import features, generation, moments, record
 from vqgan_jax.evaluate.collection import Archive, Collector, Measured, Summary
 from vqgan_jax.evaluate.gathering import gather, numbered
-from vqgan_jax.train import program
+from vqgan_jax.train import program, sharding
 
 Track = Callable[[str, int], Callable[[int], None]]  # what is done and how much there is to do -> told how much is done
 ROUNDING = "rint((clip(x) + 1) * 127.5) to 8 bits"
@@ -91,12 +91,12 @@ def open_networks(chosen: Mapping[str, generation.Metric], path: str | None) -> 
     Raises:
       FileNotFoundError: Inception's weights are needed and not there.
     """
-    files = {"vgg": lpips.lpips_path()}
+    files, everywhere = {"vgg": lpips.lpips_path()}, sharding.replicated(sharding.local_mesh())
     wanted = {metric.network for metric in chosen.values() if metric.compare is not None}
     if "inception" in wanted:
         files["inception"] = inception.find_inception(path)
-        inception_params = jax.device_put(inception.load_inception(files["inception"]))
-    vgg = jax.device_put(lpips.load_lpips())
+        inception_params = jax.device_put(inception.load_inception(files["inception"]), everywhere)
+    vgg = jax.device_put(lpips.load_lpips(), everywhere)
 
     def run(images: Any) -> dict[str, Any]:
         found = {"vgg": features.vgg_features(vgg, images)} if "vgg" in wanted else {}

@@ -275,4 +275,5 @@ def settings(base: Mapping[str, Any], sweep: str) -> list[dict[str, Any]]:
             raise ValueError(
                 f"a sweep must look like top_k:50,100;guidance:1,2, of {', '.join(kinds)}; got {part!r}. Correct it."
             ) from None
-    return [dict(base) | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    others = {name: value for name, value in base.items() if name not in axes}  # those of the sweep come last, in order
+    return [others | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

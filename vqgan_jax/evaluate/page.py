@@ -41,26 +41,36 @@ def unit_of(result: Result) -> str:
 
 
 def figures(results: Sequence[Result]) -> report.Html:
-    """Every figure with its definition; what was drawn with several settings has them in a column."""
-    swept = swept_settings(results)
+    """Every figure with its definition; of several settings the first one's, and all of them in a table of their own."""
+    once = list({result.metric: result for result in reversed(results)}.values())[::-1]
     rows = [
         [
             result.metric,
-            *(str(result.sampling.get(name, "—")) for name in swept),
             f"{result.value:.6g}",
             unit_of(result) or "—",
             {"higher": "↑", "lower": "↓", "none": "—"}[result.better],
             result.variant,
             f"{result.network} {result.network_hash}" if result.network != "none" else "—",
         ]
-        for result in results
+        for result in once
     ]
     return report.section(
         "Figures",
         "An arrow up means that higher is better. A number at a metric's end is that of the images: figures of unequal "
-        "numbers are not compared.",
-        report.table(rows, ["metric", *swept, "value", "unit", "better", "definition", "weights of the network"]),
+        "numbers are not compared. Of several settings of drawing these are the first one's.",
+        report.table(rows, ["metric", "value", "unit", "better", "definition", "weights of the network"]),
     )
+
+
+def by_setting(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table: a row for each setting that was swept, a column for each metric of samples."""
+    swept, drawn = swept_settings(results), [result for result in results if result.sampling]
+    metrics = list(dict.fromkeys(result.metric for result in drawn))
+    rows: dict[tuple[str, ...], dict[str, str]] = {}
+    for result in drawn:
+        setting = tuple(str(result.sampling[name]) for name in swept)
+        rows.setdefault(setting, {})[result.metric] = f"{result.value:.5g}"
+    return [*swept, *metrics], [[*setting, *(row[metric] for metric in metrics)] for setting, row in rows.items()]
 
 
 def swept_settings(results: Sequence[Result]) -> list[str]:
@@ -177,4 +187,5 @@ def tradeoff(results: Sequence[Result]) -> report.Html:
         curves = [report.Curve(name, *zip(*sorted(points), strict=True)) for name, points in lines.items()]
         charts.append(report.chart(curves, title=metric, axis=last))
     text = f"Every line is one setting of {', '.join(others) or 'everything else'}; along it {last} changes."
-    return report.section("Trade-off", text, report.beside(*charts))
+    header, rows = by_setting(results)
+    return report.section("Trade-off", text, report.beside(*charts), report.table(rows, header))

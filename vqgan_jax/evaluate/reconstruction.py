@@ -43,7 +43,7 @@ class Reconstructed(NamedTuple):
 
 
 def measure(
-    batches: Iterable[tuple[Int[np.ndarray, "b"], dict[str, Any]]],
+    batches: Iterable[tuple[Int[np.ndarray, "_"], dict[str, Any]]],
     reconstruct: Callable[[Images], tuple[Images, Int[np.ndarray, "b h w"]]],
     compare: Callable[[Images, Images], dict[str, Float[np.ndarray, "b"]]],
     *,
