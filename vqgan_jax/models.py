@@ -20,6 +20,7 @@ from vqgan_jax.train import sharding, stage1, stage2
 from vqgan_jax.train.checkpoint import Checkpoints, Restored
 from vqgan_jax.train.state import TrainState
 
+WEIGHTS = {"params": "raw", "ema": "ema"}  # names for people, by field of the state
 ROLES = {"tokenizer": "tokenizer", "condition": "condition's tokenizer"}
 
 
@@ -31,11 +32,13 @@ class Tokenizer:
       params: the generator's parameters.
       module: what they belong to.
       step: of the training that made them.
+      weights: "ema" if the parameters are the averaged ones, else "raw".
     """
 
     params: dict[str, Any]
     module: VQGAN = struct.field(pytree_node=False)
     step: int = struct.field(pytree_node=False, default=0)
+    weights: str = struct.field(pytree_node=False, default="raw")
 
     @property
     def downsample_factor(self) -> int:
@@ -59,6 +62,7 @@ class Prior:
       config: of the run that made it.
       condition: the tokenizer of its condition, where that is a map with one of its own.
       step: of the training that made it.
+      weights: "ema" if the parameters are the averaged ones, else "raw".
     """
 
     params: dict[str, Any]
@@ -67,6 +71,7 @@ class Prior:
     config: configs.Stage2 = struct.field(pytree_node=False)
     condition: Tokenizer | None = None
     step: int = struct.field(pytree_node=False, default=0)
+    weights: str = struct.field(pytree_node=False, default="raw")
 
     @property
     def frozen(self) -> dict[str, Any]:
@@ -74,19 +79,20 @@ class Prior:
         return frozen(self.tokenizer, self.condition)
 
 
-def load_tokenizer(path: epath.PathLike) -> Tokenizer:
+def load_tokenizer(path: epath.PathLike, *, weights: str = "") -> Tokenizer:
     """Loads the tokenizer of a run: its newest whole checkpoint, the averaged parameters where there are any.
 
     Args:
       path: the `--workdir` of a stage-1 run; local, or gs://.
+      weights: "ema" for the averaged parameters only, "raw" for the plain ones.
 
     Raises:
       FileNotFoundError: no such folder, or no whole checkpoint in it.
-      ValueError: the run is not one of stage 1.
+      ValueError: the run is not one of stage 1, or has no averaged parameters where these are wanted.
     """
-    restored, config = restore(path, configs.Stage1, averaged("generator"))
-    (params,) = restored.state.values()
-    return Tokenizer(params["generator"], build.vqgan(config), restored.step)
+    restored, config = restore(path, configs.Stage1, parameters("generator", weights))
+    ((name, params),) = restored.state.items()
+    return Tokenizer(params["generator"], build.vqgan(config), restored.step, WEIGHTS[name])
 
 
 def load_prior(
@@ -94,6 +100,7 @@ def load_prior(
     *,
     tokenizer: epath.PathLike | Tokenizer | None = None,
     condition: epath.PathLike | Tokenizer | None = None,
+    weights: str = "",
 ) -> Prior:
     """Loads the prior of a run, with its tokenizers.
 
@@ -102,16 +109,17 @@ def load_prior(
       tokenizer: the one it was trained with, or that one's folder; by default what the run's config names, or a folder
         of that name beside the run or in it.
       condition: likewise that of its condition, where it has one of its own.
+      weights: of the prior, "ema" or "raw"; see `load_tokenizer`.
 
     Raises:
       FileNotFoundError: no such folder, no whole checkpoint in it, or no tokenizer.
       ValueError: the run is not one of stage 2, or a tokenizer is another than the one that it was trained with.
     """
-    restored, config = restore(path, configs.Stage2, averaged("transformer"))
-    (params,) = restored.state.values()
+    restored, config = restore(path, configs.Stage2, parameters("transformer", weights))
+    ((name, params),) = restored.state.items()
     tokenizers = load_frozen(config, tokenizer=tokenizer, condition=condition, near=path)
     module = prior.from_config(config, condition_module(*tokenizers))
-    return Prior(params["transformer"], tokenizers[0], module, config, tokenizers[1], restored.step)
+    return Prior(params["transformer"], tokenizers[0], module, config, tokenizers[1], restored.step, WEIGHTS[name])
 
 
 def load_frozen(
@@ -178,6 +186,24 @@ def find_tokenizer(workdir: str, role: str = "tokenizer", near: Any = None) -> A
     )
 
 
+def config_of(path: epath.PathLike) -> configs.Stage1 | configs.Stage2:
+    """The config of a run's newest checkpoint; FileNotFoundError without one."""
+    with Checkpoints(folder_of(path), read_only=True) as checkpoints:
+        for _, config, _ in checkpoints.readable():
+            return parsing.parse(config)
+    raise FileNotFoundError(f"{path} holds no whole checkpoint; train longer or give another run.")
+
+
+def folder_of(path: epath.PathLike) -> Any:
+    """A run's folder; FileNotFoundError if it is none."""
+    workdir = absolute(path)
+    if not (workdir / "checkpoints").is_dir():
+        raise FileNotFoundError(
+            f"a run's folder must hold `checkpoints`; {workdir} does not. Give the --workdir of `vqgan train`."
+        )
+    return workdir
+
+
 def restore(
     path: epath.PathLike, stages: type | tuple[type, ...], part: Callable[[TrainState], dict[str, Any]]
 ) -> tuple[Restored, Any]:
@@ -190,13 +216,9 @@ def restore(
 
     Raises:
       FileNotFoundError: no such folder, or no whole checkpoint in it.
-      ValueError: the run is of another stage.
+      ValueError: the run is of another stage, or what `part` raises.
     """
-    workdir = absolute(path)
-    if not (workdir / "checkpoints").is_dir():
-        raise FileNotFoundError(
-            f"a run's folder must hold `checkpoints`; {workdir} does not. Give the --workdir of `vqgan train`."
-        )
+    workdir = folder_of(path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
@@ -217,11 +239,16 @@ def restore(
     return restored, parsing.parse(restored.config)
 
 
-def averaged(network: str) -> Callable[[TrainState], dict[str, Any]]:
-    """For `restore`: one network's running average, where there is none its plain parameters."""
+def parameters(network: str, weights: str = "") -> Callable[[TrainState], dict[str, Any]]:
+    """For `restore`: the "ema" or "raw" parameters of one network; "" is the former where there are any."""
 
     def part(state: TrainState) -> dict[str, Any]:
-        name = "ema" if state.ema else "params"
+        if weights not in ("", "raw", "ema") or (weights == "ema" and not state.ema):
+            raise ValueError(
+                f"`weights` must be those that the run has: raw{' or ema' * bool(state.ema)}; got {weights!r}. Choose "
+                "of these."
+            )
+        name = "ema" if state.ema and weights != "raw" else "params"
         return {name: {network: getattr(state, name)[network]}}
 
     return part

@@ -127,8 +127,8 @@ def number(value: float | int) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def chart(curves: Sequence[Curve], *, title: str, unit: str = "") -> Html:
-    """Lines over steps with a legend, the last value of each at its end; few points are shown as dots too."""
+def chart(curves: Sequence[Curve], *, title: str, unit: str = "", axis: str = "step") -> Html:
+    """Lines over steps, or another `axis`, with a legend, the last value of each at its end; few points are shown as dots too."""
     for name, steps, values in curves:
         if len(steps) != len(values):
             raise ValueError(f"curve {name!r} must have a value a step; got {len(values)} for {len(steps)} steps.")
@@ -152,7 +152,7 @@ def chart(curves: Sequence[Curve], *, title: str, unit: str = "") -> Html:
     for place, (left, _, i, text) in zip(_apart([top for _, top, _, _ in ends]), ends, strict=True):
         dots += f'<text class="end s{i}" x="{left:.2f}%" dx="9" y="{place:.2f}%" dy=".35em">{text}</text>\n'
     keys = "".join(f'<li class="s{i % 4}">{_text(curve.name)}</li>' for i, curve in enumerate(curves))
-    return _plot(x, y, lines, dots, title=title, unit=unit, axis="step", keys=keys, told=f"Lines: {'; '.join(told)}.")
+    return _plot(x, y, lines, dots, title=title, unit=unit, axis=axis, keys=keys, told=f"Lines: {'; '.join(told)}.")
 
 
 def bars(

@@ -16,7 +16,7 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 @struct.dataclass
 class Settings:
-    """How to draw. Numbers may change without a new compilation, except `top_k` and what turns a filter on.
+    """How to draw. Numbers may change without a new compilation; what turns a filter on or off makes one.
 
     Attributes:
       temperature: divides the logits; above 0.
@@ -32,7 +32,7 @@ class Settings:
     top_p: Any = None
     guidance: Any = None
     power: Any = 1.0
-    top_k: int | None = struct.field(pytree_node=False, default=None)
+    top_k: Any = None
     schedule: str = struct.field(pytree_node=False, default="constant")
     greedy: bool = struct.field(pytree_node=False, default=False)
 
@@ -51,12 +51,12 @@ def check(settings: Settings, vocab_size: int) -> None:
             raise ValueError(f"`{name}` must be {range_}; got {value!r}. Change it, or leave it out to turn it off.")
 
 
-def keep_top_k(logits: Float[Array, "b v"], k: int) -> Float[Array, "b v"]:
+def keep_top_k(logits: Float[Array, "b v"], k: int | Int[Array, ""]) -> Float[Array, "b v"]:
     """-inf for all but the k largest of a row and those equal to the smallest of these."""
     return jnp.where(logits < kth_largest(logits, k), -jnp.inf, logits)
 
 
-def kth_largest(x: Float[Array, "b v"], k: int) -> Float[Array, "b 1"]:
+def kth_largest(x: Float[Array, "b v"], k: int | Int[Array, ""]) -> Float[Array, "b 1"]:
     """The k-th largest of each row, exactly, without a sort, which is many times slower on a CPU.
 
     Bit by bit it finds the largest number that at least k of a row reach, with floats as integers of the same order.

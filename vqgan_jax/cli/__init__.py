@@ -108,11 +108,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
             f"{file!r} is none."
         )
     nested = json.loads(path.read_text()) if path.suffix == ".json" else run_page(path, variant)
-    for override in overrides:
-        flag, equals, text = override.partition("=")
-        if not flag.startswith("--config.") or not equals:
-            raise UsageError(f"overrides must look like --config.section.key=value; got {override!r}.")
-        put(nested, flag.removeprefix("--config.").split("."), literal(text))
+    override(nested, overrides)
     return parsing.parse(nested)
 
 
@@ -140,6 +136,15 @@ def size(text: str) -> tuple[int, int]:
     except ValueError:
         raise UsageError(f"`--size` must look like 512x2048, height and width; got {text!r}.") from None
     return height, width
+
+
+def override(nested: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Sets values of a nested config; UsageError for what does not look like `--config.section.key=value`."""
+    for text in overrides:
+        flag, equals, value = text.partition("=")
+        if not flag.startswith("--config.") or not equals:
+            raise UsageError(f"overrides must look like --config.section.key=value; got {text!r}.")
+        put(nested, flag.removeprefix("--config.").split("."), literal(value))
 
 
 def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:

