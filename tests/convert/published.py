@@ -240,6 +240,13 @@ def random(model: VQ | Net2Net, seed: int = 0) -> dict[str, np.ndarray]:
     return arrays | permutation(model)
 
 
+def codes_near(latents: np.ndarray, count: int) -> np.ndarray:
+    """A codebook about given latents (n d), so that many of its codes are the nearest of some."""
+    rng = np.random.default_rng(0)
+    codes = latents[rng.permutation(np.resize(np.arange(len(latents)), count))]
+    return (codes + 0.3 * latents.std() * rng.standard_normal(codes.shape)).astype(np.float32)
+
+
 def permutation(model: VQ | Net2Net) -> dict[str, np.ndarray]:
     """The buffers of an order that is not its own inverse."""
     if isinstance(model, VQ) or not model.permuted:

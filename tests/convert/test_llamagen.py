@@ -211,7 +211,7 @@ class Network:
     def end(self, name, x):
         return self.conv(f"{name}.conv_out", silu(self.norm(f"{name}.norm_out", x)))
 
-    def encode(self, image):
+    def latents(self, image):
         x = self.conv("encoder.conv_in", image)
         for i in range(len(LEVELS)):
             level = f"encoder.conv_blocks.{i}"
@@ -220,7 +220,10 @@ class Network:
                 x = self.attn(f"{level}.attn.0", x)
             else:
                 x = self.conv(f"{level}.downsample.conv", x, stride=2, padding=(0, 1))
-        z = self.conv("quant_conv", self.end("encoder", self.middle("encoder.mid", x)))
+        return self.conv("quant_conv", self.end("encoder", self.middle("encoder.mid", x)))
+
+    def encode(self, image):
+        z = self.latents(image)
         z = z / np.linalg.norm(z, axis=0)
         distances = np.sum((z[None] - self.codes[:, :, None, None]) ** 2, axis=1)
         return distances.argmin(0), np.diff(np.sort(distances, 0)[:2], axis=0).min()
@@ -245,13 +248,14 @@ class Network:
 
 
 def test_the_tokenizer_computes_what_theirs_does():
-    converted = llamagen.load(published.checkpoint(TOKENIZER))
-    tokenizer = models.Tokenizer(converted.params, build.vqgan(converted.config))
     images = np.random.default_rng(2).uniform(-1, 1, (2, 24, 32, 3)).astype(np.float32)
-    network = Network(TOKENIZER)
+    latents = np.concatenate([Network(TOKENIZER).latents(image.transpose(2, 0, 1)) for image in images], axis=1)
+    weights = TOKENIZER | {"quantize.embedding.weight": published.codes_near(latents.reshape(8, -1).T, VOCAB)}
+    network, converted = Network(weights), llamagen.load(published.checkpoint(weights))
+    tokenizer = models.Tokenizer(converted.params, build.vqgan(converted.config))
     wanted, margins = zip(*(network.encode(image.transpose(2, 0, 1)) for image in images), strict=True)
     assert min(margins) > 1e-4  # of squared distances of unit vectors: no rounding decides a code
-    assert len(np.unique(wanted)) > 4
+    assert len(np.unique(wanted)) > 12
     np.testing.assert_array_equal(api.encode(tokenizer, images), wanted)
     recon = np.stack([network.decode(indices).transpose(1, 2, 0) for indices in wanted])
     ours = np.asarray(api.decode(tokenizer, np.stack(wanted)))

@@ -28,6 +28,7 @@ KINDS = {
     "ema_revived": {"quantizer": {"ema": True, "revive_below": 0.1}, "loss": {"codebook_weight": 0.0}},
     "act_norm_decay": {"discriminator": {"norm": "act"}, "optimizer": {"weight_decay": 0.1, "ema_decay": 0.0}},
     "gumbel": {"quantizer": {"kind": "gumbel"}, "loss": {"codebook_weight": 0.0, "commitment_weight": 0.0}},
+    "maskgit": {"model": {"kind": "maskgit", "attn_resolutions": (), "latent_channels": 64}},
     "no_discriminator": {"loss": {"disc_weight": 0.0}},
 }
 TINY_PRIOR = {
