@@ -220,8 +220,8 @@ def restore(
         state = abstract(config)
         if weights not in ("", "raw", "ema") or (weights == "ema" and not state.ema):
             raise ValueError(
-                f"`weights` must be those that {workdir} has: raw{' or ema' * bool(state.ema)}; got {weights!r}. Choose "
-                "of these."
+                f"`weights` must be those that {workdir} has: raw{' or ema' * bool(state.ema)}; got {weights!r}. "
+                "Choose of these."
             )
         name = "ema" if state.ema and weights != "raw" else "params"
         return {name: {network: jax.tree.map(place, getattr(state, name)[network])}}
