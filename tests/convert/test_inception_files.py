@@ -9,6 +9,7 @@ import pytest
 from torch_files import Hole, tensor, write_zip
 
 from vqgan_jax.convert.inception import FILES, find_inception, load_inception
+from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.convert.weights import ConvertError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -85,6 +86,8 @@ def test_other_networks_are_refused(tmp_path, shapes):
     write_holes(path, {name: shape for name, shape in shapes.items() if name != "Mixed_7c.branch_pool.bn.running_var"})
     with pytest.raises(ConvertError, match=r"missing \(1\): Mixed_7c.branch_pool.bn.running_var"):
         load_inception(path)
+    with pytest.raises(ConvertError, match=r"missing \(31\): NetLinLayer_0/Conv_0/kernel"):
+        load_lpips(path)
     path.write_bytes(b"<html>")
     with pytest.raises(ConvertError, match="web page"):
         load_inception(path)

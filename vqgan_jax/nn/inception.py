@@ -4,7 +4,7 @@ It is not the Inception v3 of classifiers: its average pools do not count paddin
 logits have no bias. Weights: `convert.inception`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -146,7 +146,7 @@ class Inception(nn.Module):
         return x
 
 
-_RIM = ((1, 1), (1, 1))
+_RIM: Any = ((1, 1), (1, 1))
 POOLS = {
     "average": lambda x: nn.avg_pool(x, (3, 3), (1, 1), _RIM, count_include_pad=False),
     "max": lambda x: nn.max_pool(x, (3, 3), (1, 1), _RIM),

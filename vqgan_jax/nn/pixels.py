@@ -5,10 +5,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Num, UInt8
 
 
-def check_levels(images: Num[Array, "*b"]) -> None:
+def check_levels(*images: Num[Array, "..."]) -> None:
     """Raises ValueError unless images are uint8: floats do not tell whether they are in [0, 1], [-1, 1] or 0 to 255."""
-    if images.dtype != jnp.uint8:
-        raise ValueError(f"`images` must be levels 0 to 255, uint8; got {images.dtype}. Use `to_uint8` on [-1, 1].")
+    for each in images:
+        if each.dtype != jnp.uint8:
+            raise ValueError(f"`images` must be levels 0 to 255, uint8; got {each.dtype}. Use `to_uint8` on [-1, 1].")
 
 
 def to_float(images: UInt8[Array, "*b"]) -> Float[Array, "*b"]:
