@@ -245,8 +245,8 @@ def parameters(network: str, weights: str = "") -> Callable[[TrainState], dict[s
     def part(state: TrainState) -> dict[str, Any]:
         if weights not in ("", "raw", "ema") or (weights == "ema" and not state.ema):
             raise ValueError(
-                f"`weights` must be those that the run has: raw{' or ema' * bool(state.ema)}; got {weights!r}. Choose "
-                "of these."
+                f"`weights` must be those that the run has: raw{' or ema' * bool(state.ema)}; got {weights!r}. "
+                "Choose of these."
             )
         name = "ema" if state.ema and weights != "raw" else "params"
         return {name: {network: getattr(state, name)[network]}}

@@ -128,7 +128,7 @@ def number(value: float | int) -> str:
 
 
 def chart(curves: Sequence[Curve], *, title: str, unit: str = "", axis: str = "step") -> Html:
-    """Lines over steps, or another `axis`, with a legend, the last value of each at its end; few points are shown as dots too."""
+    """Lines over steps or another `axis`, with a legend and their last values; few points are shown as dots too."""
     for name, steps, values in curves:
         if len(steps) != len(values):
             raise ValueError(f"curve {name!r} must have a value a step; got {len(values)} for {len(steps)} steps.")

@@ -18,6 +18,8 @@ from vqgan_jax.evaluate.moments import add, empty
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_float
 
+pytestmark = pytest.mark.slow
+
 COUNT = 37  # of 8 devices and batches of 16, no multiple
 
 
@@ -95,7 +97,7 @@ def test_a_record_says_all_of_it(results, folder, pairs):
     row = results["psnr"]
     assert (row["subject_count"], row["reference_count"], row["step"], row["weights"]) == (COUNT, COUNT, 1, "ema")
     assert row["resize"] == "from 20x24: short side to 16 by antialiased bicubic (Pillow), centre crop 16x16"
-    assert row["reference"].endswith("split validation, the same crops")
+    assert row["reference"].endswith("/images/validation, the same crops")
     assert results["lpips_vgg"]["network"] == "vgg16.ckpt"
     assert len(results["lpips_vgg"]["network_hash"]) == 16
     assert row["network"] == "none"
@@ -116,7 +118,7 @@ def test_the_reference_is_a_function_of_the_crop(results, pairs, folder, flags):
     assert row["reference_fingerprint"] == row["subject_fingerprint"] == results["psnr"]["reference_fingerprint"]
     other = run(folder / "train", *flags, "--reference=train", "--metrics=psnr")["psnr"]
     assert other["reference_count"] == 9
-    assert "split train" in other["reference"]
+    assert other["reference"].endswith("/images/train, the same crops")
     assert other["reference_fingerprint"] != row["reference_fingerprint"]
 
 

@@ -8,10 +8,12 @@ import untrained
 from PIL import Image
 
 import vqgan_jax as vq
-from vqgan_jax import api, data, drawing
+from vqgan_jax import data, drawing
 from vqgan_jax.evaluate import of_images, of_prior
 
 COUNT, CLASSES = 21, 3
+pytestmark = pytest.mark.slow
+
 OPTIONS = {"temperature": 1.0, "top_p": None, "guidance": 1.0, "power": 1.0, "schedule": "constant", "greedy": False}
 
 
@@ -36,10 +38,7 @@ def asked(samples: int = 0, **more) -> of_prior.Asked:
 def report(prior):
     settings = of_prior.settings(OPTIONS, "top_k:1,16;guidance:1,3")
     request = sets.request("nll", "fd_vgg", "own_class", batch_size=8)
-    before = api._sample._cache_size()
-    found = of_prior.evaluate(prior, request, asked(12, settings=settings, neighbours=3), workdir="here")
-    assert api._sample._cache_size() == before + 1
-    return found
+    return of_prior.evaluate(prior, request, asked(12, settings=settings, neighbours=3), workdir="here")
 
 
 def test_every_token_of_every_example_counts(prior, report):
@@ -69,6 +68,15 @@ def test_a_sweep_has_a_record_for_each_setting(report):
     assert report.results[1].resize == "none, all are 16x16 | samples: none, drawn at 16x16"
 
 
+def test_a_sweep_is_one_compilation(prior, caplog):
+    labels, numbers, _ = of_prior.subjects_of(prior, 8)
+    with jax.log_compiles():
+        for options in of_prior.settings(OPTIONS, "top_k:1,7,16;guidance:1,3;temperature:0.5,1;top_p:0.5,1"):
+            drawing.draw(prior, labels, numbers, seed=0, batch_size=8, options=options)
+    compiled = [line for line in caplog.messages if line.startswith("Finished XLA compilation of jit(_sample)")]
+    assert len(compiled) == 1
+
+
 def test_a_thousand_samples_are_a_thousand(prior):
     """The class and the number make the key: one seed for every class would repeat (E11)."""
     labels, numbers, rows = of_prior.subjects_of(prior, 1000)
@@ -85,7 +93,7 @@ def test_copies_of_training_images_are_found(prior):
     chosen = of_images.generation.choose(["fd_vgg"], "prior")
     networks = of_images.open_networks(chosen, None)
     samples = np.concatenate([batch["image"][[7]], sets.blobs(1, seed=99)])
-    shown, near, distances, held_out = of_prior.neighbours(
+    _, near, distances, held_out = of_prior.neighbours(
         prior, sets.request(batch_size=8), networks, prior.config, samples, sets.blobs(5, seed=98)
     )
     np.testing.assert_array_equal(near[0], batch["image"][7])

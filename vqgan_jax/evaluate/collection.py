@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
@@ -112,6 +112,20 @@ class Archive:
     def __getitem__(self, index: SupportsIndex) -> Mapping[str, Any]:
         """One image."""
         return {"image": self.images[int(index)], "label": np.int32(0)}
+
+
+class Numbered:
+    """Some examples of a source, by their numbers in it."""
+
+    def __init__(self, source: Any, numbers: Sequence[int]):
+        self.source, self.numbers, self.name, self.class_names = source, numbers, source.name, source.class_names
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Mapping[str, Any]:
+        """Example `index` of these."""
+        return self.source[self.numbers[index]]
 
 
 class Measured:

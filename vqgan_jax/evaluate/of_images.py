@@ -94,7 +94,7 @@ def open_networks(chosen: Mapping[str, generation.Metric], path: str | None) -> 
     files, everywhere = {"vgg": lpips.lpips_path()}, sharding.replicated(sharding.local_mesh())
     wanted = {metric.network for metric in chosen.values() if metric.compare is not None}
     if "inception" in wanted:
-        files["inception"] = inception.find_inception(path)
+        files["inception"] = Path(path) if path else inception.find_inception()
         inception_params = jax.device_put(inception.load_inception(files["inception"]), everywhere)
     vgg = jax.device_put(lpips.load_lpips(), everywhere)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,7 @@ from vqgan_jax import data, drawing, inputs, models
 from vqgan_jax import prior as priors
 from vqgan_jax.data.conditions import ClassLabel, Codes, Objects
 from vqgan_jax.evaluate import generation, likeness, record
-from vqgan_jax.evaluate.collection import Collector, Summary, padded
+from vqgan_jax.evaluate.collection import Collector, Numbered, Summary
 from vqgan_jax.evaluate.gathering import gather, numbered
 from vqgan_jax.evaluate.of_images import (
     ROUNDING,
@@ -69,7 +69,7 @@ class Report(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """Samples of one setting: their statistics, the first of them, and of each its class and the class it looks like."""
+    """Samples of one setting: their statistics, the first of them, the class of each and that which it looks like."""
 
     summary: Summary
     first: UInt8[np.ndarray, "n H W 3"]
@@ -109,7 +109,6 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
         found += of_likelihood(float(np.mean(nll_rows[:, 1])), len(nll_rows), chosen, networks, prior, common)
     if source is None:
         return Report(found, None, [], class_rows(prior, (), nll_rows, None), None)
-    name = f"{source.name}, split {place(asked.reference)}" if place(asked.reference) else asked.reference
     size, keep = prior.config.data.image_size, generation.kept(chosen)
     seen = collect(source, request, networks, size=size, keep=keep, name="real images")
     firsts, drawn = [], None
@@ -121,7 +120,7 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
         if gallery is not None:
             values["own_class"] = float(np.mean(drawn.labels == drawn.looks))
         judged = seen._replace(summary=drawn.summary, resize=f"none, drawn at {size}x{size}")
-        fields = common | compared(name, seen, judged) | {"subject": "samples", "sampling": dict(options)}
+        fields = common | compared(source.name, seen, judged) | {"subject": "samples", "sampling": dict(options)}
         found += results(values, chosen, networks, rounding=ROUNDING, **fields)
         firsts.append(drawn.first)
     near = None
@@ -236,27 +235,21 @@ def neighbours(
       Samples, images nearest to each (n*NEAREST H W 3), their LPIPS (n NEAREST), and that of the nearest of each of
       as many held-out images.
     """
-    queries = np.concatenate([samples, held_out[: len(samples)]])
-    embed = jax.jit(likeness.embed)
-    embedded = lambda pictures: np.asarray(embed(networks.lpips, padded(pictures, request.local_batch)))
-    parts = [queries[i : i + request.local_batch] for i in range(0, len(queries), request.local_batch)]
-    x = np.concatenate([embedded(part)[: len(part)] for part in parts])
     source = program.open_split(images, images.data.train_split)
-    size, told, done = prior.config.data.image_size, request.track("neighbours", len(source)), 0
-    best = np.full((len(x), NEAREST), np.inf)
-    pictures = np.zeros((len(x), NEAREST, size, size, 3), np.uint8)
+    size, told, numbers = prior.config.data.image_size, request.track("neighbours", len(source)), []
     batches = data.evaluation_batches(source, image_size=size, batch_size=request.local_batch)
-    for _, batch in numbered(batches, process_index=0, process_count=1):
-        y = embedded(batch["image"])[: len(batch["image"])]
-        squares = np.sum(np.square(x), 1)[:, None] - 2.0 * x @ y.T + np.sum(np.square(y), 1)[None]
-        joined = np.concatenate([best, np.maximum(squares, 0.0)], axis=1)
-        order = np.argsort(joined, axis=1, kind="stable")[:, :NEAREST]
-        best = np.take_along_axis(joined, order, axis=1)
-        everything = [np.concatenate([old, batch["image"]]) for old in pictures]
-        pictures = np.stack([row[chosen] for row, chosen in zip(everything, order, strict=True)])
-        told(done := done + len(y))
-    n = len(samples)
-    return samples, pictures[:n].reshape(-1, size, size, 3), best[:n], best[n:, 0]
+
+    def references() -> Iterator[np.ndarray]:
+        for found, batch in numbered(batches, process_index=0, process_count=1):
+            numbers.extend(found)
+            yield batch["image"]
+            told(len(numbers))
+
+    queries = np.concatenate([samples, held_out[: len(samples)]])
+    places, distances = likeness.nearest_images(networks.lpips, queries, references(), count=NEAREST)
+    near = Numbered(source, np.array(numbers)[places[: len(samples)]].reshape(-1).tolist())
+    (batch,) = data.evaluation_batches(near, image_size=size, batch_size=len(near))
+    return samples, batch["image"], distances[: len(samples)], distances[len(samples) :, 0]
 
 
 def settings(base: Mapping[str, Any], sweep: str) -> list[dict[str, Any]]:

@@ -1,6 +1,5 @@
 """A tokenizer: every held-out image once, against what comes back of it."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -9,12 +8,10 @@ from jaxtyping import UInt8
 
 from vqgan_jax import api, data, models
 from vqgan_jax import config as configs
-from vqgan_jax.evaluate import generation, reconstruction, record, structural
-from vqgan_jax.evaluate.collection import Collector, Measured, padded
+from vqgan_jax.evaluate import generation, likeness, reconstruction, record, structural
+from vqgan_jax.evaluate.collection import Collector, Measured, Numbered, padded
 from vqgan_jax.evaluate.gathering import numbered
 from vqgan_jax.evaluate.of_images import ROUNDING, Networks, Request, open_networks, results
-from vqgan_jax.nn.perceptual import LPIPS
-from vqgan_jax.nn.pixels import to_float
 from vqgan_jax.train import program, sharding
 
 EXTREMES = 4  # images of each kind to look at
@@ -65,7 +62,7 @@ def evaluate(
     values = found.means | generation.compare(chosen, found.originals, found.recons, seed=request.seed)
     protocol = results(
         values, chosen, networks, subject="reconstructions of the reference", subject_count=found.recons.count,
-        subject_fingerprint=found.recons.fingerprint, reference=f"{source.name}, split {name}, the same crops",
+        subject_fingerprint=found.recons.fingerprint, reference=f"{source.name}, the same crops",
         reference_count=found.originals.count, reference_fingerprint=found.originals.fingerprint,
         resize=source.resize(size), rounding=ROUNDING, model=workdir, step=model.step, weights=model.weights,
         sampling={}, seed=request.seed,
@@ -81,20 +78,6 @@ def evaluate(
     return Report(protocol, found, shown)
 
 
-class Numbered:
-    """Some examples of a source, by their numbers in it."""
-
-    def __init__(self, source: Any, numbers: Sequence[int]):
-        self.source, self.numbers, self.name, self.class_names = source, numbers, source.name, source.class_names
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, index: Any) -> Mapping[str, Any]:
-        """Example `index` of these."""
-        return self.source[self.numbers[index]]
-
-
 def pair_functions(model: models.Tokenizer, networks: Networks, size: int, *, ssim: bool) -> tuple[Any, Any]:
     """Reconstruction of images, and values of pairs; compiled for batches of `size`, which they pad."""
 
@@ -102,10 +85,6 @@ def pair_functions(model: models.Tokenizer, networks: Networks, size: int, *, ss
     def reconstruct(model: models.Tokenizer, images: Any) -> Any:
         indices = api.encode(model, images)
         return api.to_uint8(api.decode(model, indices)), indices
-
-    @jax.jit
-    def distance(params: Any, x: Any, y: Any) -> Any:
-        return LPIPS().apply({"params": params}, to_float(x), to_float(y))
 
     whole = lambda array, count: np.asarray(array)[:count]
 
@@ -115,7 +94,7 @@ def pair_functions(model: models.Tokenizer, networks: Networks, size: int, *, ss
 
     def values(images: np.ndarray, recons: np.ndarray) -> dict[str, np.ndarray]:
         x, y = padded(images, size), padded(recons, size)
-        found = {"lpips_vgg": distance(networks.lpips, x, y), "psnr": structural.psnr(x, y)}
+        found = {"lpips_vgg": likeness.lpips_vgg(networks.lpips, x, y), "psnr": structural.psnr(x, y)}
         if ssim:
             found["ssim"] = structural.ssim(x, y)
         l1 = np.abs(images.astype(np.float64) - recons).reshape(len(images), -1).mean(1) / 127.5

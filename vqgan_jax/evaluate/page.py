@@ -22,7 +22,8 @@ def page(title: str, lead: str, results: Sequence[Result], sections: Sequence[re
     """The document: the first figures as its headline, all of them, then `sections`, then the protocol."""
     arrow = {"higher": "higher is better", "lower": "lower is better", "none": ""}
     headline = [
-        (result.metric, report.number(result.value), unit_of(result), arrow[result.better]) for result in results[:6]
+        (result.metric, report.number(result.value), unit_of(result), arrow[result.better])
+        for result in first_of_each(results)[:6]
     ]
     return report.page(
         title,
@@ -35,14 +36,18 @@ def page(title: str, lead: str, results: Sequence[Result], sections: Sequence[re
     )
 
 
+def first_of_each(results: Sequence[Result]) -> list[Result]:
+    """Each metric once: of several settings the first one's."""
+    return list({result.metric: result for result in reversed(results)}.values())[::-1]
+
+
 def unit_of(result: Result) -> str:
     """Empty for a plain number."""
     return "" if result.unit == "none" else result.unit
 
 
 def figures(results: Sequence[Result]) -> report.Html:
-    """Every figure with its definition; of several settings the first one's, and all of them in a table of their own."""
-    once = list({result.metric: result for result in reversed(results)}.values())[::-1]
+    """Every figure with its definition; of several settings only the first one's."""
     rows = [
         [
             result.metric,
@@ -52,7 +57,7 @@ def figures(results: Sequence[Result]) -> report.Html:
             result.variant,
             f"{result.network} {result.network_hash}" if result.network != "none" else "—",
         ]
-        for result in once
+        for result in first_of_each(results)
     ]
     return report.section(
         "Figures",
@@ -90,10 +95,11 @@ def protocol(results: Sequence[Result]) -> report.Html:
             return ", ".join(f"{name} {setting}" for name, setting in value.items()) or "none"
         return f"{value:,}" if isinstance(value, int) else value
 
-    rows = [
-        (name, " | ".join(dict.fromkeys(told(getattr(result, field)) for result in results)))
-        for field, name in SHOWN.items()
-    ]
+    rows = []
+    for field, name in SHOWN.items():
+        first, *others = dict.fromkeys(told(getattr(result, field)) for result in results)
+        more = f" | and {len(others) - 2} more, see evaluation.json" if len(others) > 2 else ""
+        rows.append((name, " | ".join([first, *others[:2]]) + more))
     return report.section("Protocol", "A number without it is not one.", report.table(rows, ["what", "how"]))
 
 
