@@ -97,7 +97,7 @@ def pair_functions(model: models.Tokenizer, networks: Networks, size: int, *, ss
         found = {"lpips_vgg": likeness.lpips_vgg(networks.lpips, x, y), "psnr": structural.psnr(x, y)}
         if ssim:
             found["ssim"] = structural.ssim(x, y)
-        l1 = np.abs(images.astype(np.float64) - recons).reshape(len(images), -1).mean(1) / 127.5
+        l1 = np.abs(images.astype(np.float64) - recons).mean(axis=(1, 2, 3)) / 127.5
         return {name: whole(value, len(images)).astype(np.float64) for name, value in found.items()} | {"l1": l1}
 
     model = jax.device_put(model, sharding.replicated(sharding.local_mesh()))
