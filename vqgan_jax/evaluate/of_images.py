@@ -109,13 +109,13 @@ def open_networks(chosen: Mapping[str, generation.Metric], path: str | None) -> 
 
 def collect(source: Any, request: Request, networks: Networks, *, size: int, keep: frozenset[str], name: str) -> Seen:
     """Reads every image of a source once, this process its share; the centre, unflipped, at `size` pixels."""
-    measured = Measured(source)
-    batches = data.evaluation_batches(measured, image_size=size, batch_size=request.global_batch, **program.share())
+    measured, share = Measured(source), program.share()
+    batches = data.evaluation_batches(measured, image_size=size, batch_size=request.global_batch, **share)
     collector, done = Collector(networks.run, keep=keep), 0
     told = request.track(name, -(-len(source) // jax.process_count()))
     images, labels, places = [], [], []
     held = np.zeros(max(len(source.class_names), 1), int)
-    for numbers, batch in numbered(batches, **program.share()):
+    for numbers, batch in numbered(batches, **share):
         collector.add(numbers, batch["image"], batch_size=request.local_batch)
         for number, image, label in zip(numbers, batch["image"], batch["label"], strict=True):
             if held[label] < GALLERY:
@@ -145,7 +145,7 @@ def results(
         if name not in values:
             continue
         counted = metric.compare is not None or name == "own_class"
-        fields = common | networks.named(metric.network) | {"versions": record.versions()}
+        fields: Any = common | networks.named(metric.network) | {"versions": record.versions()}
         found.append(
             record.Result(
                 metric=record.named(name, common["subject_count"]) if counted else name,

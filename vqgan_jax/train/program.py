@@ -60,7 +60,7 @@ def compiled_step(step: Callable[..., Any], where: Any, mesh: jax.sharding.Mesh)
     )
 
 
-def share() -> dict[str, int]:
+def share() -> dict[str, Any]:
     """Which part of the data is this process's."""
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 

@@ -97,7 +97,7 @@ def init(task: Task, key: jax.Array, images: Num[Array, "n b H W ..."], *, kmean
 
 
 def optimizers(task: Task, params: Tree) -> Tree:
-    """States of the optimisers before any step, by network."""
+    """States of the optimisers before any step."""
     return {name: task.optimizers[name].init(params[name]) for name in params}
 
 
@@ -123,9 +123,8 @@ def train_step(
     def generate(generator: Tree, key: jax.Array) -> tuple[tuple[Array, Array], tuple[Quantized, Metrics]]:
         rngs = dict(zip(("dropout", "gumbel"), jax.random.split(key), strict=True))
         temperature = task.temperature(state.step)
-        recon, quantized = task.model.apply(
-            {"params": generator}, images, train=True, temperature=temperature, rngs=rngs
-        )
+        options: Any = {"train": True, "temperature": temperature, "rngs": rngs}
+        recon, quantized = task.model.apply({"params": generator}, images, **options)
         total, terms = code_loss(task.loss, quantized)
         return (recon, total), (quantized, terms)
 
