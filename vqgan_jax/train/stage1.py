@@ -296,6 +296,5 @@ def eval_step(
         }
     sums["count"] = jnp.ones(len(images))
     hits = jnp.zeros(task.model.quantizer.codebook_size, jnp.int32)
-    shown = jnp.broadcast_to(mask[:, None, None], quantized.indices.shape)
-    hits = hits.at[quantized.indices.reshape(-1)].add(shown.reshape(-1).astype(jnp.int32))
+    hits = hits.at[quantized.indices].add(mask[:, None, None].astype(jnp.int32))
     return {name: jnp.sum(jnp.where(mask, value, 0.0)) for name, value in sums.items()} | {"code_hits": hits}
