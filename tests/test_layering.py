@@ -23,7 +23,8 @@ LAYER_2 = (
 )  # fmt: skip
 PROGRAMS = ("train.program", "train.stage1_program", "train.stage2_program")
 LAYER_3 = (
-    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "quickstart_report", *PROGRAMS,
+    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "quickstart_report", "plan",
+    "plan.*", *PROGRAMS,
 )  # fmt: skip
 PURE = (*LAYER_0, "losses", "sampling", "config", "build", "data.conditions")
 CONDITIONS = ("data.conditions", "data.layouts", "data.views")
@@ -62,6 +63,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("api", (*LAYER_0, *LAYER_1, *LAYER_2)),
     ("quickstart", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("quickstart_report", ("report", "train.metrics")),
+    ("plan*", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS, "train.loop", "api", "plan", "plan.*")),
     ("drawing", ("api", "models", "build", "config", "train.sharding")),
     ("inputs", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "train.program")),
     ("cli", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
