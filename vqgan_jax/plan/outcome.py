@@ -97,7 +97,7 @@ def compile_now(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:
         for line, times, total in sorted(costs, key=lambda cost: -cost[2])
     ]
     outcome = Outcome(
-        fits=True, hbm_bytes=max(memory.peak_memory_in_bytes, whole),
+        fits=True, hbm_bytes=float(max(memory.peak_memory_in_bytes, whole)),
         optimal_seconds=optimal * cycles / once if once and optimal > 0 else None,
         cycles=cycles or None, flops=program_text.flops(program, entry), collectives=dict(sent),
         unestimated=[line.op_name or line.name for line, *_ in costs if line.unestimated],

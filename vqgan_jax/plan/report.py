@@ -135,7 +135,7 @@ def fits(plan: Plan) -> str:
     )
 
 
-def number(value: float | None, digits: int, scale: float = 1.0) -> str:
+def number(value: float | int | None, digits: int, scale: float = 1.0) -> str:
     """A dash for what is not known."""
     return "-" if value is None else f"{value * scale:,.{digits}f}"
 
