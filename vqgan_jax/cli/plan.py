@@ -93,7 +93,7 @@ def prepare(names: Sequence[str]) -> None:
     topology.quiet()
     try:
         jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", max(*sizes, jax.config.read("jax_num_cpu_devices"), 1))
+        jax.config.update("jax_num_cpu_devices", max(*sizes, jax.config.jax_num_cpu_devices, 1))  # type: ignore[attr-defined]
     except RuntimeError:  # a backend is there already, as inside somebody's program: `describe` counts its devices
         pass
 

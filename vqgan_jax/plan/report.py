@@ -120,7 +120,8 @@ def headed(title: str, *heads: str) -> Table:
     """An empty table without lines, for numbers are many."""
     made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for i, head in enumerate(heads):
-        made.add_column(head, justify="left" if i == 0 else "right", no_wrap=True)
+        wide = head in ("operation", "module", "kind")  # what is folded where a terminal is narrow
+        made.add_column(head, justify="left" if wide or i == 0 else "right", no_wrap=not wide, overflow="fold")
     return made
 
 
