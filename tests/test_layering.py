@@ -23,8 +23,8 @@ LAYER_2 = (
 )  # fmt: skip
 PROGRAMS = ("train.program", "train.stage1_program", "train.stage2_program")
 LAYER_3 = (
-    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "quickstart_report", "stablehlo",
-    *PROGRAMS,
+    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "quickstart_report", "stablehlo", "plan",
+    "plan.*", *PROGRAMS,
 )  # fmt: skip
 PURE = (*LAYER_0, "losses", "sampling", "config", "build", "data.conditions")
 CONDITIONS = ("data.conditions", "data.layouts", "data.views")
@@ -68,6 +68,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("quickstart", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("quickstart_report", ("report", "train.metrics")),
     ("stablehlo", (*LAYER_0, *LAYER_1, *LAYER_2, "api")),
+    ("plan*", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS, "train.loop", "api", "plan", "plan.*")),
     ("drawing", ("api", "models", "build", "config", "train.sharding")),
     ("inputs", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "train.program")),
     ("cli", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),

@@ -5,11 +5,12 @@ The axes are "data" (the batch), "fsdp" (the batch and the parameters) and "tens
 
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
@@ -36,22 +37,22 @@ RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """The mesh over all devices of all processes; one size may be -1, which is all that are left.
+def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh over all devices of all processes, or over `devices`; one size may be -1, which is all that are left.
 
     Raises:
       ValueError: the sizes do not multiply to the number of devices.
     """
-    sizes, devices = [data, fsdp, tensor], jax.device_count()
+    sizes, count = [data, fsdp, tensor], jax.device_count() if devices is None else len(devices)
     if sizes.count(-1) == 1:
-        sizes[sizes.index(-1)] = devices // max(-math.prod(sizes), 1)
-    if math.prod(sizes) != devices or min(sizes) < 1:
+        sizes[sizes.index(-1)] = count // max(-math.prod(sizes), 1)
+    if math.prod(sizes) != count or min(sizes) < 1:
         raise ValueError(
-            f"`config.mesh` must multiply to the number of devices, {devices}; got data={data}, fsdp={fsdp}, "
+            f"`config.mesh` must multiply to the number of devices, {count}; got data={data}, fsdp={fsdp}, "
             f"tensor={tensor}. Set one of them to -1."
         )
     # Auto axes: with JAX's default of explicit ones a convolution with a sharded kernel is an error.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
@@ -75,7 +76,7 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """A `NamedSharding` for each leaf of a tree of arrays or of shapes.
 
     Raises:

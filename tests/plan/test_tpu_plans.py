@@ -1,0 +1,74 @@
+"""The real compiler for chips that are not here; needs libtpu, no TPU."""
+
+import pytest
+from plan_cases import PAGES, TOKENIZER
+
+from vqgan_jax import cli
+from vqgan_jax.plan import flops, lowering, outcome, topology
+from vqgan_jax.train import loop, sharding
+
+pytest.importorskip("libtpu", reason="the TPU's compiler is not installed: pip install 'vqgan_jax[test]'")
+
+
+def compiled(page: str, name: str, sizes: tuple[int, int, int], tmp_path):
+    """Outcome, model FLOPs and bytes of the state, of a device."""
+    config, target = cli.load_config(page), topology.describe(name)
+    mesh = sharding.make_mesh(*sizes, devices=target.devices)
+    function, arguments = lowering.call(config, mesh, "step")
+    found, _ = outcome.compiled(function.lower(*arguments), target, mesh, tmp_path)
+    counted, shapes = lowering.call(lowering.without_remat(config), mesh, "step")
+    state = lowering.bytes_a_device(loop.abstract_state(config, mesh))
+    return found, flops.count(counted, *shapes) / mesh.size, state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5p:2x2x1", "v6e:2x2"])
+def test_a_prior_compiles_and_its_scan_counts_every_layer(name, tmp_path):
+    found, model_flops, state = compiled(PAGES["prior"] + ":plain", name, (4, 1, 1), tmp_path)
+    assert found.fits
+    assert found.flops == pytest.approx(model_flops, rel=0.02)
+    assert found.hbm_bytes > state
+    assert found.cycles is not None
+    assert found.cycles > model_flops / 2 / 262_144  # no chip multiplies more in a cycle
+    assert sum(cycles for *_, cycles in found.costs) == pytest.approx(found.cycles)
+    assert {axes for by_axes in found.collectives.values() for axes in by_axes} == {"data"}
+    layers = [times for _, module, _, times, _ in found.costs if "layers" in module]
+    assert layers
+    assert set(layers) == {2.0}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5p:2x2x1", "v6e:2x2"])
+def test_a_tokenizer_compiles_and_sums_its_gradients_over_the_chips(name, tmp_path):
+    found, model_flops, _ = compiled(f"{TOKENIZER}:smooth", name, (4, 1, 1), tmp_path)
+    assert found.fits
+    assert found.flops is not None
+    assert 0.8 * model_flops < found.flops < 1.5 * model_flops
+    state = loop.abstract_state(cli.load_config(f"{TOKENIZER}:smooth"), sharding.make_mesh(8, 1, 1)).params
+    assert found.collectives["all-reduce"]["data"] >= 2 * 3 / 4 * lowering.bytes_a_device(state) / 2
+    modules = {module.rpartition(" ")[0].split("/")[0] for _, module, *_ in found.costs}
+    assert {"VQGAN.encode", "VQGAN.decode", "PatchDiscriminator"} <= modules
+
+
+def test_what_does_not_fit_is_told_with_what_it_needs(tmp_path):
+    import jax
+    import jax.numpy as jnp
+
+    target = topology.describe("v6e:2x2")
+    mesh = sharding.make_mesh(4, 1, 1, devices=target.devices)
+    big = lowering.whole(jax.ShapeDtypeStruct((3_000_000, 8192), jnp.float32), mesh)
+    found, executable = outcome.compiled(jax.jit(lambda x: x + 1).lower(big), target, mesh, tmp_path)
+    assert not found.fits
+    assert executable is None
+    assert found.hbm_bytes == pytest.approx(2 * 3e6 * 8192 * 4, rel=0.01)
+    assert outcome.compiled(jax.jit(lambda x: x + 1).lower(big), target, mesh, tmp_path)[0] == found
+
+
+def test_a_slice_that_there_is_not_is_an_error():
+    with pytest.raises(ValueError, match=r"slice that there is: v4, v5e, v5p, v6e .*got 'v5p:3x4x4'"):
+        topology.describe("v5p:3x4x4")
+
+
+@pytest.mark.parametrize(("name", "chips"), [("v4:2x2x2", 8), ("v5e:4x4", 16), ("v5p:2x2x2", 8), ("v6e:2x4", 8)])
+def test_a_device_is_a_chip(name, chips):
+    assert len(topology.describe(name).devices) == chips

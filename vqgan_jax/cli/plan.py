@@ -1,0 +1,138 @@
+"""Tells, before a launch and without the chips, whether a run fits them, how fast it is and where its time goes."""
+
+import argparse
+from collections.abc import Sequence
+
+from vqgan_jax import cli
+
+EXAMPLES = """examples:
+  vqgan plan --config=experiments/stage1_imagenet.py --topology=v5p:2x2x1 --batch=16
+  vqgan plan --config=experiments/stage2_imagenet.py:sharded --topology=v5p:4x4x4,v6e:8x8 --batch=16,32 --json=plan.json
+  vqgan plan --config=experiments/stage2_imagenet.py --what=sample --topology=v6e:2x2 --batch=16 --profile
+  vqgan plan --config=experiments/stage1_photos.py --topology=cpu:8
+
+Compiles what would run, for chips that are only described: pip install 'vqgan_jax[tpu]' brings the compiler, no TPU is
+needed. Every key of the config is a flag, as for `vqgan train`. A large model takes minutes a topology; outcomes are
+kept in --cache under the program itself, so that only what changed is compiled again.
+
+Seconds by cycles: the compiler's own estimate of every operation, loops times their trips, over the clock. Optimal:
+its roofline. Neither waits for a collective that nothing hides. MFU: model FLOPs (matrix products and convolutions,
+counted once) over seconds times the datasheet's bfloat16 peak.
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """`vqgan plan`."""
+    parser = argparse.ArgumentParser(
+        "vqgan plan", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
+    parser.add_argument("--topology", required=True, metavar="NAME,...", help="slices, such as v5p:4x4x4 or cpu:8")
+    parser.add_argument("--batch", metavar="N,...", help="images or sequences a chip; default: the config's batch_size")
+    parser.add_argument("--what", choices=("step", "encode", "decode", "sample"), default="step", help="default: step")
+    parser.add_argument("--json", metavar="FILE", help="writes a list of objects, one a topology and batch")
+    parser.add_argument("--executable", metavar="FILE", help="writes the serialised program, of one topology and batch")
+    parser.add_argument("--profile", action="store_true", help="prints the cycles by module and by kind of operation")
+    parser.add_argument("--cache", default="~/.cache/vqgan_jax/plan", metavar="DIR", help="default: %(default)s")
+    flags, overrides = parser.parse_known_args(argv)
+
+    config, names = cli.load_config(flags.config, overrides), flags.topology.split(",")
+    batches = [None]
+    if flags.batch:
+        batches = [cli.literal(text) for text in flags.batch.split(",")]
+    if not all(batch is None or (isinstance(batch, int) and batch > 0) for batch in batches):
+        raise cli.UsageError(f"`--batch` must be positive whole numbers a chip; got {flags.batch!r}. Such as 16,32.")
+    if flags.executable and len(names) * len(batches) > 1:
+        raise cli.UsageError("`--executable` is one program; give one topology and one batch.")
+    import json
+    from pathlib import Path
+
+    from rich.console import Console
+
+    from vqgan_jax.plan import report
+
+    console = Console()
+    prepare(names)
+    plans = []
+    for name in names:
+        for batch in batches:
+            try:
+                plans.append(one(config, flags, name, batch, console))
+            except ModuleNotFoundError as error:
+                raise cli.UsageError(str(error)) from None
+            if flags.json:  # after each: a long list may be stopped
+                Path(flags.json).write_text(json.dumps([plan.record() for plan in plans], indent=1) + "\n")
+    console.print(*report.tables(plans))
+    for plan in plans:
+        if plan.outcome.unestimated:
+            console.print(
+                f"{plan.topology.name}: the compiler knows no time of {len(plan.outcome.unestimated)} operations; they "
+                f"are not in the cycles: {', '.join(sorted(set(plan.outcome.unestimated)))}",
+                soft_wrap=True, highlight=False,
+            )  # fmt: skip
+        if not plan.fits:
+            console.print(plan.advice(), soft_wrap=True)
+        if flags.profile and plan.outcome.costs:
+            console.print(*report.profile(plan))
+    return 0
+
+
+def prepare(names: Sequence[str]) -> None:
+    """Starts JAX on the CPU, with as many devices as the largest CPU topology wants.
+
+    Raises:
+      ValueError: a topology of no known form.
+    """
+    import math
+
+    import jax
+
+    from vqgan_jax.plan import topology
+
+    sizes = [math.prod(sides) for family, sides in map(topology.parse, names) if family == "cpu"]
+    topology.quiet()
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", max(*sizes, jax.config.jax_num_cpu_devices, 1))  # type: ignore[attr-defined]
+    except RuntimeError:  # a backend is there already, as inside somebody's program: `describe` counts its devices
+        pass
+
+
+def one(config, flags, name: str, batch: int | None, console):
+    """The plan of one topology and batch; the compiler's time is shown while it passes."""
+    import dataclasses
+    from pathlib import Path
+
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from vqgan_jax.plan import flops, lowering, outcome, report, topology
+    from vqgan_jax.train import loop, sharding
+
+    target = topology.describe(name)
+    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=target.devices)
+    if batch is not None:
+        config = dataclasses.replace(config, batch_size=batch * mesh.size)
+    function, arguments = lowering.call(config, mesh, flags.what)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        title = f"{name}, {config.batch_size} on {mesh.size} chips"
+        task = progress.add_task(f"{title}: lowering")
+        lowered = function.lower(*arguments)
+        progress.update(task, description=f"{title}: compiling, minutes for a large model")
+        cache = Path(flags.cache).expanduser()
+        if flags.executable:
+            outcome.cached(lowered, target, cache).unlink(missing_ok=True)
+        found, executable = outcome.compiled(lowered, target, mesh, cache)
+    if flags.executable and executable is not None:
+        from jax.experimental import serialize_executable
+
+        Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
+    state = loop.abstract_state(config, mesh)
+    held = lowering.bytes_a_device((state.opt_state, state.ema)) if flags.what == "step" else 0
+    parameters = state.params if flags.what == "step" else arguments[0]
+    counted, shapes = lowering.call(lowering.without_remat(config), mesh, flags.what)
+    return report.Plan(
+        config=flags.config, what=flags.what, topology=target, mesh=dict(mesh.shape), batch_size=config.batch_size,
+        parameter_bytes=lowering.bytes_a_device(parameters), optimizer_bytes=held,
+        model_flops=flops.count(counted, *shapes) / mesh.size, items=lowering.items(config), outcome=found,
+    )  # fmt: skip

@@ -1,0 +1,157 @@
+"""Plans for people and for programs: a row a topology and batch, and where the cycles go."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from vqgan_jax.plan.outcome import Outcome
+from vqgan_jax.plan.topology import GIB, Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A program on a slice.
+
+    Attributes:
+      config: the page and variant, as given.
+      what: the function; see `lowering.call`.
+      topology: the slice.
+      mesh: sizes of its axes.
+      batch_size: the global batch.
+      parameter_bytes, optimizer_bytes: of a device; the latter with the running averages.
+      model_flops: of a device in a run of the function.
+      items: images or tokens of the global batch.
+      outcome: what the compiler says.
+    """
+
+    config: str
+    what: str
+    topology: Topology
+    mesh: dict[str, int]
+    batch_size: int
+    parameter_bytes: int
+    optimizer_bytes: int
+    model_flops: float
+    items: int
+    outcome: Outcome
+
+    @property
+    def seconds(self) -> float | None:
+        """Of a run, by the summed cycles."""
+        chip, cycles = self.topology.chip, self.outcome.cycles
+        return cycles / chip.clock if chip and cycles else None
+
+    def utilisation(self, seconds: float | None) -> float | None:
+        """Model FLOPs over what the datasheet could do in that time."""
+        return self.model_flops / seconds / self.topology.chip.flops if seconds and self.topology.chip else None
+
+    @property
+    def held(self) -> int:
+        """Bytes of the state."""
+        return self.parameter_bytes + self.optimizer_bytes
+
+    @property
+    def free_bytes(self) -> float | None:
+        """Memory that is left, or (negative) that lacks."""
+        return self.topology.chip.hbm - self.outcome.hbm_bytes if self.topology.chip else None
+
+    @property
+    def fits(self) -> bool:
+        """Into the memory of each chip."""
+        return self.outcome.fits and (self.free_bytes is None or self.free_bytes >= 0)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON; what is not known is None. Bytes, FLOPs and seconds are those of one chip and one run."""
+        outcome, chips, seconds = self.outcome, len(self.topology.devices), self.seconds
+        return {
+            "config": self.config, "topology": self.topology.name, "chips": chips,
+            "batch_per_chip": self.batch_size / chips, "fits": self.fits, "hbm_bytes": outcome.hbm_bytes,
+            "step_seconds": seconds, "items_per_second_per_chip": self.items / chips / seconds if seconds else None,
+            "model_flops": self.model_flops, "compiler_flops": outcome.flops,
+            "model_flops_utilisation": self.utilisation(seconds), "collective_bytes": outcome.collectives,
+            "compile_seconds": outcome.compile_seconds, "what": self.what, "mesh": self.mesh,
+            "parameter_bytes": self.parameter_bytes, "optimizer_bytes": self.optimizer_bytes,
+            "free_bytes": self.free_bytes, "estimated_cycles": outcome.cycles,
+            "optimal_seconds": outcome.optimal_seconds,
+            "optimal_utilisation": self.utilisation(outcome.optimal_seconds), "unestimated": outcome.unestimated,
+            "compiler": self.topology.compiler,
+        }  # fmt: skip
+
+    def advice(self) -> str:
+        """What to change where it does not fit."""
+        name = f"{self.topology.name}, {self.batch_size / len(self.topology.devices):g} a chip"
+        lacking = f"{name}: {-(self.free_bytes or 0) / GIB:.1f} GiB too much. "
+        if self.held > 0.5 * self.outcome.hbm_bytes:
+            return lacking + "Most of it is the state: raise --config.mesh.fsdp, or take more chips."
+        less = "a smaller --batch, more chips, or for a prior --config.transformer.remat=full"
+        return f"{lacking}Most of it are activations: take {less}."
+
+
+def tables(plans: list[Plan]) -> list[Table]:
+    """Memory, speed and traffic; in the first two a row a plan."""
+    memory = headed(
+        "GiB a chip", "topology", "batch", "fits", "GiB", "parameters", "optimiser", "rest", "compiled in s"
+    )
+    title = f"{plans[0].what} of {plans[0].config}, a chip: by cycles (by the roofline)"
+    speed = headed(title, "topology", "batch", "ms", "items/s", "TFLOP", "compiler's", "MFU")
+    traffic = headed("sent by a chip", "topology", "batch", "kind", "over", "MiB")
+    for plan in plans:
+        r, outcome = plan.record(), plan.outcome
+        name = plan.topology.name, f"{r['batch_per_chip']:g}"
+        parts = (plan.parameter_bytes, plan.optimizer_bytes, outcome.hbm_bytes - plan.held)
+        sizes = (number(size, 2, 1 / GIB) for size in (outcome.hbm_bytes, *parts))
+        memory.add_row(*name, fits(plan), *sizes, number(outcome.compile_seconds, 0))
+        speed.add_row(
+            *name, f"{number(plan.seconds, 1, 1e3)} ({number(outcome.optimal_seconds, 1, 1e3)})",
+            number(r["items_per_second_per_chip"], 1), number(plan.model_flops, 2, 1e-12),
+            number(outcome.flops, 2, 1e-12),
+            f"{number(r['model_flops_utilisation'], 2)} ({number(r['optimal_utilisation'], 2)})",
+        )  # fmt: skip
+        for kind, by_axes in outcome.collectives.items():
+            for axes, size in by_axes.items():
+                traffic.add_row(*name, kind, axes, number(size, 2, 2**-20))
+    return [memory, speed, *([traffic] if traffic.row_count else [])]
+
+
+def headed(title: str, *heads: str) -> Table:
+    """An empty table without lines, for numbers are many."""
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
+    for i, head in enumerate(heads):
+        wide = head in ("operation", "module", "kind")  # what is folded where a terminal is narrow
+        made.add_column(head, justify="left" if wide or i == 0 else "right", no_wrap=not wide, overflow="fold")
+    return made
+
+
+def fits(plan: Plan) -> str:
+    """Yes or no, and by how much."""
+    if plan.free_bytes is None:
+        return "yes" if plan.fits else "no"
+    return (
+        f"yes, {plan.free_bytes / GIB:.1f} free" if plan.fits else f"[bold red]no, {-plan.free_bytes / GIB:.1f} over[/]"
+    )
+
+
+def number(value: float | int | None, digits: int, scale: float = 1.0) -> str:
+    """A dash for what is not known."""
+    return "-" if value is None else f"{value * scale:,.{digits}f}"
+
+
+def profile(plan: Plan) -> list[Table]:
+    """Cycles by module and by kind of operation, and the twenty dearest operations."""
+    costs, whole = plan.outcome.costs, plan.outcome.cycles or 1.0
+    tables = []
+    for title, at in (("module", 1), ("kind", 2)):
+        sums: Counter[str] = Counter()
+        for row in costs:
+            sums[row[at]] += row[4]  # type: ignore[index]
+        made = headed(f"{plan.topology.name}: cycles by {title}", title, "M cycles", "%")
+        for name, cycles in sums.most_common(25):
+            made.add_row(name, number(cycles, 2, 1e-6), number(cycles / whole, 1, 100))
+        tables.append(made)
+    made = headed("the dearest", "operation", "module", "kind", "runs", "M cycles", "%")
+    for name, module, kind, runs, cycles in costs[:20]:
+        made.add_row(name, module, kind, f"{runs:g}", number(cycles, 2, 1e-6), number(cycles / whole, 1, 100))
+    return [*tables, made]
