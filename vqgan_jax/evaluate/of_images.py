@@ -145,7 +145,7 @@ def results(
         if name not in values:
             continue
         counted = metric.compare is not None or name == "own_class"
-        fields = common | networks.named(metric.network) | {"versions": record.versions()}
+        fields: dict[str, Any] = common | networks.named(metric.network) | {"versions": record.versions()}
         found.append(
             record.Result(
                 metric=record.named(name, common["subject_count"]) if counted else name,
