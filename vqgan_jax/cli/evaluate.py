@@ -151,7 +151,8 @@ def evaluate_prior(flags, config, request) -> tuple:
 
     prior = models.load_prior(
         flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer, weights=flags.weights
-    ).replace(config=config)
+    )
+    prior = dataclasses.replace(prior, config=config)
     given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config.sampling)}
     changed = {name: value for name, value in given.items() if value is not None}
     base = drawing.options_of(dataclasses.replace(config.sampling, **changed))
