@@ -55,18 +55,17 @@ class Networks(NamedTuple):
     Attributes:
       run: from images (uint8 b H W 3) to features by name.
       lpips: parameters of LPIPS and its VGG16.
-      files: of the weights, by network.
+      files: name and hash of the weights' file, by network.
     """
 
     run: Callable[[Any], Mapping[str, Any]]
     lpips: Any
-    files: dict[str, Path]
+    files: dict[str, tuple[str, str]]
 
     def named(self, network: str) -> dict[str, str]:
         """The record's fields of a network."""
-        if network == "none":
-            return {"network": record.NOTHING, "network_hash": record.NOTHING}
-        return {"network": self.files[network].name, "network_hash": record.file_hash(self.files[network])}
+        name, digest = self.files.get(network, (record.NOTHING, record.NOTHING))
+        return {"network": name, "network_hash": digest}
 
 
 class Seen(NamedTuple):
@@ -104,7 +103,7 @@ def open_networks(chosen: Mapping[str, generation.Metric], path: str | None) -> 
             found["inception"], found["logits"] = features.inception_features(inception_params, images)
         return found
 
-    return Networks(run, vgg, files)
+    return Networks(run, vgg, {name: (file.name, record.file_hash(file)) for name, file in files.items()})
 
 
 def collect(source: Any, request: Request, networks: Networks, *, size: int, keep: frozenset[str], name: str) -> Seen:
@@ -132,7 +131,8 @@ def collect(source: Any, request: Request, networks: Networks, *, size: int, kee
 def first_of_each(numbers: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of every class the `GALLERY` images with the lowest numbers: the same for any number of processes."""
     order = np.argsort(numbers)
-    kept = np.sort(np.concatenate([order[labels[order] == label][:GALLERY] for label in np.unique(labels)]))
+    kept = np.concatenate([order[labels[order] == label][:GALLERY] for label in np.unique(labels)])
+    kept = kept[np.argsort(numbers[kept])]
     return images[kept], labels[kept]
 
 

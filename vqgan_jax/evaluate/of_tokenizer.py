@@ -50,11 +50,12 @@ def evaluate(
     source = Measured(program.open_split(config, name))
     generation.check_counts(chosen, reference=len(source))
     networks, size = open_networks(chosen, request.inception), config.data.image_size
-    batches = data.evaluation_batches(source, image_size=size, batch_size=request.global_batch, **program.share())
+    share: dict[str, Any] = program.share()
+    batches = data.evaluation_batches(source, image_size=size, batch_size=request.global_batch, **share)
     reconstruct, compare = pair_functions(model, networks, request.local_batch, ssim="ssim" in chosen)
     keep = generation.kept(chosen)
     found = reconstruction.measure(
-        numbered(batches, **program.share()), reconstruct, compare, codebook_size=model.codebook_size,
+        numbered(batches, **share), reconstruct, compare, codebook_size=model.codebook_size,
         collectors=(Collector(networks.run, keep=keep), Collector(networks.run, keep=keep)),
         batch_size=request.local_batch,
         progress=request.track("reconstructing", -(-len(source) // jax.process_count())),
