@@ -218,4 +218,4 @@ def test_everything_public_has_a_docstring(path):
 
 
 def test_the_package_is_a_house():
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 12_500
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 13_000
