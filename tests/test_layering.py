@@ -23,8 +23,8 @@ LAYER_2 = (
 )  # fmt: skip
 PROGRAMS = ("train.program", "train.stage1_program", "train.stage2_program")
 LAYER_3 = (
-    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "quickstart_report", "stablehlo", "plan",
-    "plan.*", *PROGRAMS,
+    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "quickstart_report", "stablehlo",
+    "plan", "plan.*", *PROGRAMS,
 )  # fmt: skip
 PURE = (*LAYER_0, "losses", "sampling", "config", "build", "data.conditions")
 CONDITIONS = ("data.conditions", "data.layouts", "data.views")

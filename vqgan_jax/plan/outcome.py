@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import time
 from collections import defaultdict
@@ -61,7 +62,9 @@ def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: P
         return Outcome(**kept | {"costs": [tuple(row) for row in kept["costs"]]}), None
     outcome, executable = compile_now(lowered, mesh)
     cache.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(outcome)))
+    part = path.with_suffix(f".{os.getpid()}")  # whoever is stopped while writing leaves nothing half
+    part.write_text(json.dumps(dataclasses.asdict(outcome)))
+    part.rename(path)
     return outcome, executable
 
 
@@ -108,10 +111,8 @@ def compile_now(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:
 
 def out_of_memory(message: str) -> float | None:
     """Bytes that a compiler's message says are needed; None of a message about something else."""
-    if "RESOURCE_EXHAUSTED" not in message:
-        return None
-    found = re.search(r"(?:Used |\()([\d.]+)([KMGT])", message)
-    return float(found.group(1)) * UNITS[found.group(2)] if found else float("inf")
+    found = re.search(r"RESOURCE_EXHAUSTED.*?(?:Used |\()([\d.]+)([KMGT])", message, re.DOTALL)
+    return float(found.group(1)) * UNITS[found.group(2)] if found else None
 
 
 def place(op_name: str, kind: str) -> tuple[str, str]:

@@ -92,9 +92,7 @@ class Plan:
 
 def tables(plans: list[Plan]) -> list[Table]:
     """Memory, speed and traffic; in the first two a row a plan."""
-    memory = headed(
-        "GiB a chip", "topology", "batch", "fits", "GiB", "parameters", "optimiser", "rest", "compiled in s"
-    )
+    memory = headed("GiB a chip", "topology", "batch", "fits", "needs", "params", "optim.", "rest", "compile s")
     title = f"{plans[0].what} of {plans[0].config}, a chip: by cycles (by the roofline)"
     speed = headed(title, "topology", "batch", "ms", "items/s", "TFLOP", "compiler's", "MFU")
     traffic = headed("sent by a chip", "topology", "batch", "kind", "over", "MiB")
