@@ -104,7 +104,7 @@ def gpt() -> Table:
 
 
 def _config(shapes: infer.Shapes, num_heads: int | None, num_codes: int | None, tokenizer: Stage1 | None) -> Stage2:
-    """Out of names and shapes. The optimiser's values are its paper's as we remember them; no weight depends on them."""
+    """Out of names and shapes. The optimiser is as we remember its paper; no weight depends on it."""
     vocab, width = infer.shape(shapes, "output.weight", 2)
     classes = infer.shape(shapes, CLASSES, 2)[0] - 1  # the last row is the class that was dropped
     side = _side(shapes, width, num_codes)
