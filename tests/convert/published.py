@@ -4,10 +4,12 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from vqgan_jax import ordering
+from vqgan_jax.convert import trees
 from vqgan_jax.convert.weights import Checkpoint, Tensor
 
 Named = Iterator[tuple[str, tuple[int, ...]]]
@@ -258,6 +260,11 @@ def permutation(model: VQ | Net2Net) -> dict[str, np.ndarray]:
 
 def checkpoint(arrays: dict[str, np.ndarray], **other: object) -> Checkpoint:
     return Checkpoint({name: as_tensor(array) for name, array in arrays.items()}, other)
+
+
+def load(format: Any, opened: Checkpoint, **options: Any) -> trees.Converted:
+    """A model of a format, with all its arrays read."""
+    return trees.read(format.plan(opened, **options))
 
 
 def dtype(name: str) -> type:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import published
 import pytest
 
 from vqgan_jax import api, build, models
@@ -19,7 +20,7 @@ def near(ours, theirs):
 
 @pytest.mark.parametrize(("name", "attended"), [("mid", ()), ("levels", (128,))])
 def test_latents_codes_and_pictures_are_theirs(name, attended):
-    converted = diffusers.load(open_checkpoint(GOLDEN / f"diffusers_{name}"))
+    converted = published.load(diffusers, open_checkpoint(GOLDEN / f"diffusers_{name}"))
     tokenizer = models.Tokenizer(converted.params, build.vqgan(converted.config))
     theirs = np.load(GOLDEN / f"diffusers_{name}" / "arrays.npz")
     assert theirs["margin"] > 1e-5

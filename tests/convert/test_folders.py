@@ -40,7 +40,7 @@ def test_a_tokenizer_becomes_a_folder_and_a_file_again(tmp_path, capsys, name):
     path = save(tmp_path / name, arrays)
     assert main(["convert", f"--input={path}", f"--output={tmp_path / 'run'}"]) == 0
     assert "discriminator: kept" in capsys.readouterr().out
-    loaded, wanted = vq.load_tokenizer(tmp_path / "run"), taming.load(published.checkpoint(arrays))
+    loaded, wanted = vq.load_tokenizer(tmp_path / "run"), published.load(taming, published.checkpoint(arrays))
     same(loaded.params, wanted.params)
     assert main(["export", f"--workdir={tmp_path / 'run'}", "--to=taming", f"--output={tmp_path / f'b_{name}'}"]) == 0
     back = files.open_checkpoint(tmp_path / f"b_{name}").tensors
@@ -73,7 +73,7 @@ def test_a_prior_brings_its_tokenizers_and_may_be_moved(tmp_path):
 def test_our_own_names_keep_everything(tmp_path):
     """Config, averaged codebook, discriminator with its norms, and a prior with both its tokenizers."""
     for name, options in (("f8_batchnorm", {}), ("ema", {}), ("map", {"num_heads": 4})):
-        converted = taming.load(published.checkpoint(published.random(TINY[name])), **options)
+        converted = published.load(taming, published.checkpoint(published.random(TINY[name])), **options)
         export.write(converted, "safetensors", tmp_path / f"{name}.safetensors")
         opened = files.open_checkpoint(tmp_path / f"{name}.safetensors")
         assert formats.recognise(opened) == "safetensors"
@@ -88,7 +88,7 @@ def test_our_own_names_keep_everything(tmp_path):
 
 def test_diffusers_and_llamagen_go_round(tmp_path):
     arrays = published.random(TINY["f2"])
-    converted = taming.load(published.checkpoint(arrays))
+    converted = published.load(taming, published.checkpoint(arrays))
     export.write(converted, "diffusers", tmp_path / "folder")
     back = trees.read(formats.plan(files.open_checkpoint(tmp_path / "folder")))
     same(back.params, converted.params)
@@ -114,7 +114,7 @@ def test_training_goes_on_with_the_files_own_optimisers(tmp_path):
     restored, config = models.restore(tmp_path / "run", models.configs.Stage1, whole)
     state = restored.state
     assert (int(state["step"]), restored.step) == (40, 40)
-    wanted = taming.load(published.checkpoint(arrays | generator | judge))
+    wanted = published.load(taming, published.checkpoint(arrays | generator | judge))
     task = stage1.from_config(config)
     for network, moments in (("generator", wanted.params), ("discriminator", wanted.discriminator)):
         # Adam by its equations, after five steps, with gradients of zero.
@@ -142,7 +142,7 @@ def test_training_goes_on_in_a_converted_folder(tmp_path, capsys):
     command = ["train", f"--config={tmp_path / 'run' / 'config.json'}", f"--workdir={tmp_path / 'run'}", *flags]
     assert main(command) == 0
     assert "resumed from step 0" in capsys.readouterr().out
-    before, after = taming.load(published.checkpoint(arrays)), vq.load_tokenizer(tmp_path / "run")
+    before, after = published.load(taming, published.checkpoint(arrays)), vq.load_tokenizer(tmp_path / "run")
     assert after.step == 2
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before.params, after.params)
     assert 0 < max(jax.tree.leaves(moved)) <= 2.5 * 12 * 4.5e-6  # Adam's two first steps, of at most the rate
@@ -168,7 +168,7 @@ def test_a_file_is_loaded_straight_into_a_sharding(tmp_path):
     mesh = jax.make_mesh((8,), ("fsdp",))
     spec = lambda leaf: jax.NamedSharding(mesh, jax.P("fsdp") if leaf.shape[:1] == (32,) else jax.P())
     tokenizer = convert.load(path, shardings=lambda shapes: jax.tree.map(spec, shapes))
-    wanted = taming.load(published.checkpoint(arrays))
+    wanted = published.load(taming, published.checkpoint(arrays))
     same(tokenizer.params, wanted.params)
     jax.tree.map(lambda leaf: leaf.sharding == spec(leaf) or pytest.fail(str(leaf.sharding)), tokenizer.params)
 

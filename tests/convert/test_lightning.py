@@ -44,8 +44,8 @@ def lightning(arrays, rng):
 def test_a_training_checkpoint_from_bytes_to_trees(write, tmp_path):
     arrays = published.random(TINY["f8_batchnorm"])
     file, (generator, judge) = lightning(arrays, np.random.default_rng(1))
-    converted = taming.load(files.open_checkpoint(write(tmp_path / "last.ckpt", file)))
-    wanted = taming.load(published.checkpoint(arrays))
+    converted = published.load(taming, files.open_checkpoint(write(tmp_path / "last.ckpt", file)))
+    wanted = published.load(taming, published.checkpoint(arrays))
     assert converted.report == wanted.report
     assert converted.step == 40
     for found, expected in (
@@ -55,7 +55,7 @@ def test_a_training_checkpoint_from_bytes_to_trees(write, tmp_path):
         (converted.lpips, wanted.lpips),
     ):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
-    as_weights = taming.load(published.checkpoint(arrays | generator | judge))
+    as_weights = published.load(taming, published.checkpoint(arrays | generator | judge))
     for network, expected in (("generator", as_weights.params), ("discriminator", as_weights.discriminator)):
         moments = converted.moments[network]
         assert moments.count == 5
@@ -68,7 +68,10 @@ def test_a_prior_from_bytes_to_trees(write, tmp_path):
     arrays = published.random(TINY["map"])
     stored = Ordered((name, tensor(str(i), array)) for i, (name, array) in enumerate(arrays.items()))
     opened = files.open_checkpoint(write(tmp_path / "last.ckpt", {"state_dict": stored}))
-    converted, wanted = taming.load(opened, num_heads=4), taming.load(published.checkpoint(arrays), num_heads=4)
+    converted, wanted = (
+        published.load(taming, opened, num_heads=4),
+        published.load(taming, published.checkpoint(arrays), num_heads=4),
+    )
     assert converted.config == wanted.config
     assert converted.report == wanted.report
     for found, expected in (

@@ -97,7 +97,7 @@ def gpt_logits(weights, label, tokens, blank=True):
 
 @pytest.fixture(scope="module")
 def converted():
-    return llamagen_gpt.load(published.checkpoint(TINY), **OPTIONS)
+    return published.load(llamagen_gpt, published.checkpoint(TINY), **OPTIONS)
 
 
 def test_the_transformer_computes_what_theirs_does(converted):
@@ -251,7 +251,7 @@ def test_the_tokenizer_computes_what_theirs_does():
     images = np.random.default_rng(2).uniform(-1, 1, (2, 24, 32, 3)).astype(np.float32)
     latents = np.concatenate([Network(TOKENIZER).latents(image.transpose(2, 0, 1)) for image in images], axis=1)
     weights = TOKENIZER | {"quantize.embedding.weight": published.codes_near(latents.reshape(8, -1).T, VOCAB)}
-    network, converted = Network(weights), llamagen.load(published.checkpoint(weights))
+    network, converted = Network(weights), published.load(llamagen, published.checkpoint(weights))
     tokenizer = models.Tokenizer(converted.params, build.vqgan(converted.config))
     wanted, margins = zip(*(network.encode(image.transpose(2, 0, 1)) for image in images), strict=True)
     assert min(margins) > 1e-4  # of squared distances of unit vectors: no rounding decides a code

@@ -129,7 +129,7 @@ def test_it_computes_what_theirs_does():
     images = np.random.default_rng(1).random((2, 16, 24, 3)).astype(np.float32)
     latents = np.concatenate([Network(ARRAYS).latents(image) for image in images])
     arrays = ARRAYS | {"params/quantizer/codebook": published.codes_near(latents.reshape(-1, 8), 40)}
-    network, converted = Network(arrays), maskgit.load(published.checkpoint(arrays))
+    network, converted = Network(arrays), published.load(maskgit, published.checkpoint(arrays))
     tokenizer = models.Tokenizer(converted.params, build.vqgan(converted.config))
     wanted, margins = zip(*map(network.encode, images), strict=True)
     assert min(margins) > 1e-4
@@ -159,7 +159,7 @@ def test_the_published_tokenizer():
 def test_a_file_of_flaxs_goes_in_and_back_bit_by_bit(tmp_path):
     path = tmp_path / "tokenizer"
     path.write_bytes(serialization.msgpack_serialize(unflatten_dict(ARRAYS, sep="/")))
-    converted = maskgit.load(open_checkpoint(path))
+    converted = published.load(maskgit, open_checkpoint(path))
     leaves = flatten_dict({"generator": converted.params}, sep="/")
     entries = names.entries(maskgit.vq_model(len(LEVELS), BLOCKS), {path: leaf.shape for path, leaf in leaves.items()})
     assert entries.keys() == ARRAYS.keys()
@@ -169,9 +169,9 @@ def test_a_file_of_flaxs_goes_in_and_back_bit_by_bit(tmp_path):
 
 def test_what_does_not_fit_is_told():
     with pytest.raises(ConvertError, match=r"unexpected \(1\): params/extra"):
-        maskgit.load(published.checkpoint(ARRAYS | {"params/extra": np.zeros(1, np.float32)}))
+        published.load(maskgit, published.checkpoint(ARRAYS | {"params/extra": np.zeros(1, np.float32)}))
     with pytest.raises(ConvertError, match="must have `params/encoder/ResBlock_0`"):
-        maskgit.load(published.checkpoint({"params/extra": np.zeros(1, np.float32)}))
+        published.load(maskgit, published.checkpoint({"params/extra": np.zeros(1, np.float32)}))
 
 
 def test_its_config_can_be_written_and_read_and_must_be_consistent():

@@ -66,7 +66,7 @@ def written(converted, prefix=""):
 @pytest.mark.parametrize("name", TINY)
 def test_there_and_back_is_exact(name):
     arrays = published.random(TINY[name])
-    converted = taming.load(published.checkpoint(arrays), num_heads=4)
+    converted = published.load(taming, published.checkpoint(arrays), num_heads=4)
     again = written(converted)
     if converted.tokenizer:
         again |= written(converted.tokenizer, "first_stage_model.")
@@ -141,7 +141,7 @@ def same(ours, recorded):
 
 def test_autoencoder_as_in_the_parity_tests():
     weights = golden("weights")
-    converted = taming.load(published.checkpoint(weights), allow=["loss.perceptual_loss.*"])
+    converted = published.load(taming, published.checkpoint(weights), allow=["loss.perceptual_loss.*"])
     same(everything(converted), translate(weights))
 
 

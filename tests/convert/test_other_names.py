@@ -76,8 +76,8 @@ def same_trees(ours, wanted):
 def test_diffusers_become_what_taming_becomes_and_go_back(age):
     arrays = published.random(TINY)
     theirs = {n: linear(n, a) for n, a in ((to_diffusers(n, 4, age), a) for n, a in arrays.items())}
-    converted = diffusers.load(published.checkpoint(theirs))
-    same_trees(converted.params, taming.load(published.checkpoint(arrays)).params)
+    converted = published.load(diffusers, published.checkpoint(theirs))
+    same_trees(converted.params, published.load(taming, published.checkpoint(arrays)).params)
     leaves = flatten_dict({"generator": converted.params}, sep="/")
     table = diffusers.vq_model(4, old=age == "old")
     entries = names.entries(table, {path: array.shape for path, array in leaves.items()})
@@ -90,8 +90,8 @@ def test_llamagen_becomes_what_taming_becomes_and_goes_back():
     arrays = published.random(TINY)
     theirs = {to_llamagen(name, 4): array for name, array in arrays.items()}
     used = {"quantize.codebook_used": np.zeros(65536, np.int64)}
-    converted = llamagen.load(published.checkpoint(theirs | used))
-    same_trees(converted.params, taming.load(published.checkpoint(arrays)).params)
+    converted = published.load(llamagen, published.checkpoint(theirs | used))
+    same_trees(converted.params, published.load(taming, published.checkpoint(arrays)).params)
     assert converted.report.dropped == ("quantize.codebook_used",)
     assert converted.config.quantizer.unit_length
     leaves = flatten_dict({"generator": converted.params}, sep="/")
@@ -110,8 +110,8 @@ def test_dalle_minis_become_what_taming_becomes_and_go_back(tmp_path):
     (tmp_path / "config.json").write_text('{"n_embed": 16}')
     tree = serialization.msgpack_serialize(unflatten_dict(theirs, sep="/"))
     (tmp_path / "flax_model.msgpack").write_bytes(tree)
-    converted = dalle_mini.load(open_checkpoint(tmp_path))
-    same_trees(converted.params, taming.load(published.checkpoint(arrays)).params)
+    converted = published.load(dalle_mini, open_checkpoint(tmp_path))
+    same_trees(converted.params, published.load(taming, published.checkpoint(arrays)).params)
     leaves = flatten_dict({"generator": converted.params}, sep="/")
     entries = dalle_mini.entries({path: array.shape for path, array in leaves.items()})
     assert entries.keys() == theirs.keys()
@@ -171,7 +171,7 @@ def test_diffusers_may_have_attention_in_the_middle_only():
 def test_diffusers_settings_count():
     theirs = {to_diffusers(name, 4): array for name, array in published.random(TINY).items()}
     theirs = {name: linear(name, array) for name, array in theirs.items()}
-    load = lambda **settings: diffusers.load(published.checkpoint(theirs, config=settings))
+    load = lambda **settings: published.load(diffusers, published.checkpoint(theirs, config=settings))
     assert load(norm_num_groups=16).config.model.norm_groups == 16
     assert load(_class_name="VQModel").config.model.norm_groups == 32
     for settings in ({"norm_type": "spatial"}, {"_class_name": "AutoencoderKL"}):
@@ -182,6 +182,8 @@ def test_diffusers_settings_count():
 def test_what_is_left_over_is_told():
     arrays = {to_llamagen(name, 4): array for name, array in published.random(TINY).items()}
     with pytest.raises(ConvertError, match=r"unexpected \(1\): extra"):
-        llamagen.load(published.checkpoint(arrays | {"extra": np.zeros(1, np.float32)}))
-    allowed = llamagen.load(published.checkpoint(arrays | {"extra": np.zeros(1, np.float32)}), allow=["extra"])
+        published.load(llamagen, published.checkpoint(arrays | {"extra": np.zeros(1, np.float32)}))
+    allowed = published.load(
+        llamagen, published.checkpoint(arrays | {"extra": np.zeros(1, np.float32)}), allow=["extra"]
+    )
     assert jax.tree.leaves(allowed.params)

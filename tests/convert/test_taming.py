@@ -30,7 +30,7 @@ def tiny(name="plain"):
 
 
 def load(arrays, **options):
-    return taming.load(published.checkpoint(arrays), **{"num_heads": 4} | options)
+    return published.load(taming, published.checkpoint(arrays), **{"num_heads": 4} | options)
 
 
 def test_heads_are_asked_for_where_the_size_is_not_known():
@@ -223,13 +223,13 @@ def test_moments_of_both_optimisers_of_stage_1():
     generator = [name for part in parts for name in arrays if name.startswith(part)]
     judge = [n for n in arrays if re.fullmatch(r"loss\.discriminator\.main\.\d+\.(weight|bias)", n)]
     (first, generators), (second, judges) = adam(arrays, [generator], 1), adam(arrays, [judge], 2)
-    converted = taming.load(published.checkpoint(arrays, optimizer_states=[first, second], global_step=9))
+    converted = published.load(taming, published.checkpoint(arrays, optimizer_states=[first, second], global_step=9))
     assert converted.step == 9
     moments = converted.moments
     assert moments["generator"].count == 17
     for network, averages in (("generator", generators), ("discriminator", judges)):
         shuffled = {name: average["exp_avg_sq"].read() for name, average in averages.items()}
-        expected = taming.load(published.checkpoint(arrays | shuffled))
+        expected = published.load(taming, published.checkpoint(arrays | shuffled))
         params = {"generator": expected.params, "discriminator": expected.discriminator}[network]
         jax.tree.map(np.testing.assert_array_equal, moments[network].nu, params)
         assert shapes(moments[network].mu) == shapes(params)
@@ -246,9 +246,9 @@ def test_moments_of_a_prior_are_sorted_as_strings():
     decayed = [name for name in mine if kernel.fullmatch(name)]
     saved, averages = adam(arrays, [decayed, [name for name in mine if name not in decayed]], 1)
     assert decayed.index("transformer.blocks.10.mlp.0.weight") < decayed.index("transformer.blocks.2.mlp.0.weight")
-    converted = taming.load(published.checkpoint(arrays, optimizer_states=[saved]), num_heads=4)
+    converted = published.load(taming, published.checkpoint(arrays, optimizer_states=[saved]), num_heads=4)
     as_weights = {name: average["exp_avg"].read() for name, average in averages.items()}
-    expected = taming.load(published.checkpoint(arrays | as_weights), num_heads=4).params
+    expected = published.load(taming, published.checkpoint(arrays | as_weights), num_heads=4).params
     jax.tree.map(np.testing.assert_array_equal, converted.moments["transformer"].mu, expected)
 
 
@@ -256,7 +256,7 @@ def test_a_state_that_does_not_fit_is_left_out():
     arrays = tiny("f2")
     saved, _ = adam(arrays, [["encoder.conv_in.weight"]], 1)
     for states in ([saved], [{"state": {}}], "none", [3]):
-        assert taming.load(published.checkpoint(arrays, optimizer_states=states)).moments == {}
+        assert published.load(taming, published.checkpoint(arrays, optimizer_states=states)).moments == {}
 
 
 # When and how much is read

@@ -10,8 +10,8 @@ from vqgan_jax.convert.weights import Checkpoint
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}  # there, and of taming's
 
 
-def load(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
-    """Converts a VQ model.
+def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
+    """Finds a VQ model in a file; each array is a `Tensor` of its final shape that is read when it is asked for.
 
     Args:
       checkpoint: an opened folder, or its file of weights alone.
@@ -20,11 +20,6 @@ def load(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converte
     Raises:
       ConvertError: a tensor is missing, unexpected or of another shape.
     """
-    return trees.read(plan(checkpoint, allow=allow))
-
-
-def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
-    """As `load`, but each array is a `Tensor` of its final shape that reads its parts when it is read itself."""
     tensors = checkpoint.tensors
     config = infer.stage1({_taming(name): _torch(tensor.shape) for name, tensor in tensors.items()})
     shapes = trees.stage1_shapes(config)

@@ -22,8 +22,8 @@ TAMING = (
 )
 
 
-def load(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
-    """Converts a VQ model.
+def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
+    """Finds a VQ model in a folder; each array is a `Tensor` of its final shape that is read when it is asked for.
 
     Args:
       checkpoint: an opened folder, or its file of weights alone, which then has 32 groups a norm.
@@ -32,11 +32,6 @@ def load(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converte
     Raises:
       ConvertError: a tensor is missing, unexpected or of another shape, or the model is none that we have.
     """
-    return trees.read(plan(checkpoint, allow=allow))
-
-
-def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
-    """As `load`, but each array is a `Tensor` of its final shape that reads its parts when it is read itself."""
     settings = checkpoint.other.get("config") if isinstance(checkpoint.other, Mapping) else None
     settings = settings if isinstance(settings, Mapping) else {}
     _check(settings)

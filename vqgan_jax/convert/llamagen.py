@@ -15,8 +15,8 @@ from vqgan_jax.convert.weights import Checkpoint
 DROPPED = ("quantize.codebook_used",)  # a log of the codes that were hit last
 
 
-def load(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
-    """Converts a tokenizer.
+def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
+    """Finds a tokenizer in a file; each array is a `Tensor` of its final shape that is read when it is asked for.
 
     The codebook stays as it is stored; `quantizer.unit_length` divides it by its lengths wherever it is used.
 
@@ -27,11 +27,6 @@ def load(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converte
     Raises:
       ConvertError: a tensor is missing, unexpected or of another shape.
     """
-    return trees.read(plan(checkpoint, allow=allow))
-
-
-def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
-    """As `load`, but each array is a `Tensor` of its final shape that reads its parts when it is read itself."""
     tensors = checkpoint.tensors
     config = infer.stage1({_renamed(name): tensor.shape for name, tensor in tensors.items()})
     # Its loss has its beta of 0.25 on the commitment, as the paper of the VQ-VAE has it.

@@ -21,7 +21,7 @@ CLASSES = "cls_embedding.embedding_table.weight"
 DEMO = {"guidance": 4.0, "top_k": 2000}  # how its demo draws
 
 
-def load(
+def plan(
     checkpoint: Checkpoint,
     *,
     num_heads: int | None = None,
@@ -29,7 +29,7 @@ def load(
     tokenizer: trees.Converted | None = None,
     allow: Sequence[str] = (),
 ) -> trees.Converted:
-    """Converts a transformer.
+    """Finds a transformer in a file; each array is a `Tensor` of its final shape that is read when it is asked for.
 
     Args:
       checkpoint: an opened file.
@@ -43,19 +43,6 @@ def load(
       ConvertError: a tensor is missing, unexpected or of another shape; heads or codes must be named; or the tokenizer
         has another number of codes.
     """
-    planned = plan(checkpoint, num_heads=num_heads, num_codes=num_codes, tokenizer=tokenizer, allow=allow)
-    return trees.read(planned)
-
-
-def plan(
-    checkpoint: Checkpoint,
-    *,
-    num_heads: int | None = None,
-    num_codes: int | None = None,
-    tokenizer: trees.Converted | None = None,
-    allow: Sequence[str] = (),
-) -> trees.Converted:
-    """As `load`, but each array is a `Tensor` of its final shape that reads its parts when it is read itself."""
     tensors = checkpoint.tensors
     found = {name: tensor.shape for name, tensor in tensors.items()}
     config = _config(found, num_heads, num_codes, cast(Stage1, tokenizer.config) if tokenizer else None)

@@ -35,7 +35,7 @@ def load(
       shardings: of all parameters; or a function from the tree of their shapes (`jax.ShapeDtypeStruct`), a model's at a
         time, to the tree of their shardings. None is the first device.
       options: of the format: `allow`, and for transformers `num_heads`, `condition`, `num_codes`; see
-        `taming.load`. For one whose file has no tokenizer, `tokenizer`: its file as `formats.plan` gives it.
+        `taming.plan`. For one whose file has no tokenizer, `tokenizer`: its file as `formats.plan` gives it.
 
     Raises:
       ConvertError: the file is damaged, hostile, of no known format, or does not hold exactly one of our models.

@@ -16,8 +16,8 @@ CODEBOOK = "params/quantizer/codebook"
 PARTS = {"norm_1": "GroupNorm_0", "conv_1": "Conv_0", "norm_2": "GroupNorm_1", "conv_2": "Conv_1", "shortcut": "Conv_2"}
 
 
-def load(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
-    """Converts a tokenizer.
+def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
+    """Finds a tokenizer in a file; each array is a `Tensor` of its final shape that is read when it is asked for.
 
     Args:
       checkpoint: an opened file.
@@ -26,11 +26,6 @@ def load(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converte
     Raises:
       ConvertError: a tensor is missing, unexpected or of another shape.
     """
-    return trees.read(plan(checkpoint, allow=allow))
-
-
-def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converted:
-    """As `load`, but each array is a `Tensor` of its final shape that reads its parts when it is read itself."""
     tensors = checkpoint.tensors
     found = {name: tensor.shape for name, tensor in tensors.items()}
     levels = infer.count(found, rf"{DECODER}/Conv_(\d+)/") - 1  # one behind the codes, one a doubling, one at the end

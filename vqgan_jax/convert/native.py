@@ -20,11 +20,6 @@ TABLE: Table = (Row("(.+)", r"\1"),)  # every path is its own name
 PARTS = ("tokenizer", "condition")
 
 
-def load(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> Converted:
-    """As `plan`, with all arrays read."""
-    return trees.read(plan(checkpoint, allow=allow))
-
-
 def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> Converted:
     """Finds a model in an opened file; each array is a `Tensor` that is read when it is asked for.
 

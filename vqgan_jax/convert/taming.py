@@ -25,7 +25,7 @@ FIRST, SECOND, PERMUTER = "first_stage_model.", "cond_stage_model.", "permuter."
 ORDER = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")  # of upstream's optimiser
 
 
-def load(
+def plan(
     checkpoint: Checkpoint,
     *,
     num_heads: int | None = None,
@@ -33,7 +33,7 @@ def load(
     num_codes: int | None = None,
     allow: Sequence[str] = (),
 ) -> Converted:
-    """Converts a checkpoint.
+    """Finds a model in a checkpoint; each array is a `Tensor` of its final shape that is read when it is asked for.
 
     Args:
       checkpoint: an opened file.
@@ -46,18 +46,6 @@ def load(
       ConvertError: a tensor is missing, unexpected or of another shape; the shapes fit no model of ours; or something
         that shapes do not tell must be named.
     """
-    return trees.read(plan(checkpoint, num_heads=num_heads, condition=condition, num_codes=num_codes, allow=allow))
-
-
-def plan(
-    checkpoint: Checkpoint,
-    *,
-    num_heads: int | None = None,
-    condition: str | Mapping[str, Any] | None = None,
-    num_codes: int | None = None,
-    allow: Sequence[str] = (),
-) -> Converted:
-    """As `load`, but each array is a `Tensor` of its final shape that reads its parts when it is read itself."""
     tensors = checkpoint.tensors
     other = checkpoint.other if isinstance(checkpoint.other, Mapping) else {}
     if "transformer.tok_emb.weight" in tensors:
