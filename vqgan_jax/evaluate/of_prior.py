@@ -94,7 +94,7 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
         )
     if "own_class" in chosen and not isinstance(prior.module.condition, ClassLabel):
         raise ValueError("`own_class` is of a class-conditional prior; this one has no classes. Leave it out.")
-    images = image_config(prior)
+    images = image_config(prior, workdir)
     place = lambda name: {"validation": images.data.eval_split, "train": images.data.train_split}.get(name, "")
     common = {"model": workdir, "step": prior.step, "weights": prior.weights, "seed": request.seed}
     found, nll_rows = [], np.zeros((0, 2))
@@ -129,11 +129,13 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
     return Report(found, seen, firsts, class_rows(prior, seen.class_names, nll_rows, drawn), near)
 
 
-def image_config(prior: models.Prior) -> Any:
+def image_config(prior: models.Prior, workdir: str) -> Any:
     """The config that names the prior's images: its own, or, of a run on a token cache, its tokenizer's."""
     if not prior.config.data.source.startswith("tokens:"):
         return prior.config
-    config = models.config_of(models.find_tokenizer(prior.config.tokenizer.workdir))
+    config = models.config_of(
+        models.find_tokenizer(prior.config.tokenizer.workdir, beside=models.absolute(workdir).parent)
+    )
     return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=prior.config.data.image_size))
 
 
