@@ -29,7 +29,7 @@ from vqgan_jax.evaluate.of_images import (
 from vqgan_jax.train import program, sharding, stage2, stage2_program
 
 CHUNK = 8  # batches that are drawn before their statistics are taken
-SHOWN = 8  # samples to look at
+SHOWN = 32  # samples to look at
 NEAREST = 3
 
 
@@ -204,7 +204,7 @@ def draw(
             rows={name: row[part] for name, row in rows.items()}, progress=lambda done: told(start + done),  # noqa: B023
         )  # fmt: skip
         collector.add(part, images, batch_size=request.local_batch)
-        first = [*first, *images[: SHOWN * 4 - len(first)]]
+        first = [*first, *images[: SHOWN - len(first)]]
         if gallery is not None:
             looks.append(likeness.nearest_labels(networks.lpips, images, *gallery))
     order = np.argsort(gather(mine))
