@@ -157,6 +157,10 @@ def evaluate_prior(flags, config, request) -> tuple:
     changed = {name: value for name, value in given.items() if value is not None}
     base = drawing.options_of(dataclasses.replace(config.sampling, **changed))
     settings = of_prior.settings(base, flags.sweep)
+    if flags.neighbours > min(of_prior.SHOWN, flags.samples):
+        raise cli.UsageError(
+            f"`--neighbours` must be at most {of_prior.SHOWN}, and `--samples`; got {flags.neighbours}."
+        )
     asked = of_prior.Asked(
         samples=flags.samples, settings=settings, reference=flags.reference or "validation", neighbours=flags.neighbours
     )
@@ -167,7 +171,7 @@ def evaluate_prior(flags, config, request) -> tuple:
     if told.samples:
         title = lambda options: ", ".join(f"{name} {options[name]}" for name in swept) or "samples"
         rows = {title(options): images for options, images in zip(settings, told.samples, strict=True)}
-        sections.append(page.pictures("Samples", "The first of each setting, not chosen.", rows))
+        sections.append(page.samples(rows))
     if told.classes:
         sections.append(page.classes(told.classes))
     if told.neighbours:

@@ -29,7 +29,7 @@ from vqgan_jax.evaluate.of_images import (
 from vqgan_jax.train import program, sharding, stage2, stage2_program
 
 CHUNK = 8  # batches that are drawn before their statistics are taken
-SHOWN = 8  # samples to look at
+SHOWN = 32  # samples to look at
 NEAREST = 3
 
 
@@ -94,7 +94,7 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
         )
     if "own_class" in chosen and not isinstance(prior.module.condition, ClassLabel):
         raise ValueError("`own_class` is of a class-conditional prior; this one has no classes. Leave it out.")
-    images = image_config(prior)
+    images = image_config(prior, workdir)
     place = lambda name: {"validation": images.data.eval_split, "train": images.data.train_split}.get(name, "")
     common = {"model": workdir, "step": prior.step, "weights": prior.weights, "seed": request.seed}
     found, nll_rows = [], np.zeros((0, 2))
@@ -129,11 +129,13 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
     return Report(found, seen, firsts, class_rows(prior, seen.class_names, nll_rows, drawn), near)
 
 
-def image_config(prior: models.Prior) -> Any:
+def image_config(prior: models.Prior, workdir: str) -> Any:
     """The config that names the prior's images: its own, or, of a run on a token cache, its tokenizer's."""
     if not prior.config.data.source.startswith("tokens:"):
         return prior.config
-    config = models.config_of(models.find_tokenizer(prior.config.tokenizer.workdir))
+    config = models.config_of(
+        models.find_tokenizer(prior.config.tokenizer.workdir, beside=models.absolute(workdir).parent)
+    )
     return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=prior.config.data.image_size))
 
 
@@ -202,7 +204,7 @@ def draw(
             rows={name: row[part] for name, row in rows.items()}, progress=lambda done: told(start + done),  # noqa: B023
         )  # fmt: skip
         collector.add(part, images, batch_size=request.local_batch)
-        first = [*first, *images[: SHOWN * 4 - len(first)]]
+        first = [*first, *images[: SHOWN - len(first)]]
         if gallery is not None:
             looks.append(likeness.nearest_labels(networks.lpips, images, *gallery))
     order = np.argsort(gather(mine))

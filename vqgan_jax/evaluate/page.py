@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from vqgan_jax import report
+from vqgan_jax import pictures, report
 from vqgan_jax.evaluate.record import Result
 
 Images = UInt8[np.ndarray, "n H W 3"]
@@ -139,14 +139,14 @@ def scale_of(images: Images) -> int:
     return max(1, min(4, 128 // images.shape[2]))
 
 
-def pictures(title: str, text: str, rows: Mapping[str, Images]) -> report.Html:
-    """Rows of pictures by name."""
-    strips = [
-        report.strip(images, name=name, alt=name, scale=scale_of(images))
+def samples(rows: Mapping[str, Images]) -> report.Html:
+    """The first samples of each setting, by its name."""
+    figures = [
+        report.figure(pictures.grid(images, columns=8), caption=name, alt=f"samples, {name}", scale=scale_of(images))
         for name, images in rows.items()
-        if len(images)
     ]
-    return report.section(title, text, *strips)
+    text = "The first of each setting, not chosen; classes take turns."
+    return report.section("Samples", text, report.beside(*figures, width=24))
 
 
 def classes(rows: Sequence[tuple[str, int, float, int, float]]) -> report.Html:
