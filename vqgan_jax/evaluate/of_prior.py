@@ -133,9 +133,7 @@ def image_config(prior: models.Prior, workdir: str) -> Any:
     """The config that names the prior's images: its own, or, of a run on a token cache, its tokenizer's."""
     if not prior.config.data.source.startswith("tokens:"):
         return prior.config
-    config = models.config_of(
-        models.find_tokenizer(prior.config.tokenizer.workdir, beside=models.absolute(workdir).parent)
-    )
+    config = models.config_of(models.find_tokenizer(prior.config.tokenizer.workdir, near=workdir))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=prior.config.data.image_size))
 
 
