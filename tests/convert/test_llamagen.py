@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
@@ -114,7 +115,7 @@ def test_the_transformer_computes_what_theirs_does(converted):
 
 def test_the_null_class_is_the_last_row(converted):
     module = prior.from_config(converted.config)
-    assert int(module.prefix(module.null(1))[0, 0]) == VOCAB + CLASSES
+    assert int(module.prefix(module.null(jnp.zeros((1, 1), jnp.int32)))[0, 0]) == VOCAB + CLASSES
     np.testing.assert_array_equal(converted.params["embedding"][VOCAB:], TINY["cls_embedding.embedding_table.weight"])
 
 

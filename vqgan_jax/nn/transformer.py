@@ -107,6 +107,8 @@ class Transformer(nn.Module):
       dropout: of embeddings, attention weights and both residual branches.
       remat: what the backward pass computes again, a name of REMAT.
       dtype: of products and activations; softmax, statistics of norms and logits are float32.
+      rows: how a whole forward pass lies on the devices: cut like the batch. Left to itself XLA's partitioner follows
+        the embedding, which FSDP cuts along its width, and every layer sums activations over the devices.
     """
 
     vocab_size: int
@@ -125,6 +127,7 @@ class Transformer(nn.Module):
     dropout: float = 0.0
     remat: str = "none"
     dtype: DTypeLike = jnp.float32
+    rows: jax.sharding.NamedSharding | None = None
 
     def setup(self):
         self.embedding = self.param("embedding", normal, (self.vocab_size + self.extra_vocab, self.width))
@@ -183,6 +186,7 @@ class Transformer(nn.Module):
             raise ValueError(f"the input must have at most max_len {self.max_len} tokens; got {length}. Cut it.")
         turns = None if self.turns is None else jnp.asarray(self.turns[:length])
         x = self.embed(tokens, train=train)
+        x = x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)
         x, _ = self.layers(x, causal_mask(length, self.bidirectional_prefix), turns, train)
         return self.readout(x)
 

@@ -67,7 +67,7 @@ def step(config: Config, mesh: jax.sharding.Mesh) -> Call:
         frozen = whole({"lpips": variables["params"]}, mesh)
         pure, batch = functools.partial(stage1.train_step, task), {"image": images(config)}
     else:
-        task, frozen = stage2.from_config(config), {}
+        task, frozen = stage2.from_config(config, rows=jax.NamedSharding(mesh, sharding.BATCH)), {}
         length = task.prior.condition.length + task.prior.forward.size
         pure = functools.partial(stage2.train_step, task)
         batch = {"tokens": jax.ShapeDtypeStruct((config.batch_size, length), jnp.int32)}

@@ -35,11 +35,22 @@ class Task:
 
 
 def from_config(
-    config: configs.Stage2, tokenizer: VQGAN | None = None, condition_tokenizer: VQGAN | None = None
+    config: configs.Stage2,
+    tokenizer: VQGAN | None = None,
+    condition_tokenizer: VQGAN | None = None,
+    *,
+    rows: jax.sharding.NamedSharding | None = None,
 ) -> Task:
-    """The task that a config describes; the tokenizers are needed where images, and maps, come in."""
+    """The task that a config describes.
+
+    Args:
+      config: of the run.
+      tokenizer, condition_tokenizer: needed where images, and maps, come in.
+      rows: how a batch lies on the devices; see `nn.transformer.Transformer`.
+    """
+    prior = priors.from_config(config, condition_tokenizer)
     return Task(
-        prior=priors.from_config(config, condition_tokenizer),
+        prior=dataclasses.replace(prior, transformer=prior.transformer.clone(rows=rows)),
         tokenizer=tokenizer,
         optimizer=build.optimizer(config.optimizer, config.optimizer.learning_rate, config.steps),
         loss=config.loss,
@@ -50,7 +61,8 @@ def from_config(
 
 def init(task: Task, key: jax.Array) -> TrainState:
     """A fresh state."""
-    variables = task.prior.transformer.init(key, jnp.zeros((1, task.prior.transformer.max_len), jnp.int32))
+    alone = task.prior.transformer.clone(rows=None)  # one sequence cannot be cut into rows
+    variables = alone.init(key, jnp.zeros((1, task.prior.transformer.max_len), jnp.int32))
     params = {"transformer": variables["params"]}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
