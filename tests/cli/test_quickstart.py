@@ -39,6 +39,7 @@ def test_minutes_must_be_positive(capsys):
     assert "`--minutes` must be above 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_embeddings_measure_lpips():
     """Squared distances of the embeddings are LPIPS, with made-up weights of the right shapes."""
     import jax

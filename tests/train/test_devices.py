@@ -80,14 +80,14 @@ def distance(tree, other) -> float:
     return math.sqrt(difference / norm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "variant", "steps", "rtol"),
     [
         ("tensor", "smooth", 10, 1e-5),
-        pytest.param("data", "smooth", 10, 1e-5, marks=pytest.mark.slow),
-        pytest.param("fsdp", "smooth", 10, 1e-5, marks=pytest.mark.slow),
-        # VGG16 is all kinks: a wrong gradient would still be off by more.
-        pytest.param("tensor", "smooth,lpips", 3, 1e-3, marks=pytest.mark.slow),
+        ("data", "smooth", 10, 1e-5),
+        ("fsdp", "smooth", 10, 1e-5),
+        ("tensor", "smooth,lpips", 3, 1e-3),  # VGG16 is all kinks: a wrong gradient would still be off by more
     ],
 )
 def test_eight_devices_train_like_one(mesh, variant, steps, rtol):
