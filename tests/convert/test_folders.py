@@ -119,7 +119,8 @@ def test_training_goes_on_with_the_files_own_optimisers(tmp_path):
     for network, moments in (("generator", wanted.params), ("discriminator", wanted.discriminator)):
         # Adam by its equations, after five steps, with gradients of zero.
         gradients = jax.tree.map(jnp.zeros_like, moments)
-        updates, _ = task.optimizers[network].update(gradients, state["opt_state"][network], state["params"][network])
+        update = jax.jit(task.optimizers[network].update)
+        updates, _ = update(gradients, state["opt_state"][network], state["params"][network])
         rate, b1, b2 = config.optimizer.learning_rate, config.optimizer.b1, config.optimizer.b2
         step = lambda m, rate=rate, b1=b1, b2=b2: (
             -rate * (b1 * m / (1 - b1**6)) / (np.sqrt(b2 * m**2 / (1 - b2**6)) + 1e-8)
