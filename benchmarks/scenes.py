@@ -59,6 +59,11 @@ def main() -> None:
         }  # fmt: skip
         cells = [f"{k} {np.mean(v):.3f} +- {np.std(v) / np.sqrt(len(v)):.3f}" for k, v in columns.items()]
         print(f"  {name}: " + ", ".join(cells))
+    if flags.kind == "boxes":
+        own, indices = batch["boxes"], vq.encode(prior.tokenizer, batch["image"])
+        layouts = {"own": own, "places swapped": swapped(prior, own), "shuffled": np.roll(own, 1, axis=0)}
+        nats = lambda rows: -float(np.mean(vq.log_likelihood(prior, indices, condition=rows))) / indices[0].size
+        print("  nats a token: " + ", ".join(f"{name} {nats(rows):.3f}" for name, rows in layouts.items()))
     if flags.sheet:
         Path(flags.sheet).write_bytes(pictures.png(sheet(prior, options)))
 
@@ -74,6 +79,15 @@ def examples(prior: vq.Prior, count: int) -> tuple[dict[str, np.ndarray], dict[s
         source, image_size=config.data.image_size, batch_size=count, fields=build.views(config)
     )
     return truth, batch
+
+
+def swapped(prior: vq.Prior, layouts: np.ndarray) -> np.ndarray:
+    """Layouts whose objects have each other's boxes: what they cost more tells whether places are used at all."""
+    rows = layouts.reshape(len(layouts), -1, 3).copy()
+    for row in rows:
+        count = np.sum(row[:, 0] != prior.config.condition.num_tokens - 1)
+        row[:count, 1:] = np.roll(row[:count, 1:], 1, axis=0)
+    return rows.reshape(layouts.shape)
 
 
 def sheet(prior: vq.Prior, options: dict) -> np.ndarray:
