@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vqgan_jax import config as configs
 from vqgan_jax import parsing
+from vqgan_jax.evaluate import of_training
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
@@ -166,6 +167,21 @@ class Recorder:
             self.console.print(f"[dim]step[/] {step:>6}  {shown}{tail}", highlight=False, soft_wrap=True)
 
 
+def evaluated(
+    program: Program, judge: of_training.Judge | None, state: Any, step: int, workdir: epath.Path
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Held-out metrics and pictures; what `judge` finds is among them, and with its protocol in a file of its own."""
+    values, sheets = program.evaluate(state)
+    if judge is None:
+        return values, sheets
+    found = judge(state, step)
+    if jax.process_index() == 0:
+        (workdir / "evaluations").mkdir(parents=True, exist_ok=True)
+        records = {"results": [dataclasses.asdict(result) for result in found]}
+        write_json(workdir / "evaluations" / f"{step:07d}.json", records)
+    return values | {result.metric: result.value for result in found}, sheets
+
+
 def progress_bar(console: Console) -> Progress:
     """Steps, elapsed and remaining time; on a terminal only, since a log has the lines."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -185,6 +201,7 @@ def train(config: Config, workdir: epath.Path, console: Console) -> bool:
     mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
     program = build_program(config, mesh)
     config, batches = program.config, program.batches()
+    judge = of_training.judge(config, workdir=str(workdir)) if config.log.eval_metrics else None
     with Stop() as stop, Checkpoints(workdir, keep=config.log.keep, best=program.best) as checkpoints:
         restored = resume(program, checkpoints)
         if restored:
@@ -213,7 +230,7 @@ def train(config: Config, workdir: epath.Path, console: Console) -> bool:
                 if evaluating or stopping or last or step % config.log.checkpoint_every == 0:
                     recorder.flush()  # nothing unchecked is evaluated or saved
                     if evaluating:
-                        results, sheets = program.evaluate(state)
+                        results, sheets = evaluated(program, judge, state, step, workdir)
                         recorder.held_out(step, results, sheets)
                     if stopping or last or step % config.log.checkpoint_every == 0:
                         checkpoints.save(step, state, batches.get_state(), dataclasses.asdict(config), results)
