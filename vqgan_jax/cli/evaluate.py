@@ -156,6 +156,10 @@ def evaluate_prior(flags, config, request) -> tuple:
     prior = models.load_prior(
         flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer, weights=flags.weights
     )
+    if flags.tokenizer:  # its config names the images of a run on a token cache
+        config = dataclasses.replace(
+            config, tokenizer=dataclasses.replace(config.tokenizer, workdir=str(flags.tokenizer))
+        )
     prior = dataclasses.replace(prior, config=config)
     given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config.sampling)}
     changed = {name: value for name, value in given.items() if value is not None}
