@@ -77,9 +77,14 @@ def imagenet(x: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
 
 
 def max_pool(x: Float[Array, "b H W c"]) -> Float[Array, "b h w c"]:
-    """The largest of every 2x2 pixels; an odd last row or column is left out. No select-and-scatter in its gradient."""
-    b, h, w, c = x.shape
-    return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max((2, 4))
+    """The largest of every 2x2 pixels; an odd last row or column is left out.
+
+    Maxima of strided slices: a select-and-scatter, the gradient of a window, takes a CPU twenty times as long, and the
+    largest along two axes of length 2 a TPU 1.4 times as many cycles.
+    """
+    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+    x = jnp.maximum(x[:, ::2], x[:, 1::2])
+    return jnp.maximum(x[:, :, ::2], x[:, :, 1::2])
 
 
 def normalise(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
