@@ -14,6 +14,7 @@ def stage1() -> ConfigDict:
             "seed": 0,
             "steps": 300_000,
             "batch_size": 256,  # over all devices
+            "accumulate": 1,  # parts of a batch, one after the other
             "data": {
                 "source": "photos",  # photos | scenes | {folder,paired,coco}:PATH | tfds:NAME; stage 2 also tokens:PATH
                 "data_dir": "",  # of prepared TFDS datasets; "" is TFDS's own
@@ -105,6 +106,7 @@ def stage2() -> ConfigDict:
             "seed": 0,
             "steps": 300_000,
             "batch_size": 256,  # over all devices
+            "accumulate": 1,  # parts of a batch, one after the other
             "data": tokenizer.data,
             "tokenizer": {
                 "workdir": "",  # of the stage-1 run

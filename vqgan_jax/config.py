@@ -140,6 +140,7 @@ class Stage1:
     seed: int
     steps: int
     batch_size: int  # over all devices
+    accumulate: int  # equal parts of a batch, one after the other, whose gradients are summed before one update
     data: Data
     model: Model
     quantizer: Quantizer
@@ -233,6 +234,7 @@ class Stage2:
     seed: int
     steps: int
     batch_size: int  # over all devices
+    accumulate: int  # equal parts of a batch, one after the other, whose gradients are summed before one update
     data: Data
     tokenizer: FrozenTokenizer
     condition: Condition

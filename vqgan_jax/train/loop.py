@@ -24,7 +24,7 @@ Config = configs.Stage1 | configs.Stage2
 
 def build_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
     """The program of the config's stage."""
-    sharding.check_batch(config.batch_size, mesh)
+    sharding.check_batch(config.batch_size, mesh, config.accumulate)
     if isinstance(config, configs.Stage1):
         return stage1_program.stage1_program(config, mesh)
     return stage2_program.stage2_program(config, mesh)

@@ -55,13 +55,14 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless the global batch can be cut into rows for every device along "data" and "fsdp"."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Raises ValueError unless every device along "data" and "fsdp" gets as many rows of each of `accumulate` parts."""
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts, times = devices * accumulate, f" times the {accumulate} of config.accumulate" * (accumulate > 1)
     if batch_size % parts:
         raise ValueError(
-            f"`config.batch_size` must be a multiple of the {parts} devices along data and fsdp; got {batch_size}. Set "
-            f"it to {-(-batch_size // parts) * parts}, or run on fewer devices."
+            f"`config.batch_size` must be a multiple of the {devices} devices along data and fsdp{times}; got "
+            f"{batch_size}. Set it to {-(-batch_size // parts) * parts}, or run on fewer devices."
         )
 
 

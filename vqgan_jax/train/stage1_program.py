@@ -9,7 +9,7 @@ import numpy as np
 from vqgan_jax import build, data, models, pictures
 from vqgan_jax import config as configs
 from vqgan_jax.convert.lpips import load_lpips
-from vqgan_jax.train import metrics, program, sharding, stage1
+from vqgan_jax.train import metrics, program, sharding, stage1, stage1_eval
 
 PREVIEWS = 16
 SHOWN = (
@@ -60,12 +60,12 @@ def evaluation(
     everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
     generator = where.params["generator"]
     measure = jax.jit(
-        functools.partial(stage1.eval_step, task),
+        functools.partial(stage1_eval.eval_step, task),
         in_shardings=(generator, everywhere, rows, rows),
         out_shardings=everywhere,
     )
     show = jax.jit(
-        lambda generator, images: (images, stage1.reconstruct(task, generator, images)[0]),
+        lambda generator, images: (images, stage1_eval.reconstruct(task, generator, images)[0]),
         in_shardings=(generator, rows),
         out_shardings=everywhere,
     )
