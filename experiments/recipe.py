@@ -85,7 +85,12 @@ def stage1() -> ConfigDict:
                 "final_fraction": 0.1,
                 "ema_decay": 0.999,  # 0 is off
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {
+                "data": -1,  # -1 is all devices that are left
+                "fsdp": 1,
+                "tensor": 1,
+                "zero1": False,  # true cuts the optimisers' moments and the running average along `data` too
+            },
             "log": {
                 "metrics_every": 100,
                 "eval_every": 5_000,

@@ -119,6 +119,7 @@ class Mesh:
     data: int
     fsdp: int
     tensor: int
+    zero1: bool  # optimisers' moments and the running average are cut along `data` too
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from vqgan_jax import config as configs
 from vqgan_jax import models, parsing
-from vqgan_jax.train import sharding, stage1
+from vqgan_jax.train import program, sharding, stage1
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "recipe.py"
 TINY = {
@@ -191,7 +191,7 @@ def test_a_batch_is_cut_over_data_and_fsdp_in_order(sizes):
 
 
 def test_the_mesh_of_the_recipe_fits_any_number_of_devices():
-    mesh = sharding.make_mesh(**dataclasses.asdict(tiny().mesh))
+    mesh = program.make_mesh(tiny())
     assert mesh.size == jax.device_count()
 
 

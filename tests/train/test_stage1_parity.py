@@ -94,7 +94,7 @@ CONFIG = {
         "final_fraction": 1.0,
         "ema_decay": 0.0,
     },
-    "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+    "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "zero1": False},
     "log": {"metrics_every": 1, "eval_every": 10, "eval_examples": 2, "checkpoint_every": 10, "keep": 1},
 }
 TASK: Any = stage1.from_config(parsing.parse(CONFIG))

@@ -16,7 +16,7 @@ from vqgan_jax import parsing
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
-from vqgan_jax.train.program import Program
+from vqgan_jax.train.program import Program, make_mesh
 from vqgan_jax.train.state import TrainState
 
 Config = configs.Stage1 | configs.Stage2
@@ -182,7 +182,7 @@ def train(config: Config, workdir: epath.Path, console: Console) -> bool:
       ValueError: config, data or workdir do not fit together.
       FloatingPointError: a loss or a norm is not finite.
     """
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = make_mesh(config)
     program = build_program(config, mesh)
     config, batches = program.config, program.batches()
     with Stop() as stop, Checkpoints(workdir, keep=config.log.keep, best=program.best) as checkpoints:

@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 BOTH = ("fsdp", "tensor")
+AVERAGES = r"opt_state/|ema/"  # what only the end of a step reads
 
 # The first pattern that is found in a leaf's path decides. A path ends alike for a parameter, for its running average
 # and for its Adam moments, so one line serves all four. Kernels are (height, width, in, out) and cut along one
@@ -77,8 +78,13 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh, *, zero1: bool = False) -> Any:
     """A `NamedSharding` for each leaf of a tree of arrays or of shapes.
+
+    Args:
+      tree: of the paths that RULES knows.
+      mesh: of the axes AXES.
+      zero1: of "opt_state" and "ema" cuts along "data", too, what the table cuts; see `cut_along_data`.
 
     Raises:
       ValueError: a leaf that no rule matches, or a dimension that its axes do not divide.
@@ -90,15 +96,36 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
         if spec is None:
             raise ValueError(f"every array must have a sharding rule; `{name}` matches none. Add a line to RULES.")
         for size, axes in zip(leaf.shape, spec, strict=False):
-            parts = math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
-            if size % parts:
+            if size % parts(axes, mesh):
                 raise ValueError(
                     f"the mesh must divide every dimension that it shards; `{name}` has shape {leaf.shape} and "
-                    f"{size} is cut into {parts}. Use less fsdp and tensor and more data in `config.mesh`."
+                    f"{size} is cut into {parts(axes, mesh)}. Use less fsdp and tensor and more data in `config.mesh`."
                 )
+        if zero1 and spec and re.match(AVERAGES, name):
+            spec = cut_along_data(leaf.shape, spec, mesh)
         return NamedSharding(mesh, spec)
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def parts(axes: Any, mesh: Mesh | AbstractMesh) -> int:
+    """Into how many parts an entry of a `PartitionSpec` cuts."""
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ()))
+
+
+def cut_along_data(shape: tuple[int, ...], spec: P, mesh: Mesh | AbstractMesh) -> P:
+    """A rule with "data" behind its axes: in the dimension that it cuts, else in the largest one that can be divided.
+
+    Where "data" divides no dimension the rule stays as it is.
+    """
+    entries = [*spec, *[None] * (len(shape) - len(spec))]
+    left = [size // parts(axes, mesh) for size, axes in zip(shape, entries, strict=True)]
+    fits = [i for i, size in enumerate(left) if size % mesh.shape["data"] == 0]
+    if fits:
+        i = max(fits, key=lambda i: (entries[i] is not None, left[i]))
+        axes = entries[i]
+        entries[i] = (*((axes,) if isinstance(axes, str) else axes or ()), "data")
+    return P(*entries)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

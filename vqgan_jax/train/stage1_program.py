@@ -20,7 +20,7 @@ SHOWN = (
 
 def abstract_state(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Any:
     """Shapes, dtypes and shardings of the state; nothing is allocated."""
-    return program.placed(models.tokenizer_state(config), mesh)
+    return program.placed(models.tokenizer_state(config), config, mesh)
 
 
 def stage1_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> program.Program:
@@ -58,7 +58,7 @@ def evaluation(
 ) -> Any:
     """A function of the state: held-out metrics of the averaged parameters where there are any, and a sheet."""
     everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
-    generator = where.params["generator"]
+    generator = where.ema.get("generator", where.params["generator"])
     measure = jax.jit(
         functools.partial(stage1_eval.eval_step, task),
         in_shardings=(generator, everywhere, rows, rows),
