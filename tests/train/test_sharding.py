@@ -160,6 +160,16 @@ def test_a_dimension_that_is_not_divided_is_named():
     sharding.shardings(tree, sharding.make_mesh(2, 4, 1))
 
 
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 1, 8), (4, 2, 1)])
+def test_a_large_array_that_would_be_whole_everywhere_is_named(sizes):
+    """The vectors of 8,192 positions: no rule cuts them."""
+    tree = lambda length: {"params": {"transformer": {"positions": jax.ShapeDtypeStruct((length, 1024), jnp.float32)}}}
+    with pytest.raises(ValueError, match=r"params/transformer/positions.*\(8192, 1024\), 8,388,608 elements.*RULES"):
+        sharding.shardings(tree(8192), sharding.make_mesh(*sizes))
+    sharding.shardings(tree(4096), sharding.make_mesh(*sizes))
+    sharding.shardings(tree(8192), sharding.make_mesh(8, 1, 1))
+
+
 # Arrays
 
 

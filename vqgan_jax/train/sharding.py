@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 BOTH = ("fsdp", "tensor")
+LARGE = 2**22  # elements, 16 MiB of float32: what is larger must not be whole on every device under FSDP
 AVERAGES = r"opt_state/|ema/"  # what only the end of a step reads
 
 # The first pattern that is found in a leaf's path decides. A path ends alike for a parameter, for its running average
@@ -87,7 +88,8 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh, *, zero1: bool = False) -> A
       zero1: of "opt_state" and "ema" cuts along "data", too, what the table cuts; see `cut_along_data`.
 
     Raises:
-      ValueError: a leaf that no rule matches, or a dimension that its axes do not divide.
+      ValueError: a leaf that no rule matches, a dimension that its axes do not divide, or a large array that "fsdp" and
+        "tensor" leave whole.
     """
 
     def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
@@ -101,6 +103,13 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh, *, zero1: bool = False) -> A
                     f"the mesh must divide every dimension that it shards; `{name}` has shape {leaf.shape} and "
                     f"{size} is cut into {parts(axes, mesh)}. Use less fsdp and tensor and more data in `config.mesh`."
                 )
+        cut = math.prod(parts(axes, mesh) for axes in spec)
+        if leaf.size > LARGE and cut == 1 < parts(BOTH, mesh):
+            raise ValueError(
+                f"under fsdp or tensor every array of more than {LARGE:,} elements must be cut; `{name}` has shape "
+                f"{leaf.shape}, {leaf.size:,} elements, and would be whole on every device. Give it a line in RULES "
+                "that cuts it, or make it smaller."
+            )
         if zero1 and spec and re.match(AVERAGES, name):
             spec = cut_along_data(leaf.shape, spec, mesh)
         return NamedSharding(mesh, spec)
