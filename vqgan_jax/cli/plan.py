@@ -89,7 +89,7 @@ def prepare(names: Sequence[str]) -> None:
 
     from vqgan_jax.plan import topology
 
-    sizes = [math.prod(sides) for family, sides in map(topology.parse, names) if family == "cpu"]
+    sizes = [math.prod(sides) for _, family, sides in map(topology.parse, names) if family == "cpu"]
     topology.quiet()
     try:
         jax.config.update("jax_platforms", "cpu")

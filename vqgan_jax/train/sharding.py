@@ -5,11 +5,13 @@ The axes are "data" (the batch), "fsdp" (the batch and the parameters) and "tens
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -42,10 +44,14 @@ RULES: tuple[tuple[str, P], ...] = (
 def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
     """The mesh over all devices of all processes, or over `devices`; one size may be -1, which is all that are left.
 
+    Of several slices, which their devices tell, each has equal shares of "data", and "fsdp" and "tensor" stay inside
+    one: only the sums over "data" go through the data centre's network.
+
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      ValueError: the sizes do not multiply to the number of devices, or the slices do not divide "data".
     """
-    sizes, count = [data, fsdp, tensor], jax.device_count() if devices is None else len(devices)
+    devices = jax.devices() if devices is None else devices
+    sizes, count = [data, fsdp, tensor], len(devices)
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = count // max(-math.prod(sizes), 1)
     if math.prod(sizes) != count or min(sizes) < 1:
@@ -53,8 +59,21 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
             f"`config.mesh` must multiply to the number of devices, {count}; got data={data}, fsdp={fsdp}, "
             f"tensor={tensor}. Set one of them to -1."
         )
+    split: Any = {"allow_split_physical_axes": True}  # 8 of a torus of 4 x 4 x 4 are no whole side of it
+    slices = Counter(getattr(device, "slice_index", 0) for device in devices)
+    if len(slices) == 1:
+        layout = mesh_utils.create_device_mesh(sizes, devices, **split)
+    elif sizes[0] % len(slices) == 0 and len(set(slices.values())) == 1:
+        inside = (sizes[0] // len(slices), *sizes[1:])
+        layout = mesh_utils.create_hybrid_device_mesh(inside, (len(slices), 1, 1), devices, **split)
+    else:
+        raise ValueError(
+            f"`config.mesh.data` must be a multiple of the {len(slices)} slices, equally large, between which only it "
+            f"may go; got data={sizes[0]} and slices of {', '.join(map(str, slices.values()))} devices. Use less fsdp "
+            "and tensor."
+        )
     # Auto axes: with JAX's default of explicit ones a convolution with a sharded kernel is an error.
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    return Mesh(layout, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def check_batch(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
