@@ -105,8 +105,9 @@ def ours(case: str) -> Contender:
 
     def discriminator_step(state: Any) -> Any:
         fake = stage1.judge(task, state.params["discriminator"], state.stats["discriminator"], recon)
-        grads, stats, _ = stage1.discriminator_game(task, state, images, fake, None)
-        return stage1.apply_gradients(task, state, "discriminator", grads), stats
+        real = stage1.judge(task, state.params["discriminator"], fake.stats, images)
+        grads, _ = stage1.discriminator_game(task, state.step, real, fake)
+        return stage1.apply_gradients(task, state, "discriminator", grads), real.stats
 
     def train(config: configs.Stage1) -> Callable[[], object]:
         task = stage1.from_config(config)

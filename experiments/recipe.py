@@ -14,6 +14,7 @@ def stage1() -> ConfigDict:
             "seed": 0,
             "steps": 300_000,
             "batch_size": 256,  # over all devices
+            "accumulate": 1,  # parts of a batch, one after the other
             "data": {
                 "source": "photos",  # photos | scenes | {folder,paired,coco}:PATH | tfds:NAME; stage 2 also tokens:PATH
                 "data_dir": "",  # of prepared TFDS datasets; "" is TFDS's own
@@ -84,7 +85,12 @@ def stage1() -> ConfigDict:
                 "final_fraction": 0.1,
                 "ema_decay": 0.999,  # 0 is off
             },
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+            "mesh": {
+                "data": -1,  # -1 is all devices that are left
+                "fsdp": 1,
+                "tensor": 1,
+                "zero1": False,  # true cuts the optimisers' moments and the running average along `data` too
+            },
             "log": {
                 "metrics_every": 100,
                 "eval_every": 5_000,
@@ -106,6 +112,7 @@ def stage2() -> ConfigDict:
             "seed": 0,
             "steps": 300_000,
             "batch_size": 256,  # over all devices
+            "accumulate": 1,  # parts of a batch, one after the other
             "data": tokenizer.data,
             "tokenizer": {
                 "workdir": "",  # of the stage-1 run

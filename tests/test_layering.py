@@ -19,6 +19,7 @@ LAYER_1 = (
 )  # fmt: skip
 LAYER_2 = (
     "prior", "sliding", "tiling", "models", "prefixes", "train", "train.state", "train.stage1", "train.stage2",
+    "train.accumulation", "train.stage1_eval",
     "evaluate", "evaluate.*", "convert", "convert.*",
 )  # fmt: skip
 PROGRAMS = ("train.program", "train.stage1_program", "train.stage2_program")
@@ -53,9 +54,11 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("train.checkpoint", ("train.sharding", "train.metrics")),
     ("train.metrics", ("train.sharding", "train.checkpoint", "pictures")),
     ("train.state", PURE),
+    ("train.accumulation", ()),
+    ("train.stage1_eval", (*PURE, "train.stage1")),
     ("train.stage?_program", (*LAYER_0, *LAYER_1, *LAYER_2, "train.program")),
     ("train.program", (*LAYER_0, *LAYER_1, *LAYER_2)),
-    ("train.stage?", (*PURE, "prior", "train.state")),
+    ("train.stage?", (*PURE, "prior", "train.state", "train.accumulation")),
     ("evaluate.of_*", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "drawing", "inputs", *PROGRAMS)),
     ("evaluate*", (*LAYER_0, *LAYER_1, "evaluate", "evaluate.*")),
     ("convert", ("convert.*",)),
@@ -169,7 +172,9 @@ def test_only_one_file_knows_orbax_and_none_knows_torch():
         "config",
         "build",
         "train.state",
+        "train.accumulation",
         "train.stage1",
+        "train.stage1_eval",
         "train.stage2",
         "nn.vqgan",
     ],

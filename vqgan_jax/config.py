@@ -119,6 +119,7 @@ class Mesh:
     data: int
     fsdp: int
     tensor: int
+    zero1: bool  # optimisers' moments and the running average are cut along `data` too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +142,7 @@ class Stage1:
     seed: int
     steps: int
     batch_size: int  # over all devices
+    accumulate: int  # equal parts of a batch, one after the other, whose gradients are summed before one update
     data: Data
     model: Model
     quantizer: Quantizer
@@ -234,6 +236,7 @@ class Stage2:
     seed: int
     steps: int
     batch_size: int  # over all devices
+    accumulate: int  # equal parts of a batch, one after the other, whose gradients are summed before one update
     data: Data
     tokenizer: FrozenTokenizer
     condition: Condition

@@ -83,6 +83,8 @@ def check_shared(config: Stage1 | Stage2) -> None:
             ("optimizer.schedule", config.optimizer.schedule, ("constant", "cosine")),
         ]
     )
+    if config.accumulate < 1:
+        raise ValueError(f"`config.accumulate` must be at least 1, a batch in one part; got {config.accumulate}.")
     if isinstance(config, Stage1):
         factor = 2 ** (len(config.model.channel_multipliers) - 1)
     else:

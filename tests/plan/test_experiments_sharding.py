@@ -41,6 +41,22 @@ def test_every_array_of_a_page_has_a_place_and_no_large_one_is_whole_under_fsdp(
         assert leaf.size < LARGE or parts == mesh.shape["fsdp"] * mesh.shape["tensor"], name
 
 
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("devices", MESHES)
+def test_under_zero1_every_large_moment_and_average_of_a_page_is_cut_by_all_devices(page, devices):
+    """Under pure data parallelism too, unless no dimension can be divided; the parameters lie as without."""
+    for sizes in (MESHES[devices], (devices, 1, 1)):
+        mesh = AbstractMesh(sizes, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+        plain, where = (sharding.shardings(state(page), mesh, zero1=zero1) for zero1 in (False, True))
+        assert where.params == plain.params
+        for (path, leaf), there in zip(
+            jax.tree_util.tree_leaves_with_path(state(page)), jax.tree.leaves(where), strict=True
+        ):
+            name, parts = sharding.path_name(path), leaf.size // int(np.prod(there.shard_shape(leaf.shape)))
+            if name.startswith(("opt_state/", "ema/")) and leaf.size >= LARGE:
+                assert parts == mesh.size or all(size % mesh.size for size in leaf.shape), (name, leaf.shape)
+
+
 def test_the_paper_prior_is_an_eighth_on_each_of_eight():
     """1,410,640,896 parameters and two moments of each."""
     mesh = AbstractMesh((1, 8, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)

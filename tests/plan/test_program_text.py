@@ -142,8 +142,10 @@ def test_groups_in_every_notation(groups, first):
         ("(f32[9]{0}, f32[18]{0}) all-gather-start(%x), replica_groups={{0,1},{2,3}}", "all-gather", ("fsdp",), 36.0),
         ("f32[50]{0} reduce-scatter(%x), replica_groups={{0,1},{2,3}}", "reduce-scatter", ("fsdp",), 200.0),
         ("f32[8]{0} collective-permute(%x), source_target_pairs={{0,2},{2,0}}", "collective-permute", ("data",), 32.0),
+        ("(f32[2,8,128]{2,1,0:T(8,128)}, u32[], token[]) send(%x, %t), channel_id=9, is_host_transfer=true",
+         "send", ("data",), 8192.0),
     ],
-)
+)  # fmt: skip
 def test_a_collective_sends_what_a_ring_sends_over_its_axes(line, kind, axes, expected):
     (found,) = program_text.collectives(*entry(f"%r = {line}, use_global_device_ids=true"), MESH)
     assert found == program_text.Collective(kind, axes, expected)

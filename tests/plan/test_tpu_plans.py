@@ -38,6 +38,16 @@ def test_a_prior_compiles_and_its_scan_counts_every_layer(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_between_slices_a_chip_sends_its_share_of_the_gradients(tmp_path):
+    """In whole tiles of 8 x 128, so that small arrays send up to four times what they hold."""
+    found, *_ = compiled(PAGES["prior"] + ":plain", "2xv5p:2x2x1", (2, 4, 1), tmp_path)
+    mesh = sharding.make_mesh(2, 4, 1)
+    share = lowering.bytes_a_device(loop.abstract_state(cli.load_config(PAGES["prior"] + ":plain"), mesh).params)
+    assert share < found.collectives["send"]["data"] < 4 * share
+    assert found.collectives["all-reduce"].keys() == {"fsdp"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["v5p:2x2x1", "v6e:2x2"])
 def test_a_tokenizer_compiles_and_sums_its_gradients_over_the_chips(name, tmp_path):
     found, model_flops, _ = compiled(f"{TOKENIZER}:smooth", name, (4, 1, 1), tmp_path)
@@ -69,6 +79,21 @@ def test_a_slice_that_there_is_not_is_an_error():
         topology.describe("v5p:3x4x4")
 
 
-@pytest.mark.parametrize(("name", "chips"), [("v4:2x2x2", 8), ("v5e:4x4", 16), ("v5p:2x2x2", 8), ("v6e:2x4", 8)])
+@pytest.mark.parametrize(("name", "chips"), [("v4:2x2x2", 8), ("v5e:4x4", 16), ("v5p:2x2x2", 8), ("v6e:2x4", 8),
+                                              ("2xv4:2x2x1", 8), ("3xv5p:2x2x1", 12)])  # fmt: skip
 def test_a_device_is_a_chip(name, chips):
     assert len(topology.describe(name).devices) == chips
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("2xv5p:2x2x1", (-1, 4, 1)), ("2xv6e:2x2", (4, 2, 1))])
+def test_between_slices_goes_data_only(name, sizes):
+    mesh = sharding.make_mesh(*sizes, devices=topology.describe(name).devices)
+    for number, row in enumerate(mesh.devices):
+        assert {chip.slice_index for chip in row.flat} == {number * 2 // len(mesh.devices)}
+
+
+@pytest.mark.parametrize("fsdp", [2, 8, 32])
+def test_a_mesh_may_cut_the_sides_of_a_torus(fsdp):
+    """None of these is a product of sides of 4 x 4 x 4."""
+    mesh = sharding.make_mesh(-1, fsdp, 1, devices=topology.describe("v5p:4x4x4").devices)
+    assert len({tuple(chip.coords) for chip in mesh.devices.flat}) == 64

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from vqgan_jax import config as configs
 from vqgan_jax import models, parsing
-from vqgan_jax.train import sharding, stage1
+from vqgan_jax.train import program, sharding, stage1
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "recipe.py"
 TINY = {
@@ -99,6 +99,50 @@ def test_a_mesh_that_is_not_all_devices_is_an_error(sizes):
         sharding.make_mesh(*sizes)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a layout needs to know of a device."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+def slices(*sizes: int) -> list[Chip]:
+    """The devices of slices of so many, in no good order."""
+    chips = [Chip(10 * index + number, index) for index, size in enumerate(sizes) for number in range(size)]
+    return chips[::-1]
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 1), (4, 2, 1), (-1, 2, 2), (8, 1, 1)])
+def test_only_data_goes_between_slices(sizes):
+    mesh = sharding.make_mesh(*sizes, devices=slices(4, 4))
+    assert tuple(mesh.shape.values()) == (8 // (sizes[1] * sizes[2]), *sizes[1:])
+    assert len(set(mesh.devices.flat)) == 8
+    where = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    half = len(where) // 2
+    assert (where[:half] == 0).all()  # each slice has a contiguous share of the rows, and whole fsdp and tensor groups
+    assert (where[half:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "devices", "found"),
+    [
+        ((1, 8, 1), slices(4, 4), "2 slices, .*data=1 and slices of 4, 4"),
+        ((2, 2, 2), slices(6, 2), "2 slices, .*slices of 2, 6"),
+    ],
+)
+def test_slices_that_data_alone_cannot_join_are_an_error(sizes, devices, found):
+    with pytest.raises(ValueError, match=rf"`config\.mesh\.data` must be a multiple of the {found}"):
+        sharding.make_mesh(*sizes, devices=devices)
+
+
+def test_one_slice_is_laid_out_as_it_comes():
+    mesh = sharding.make_mesh(2, 2, 2)
+    assert mesh.devices.flatten().tolist() == jax.devices()
+
+
 # Rules
 
 
@@ -160,6 +204,16 @@ def test_a_dimension_that_is_not_divided_is_named():
     sharding.shardings(tree, sharding.make_mesh(2, 4, 1))
 
 
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (1, 1, 8), (4, 2, 1)])
+def test_a_large_array_that_would_be_whole_everywhere_is_named(sizes):
+    """The vectors of 8,192 positions: no rule cuts them."""
+    tree = lambda length: {"params": {"transformer": {"positions": jax.ShapeDtypeStruct((length, 1024), jnp.float32)}}}
+    with pytest.raises(ValueError, match=r"params/transformer/positions.*\(8192, 1024\), 8,388,608 elements.*RULES"):
+        sharding.shardings(tree(8192), sharding.make_mesh(*sizes))
+    sharding.shardings(tree(4096), sharding.make_mesh(*sizes))
+    sharding.shardings(tree(8192), sharding.make_mesh(8, 1, 1))
+
+
 # Arrays
 
 
@@ -191,7 +245,7 @@ def test_a_batch_is_cut_over_data_and_fsdp_in_order(sizes):
 
 
 def test_the_mesh_of_the_recipe_fits_any_number_of_devices():
-    mesh = sharding.make_mesh(**dataclasses.asdict(tiny().mesh))
+    mesh = program.make_mesh(tiny())
     assert mesh.size == jax.device_count()
 
 

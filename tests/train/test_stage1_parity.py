@@ -23,6 +23,7 @@ CONFIG = {
     "seed": 0,
     "steps": 10,
     "batch_size": 2,
+    "accumulate": 1,
     "data": {
         "source": "photos",
         "data_dir": "",
@@ -93,7 +94,7 @@ CONFIG = {
         "final_fraction": 1.0,
         "ema_decay": 0.0,
     },
-    "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
+    "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "zero1": False},
     "log": {
         "metrics_every": 1,
         "eval_every": 10,
@@ -154,7 +155,8 @@ def play(state, frozen, images):
     (nll, terms), gradient = jax.value_and_grad(rec_loss, has_aux=True)(recon)
     fake = stage1.judge(TASK, state.params["discriminator"], state.stats["discriminator"], recon)
     weighted, gen_gradient, gen = stage1.generator_game(TASK, state.step, fake, gradient, pull)
-    disc = stage1.discriminator_game(TASK, state, images, fake, None)[2]
+    real = stage1.judge(TASK, state.params["discriminator"], fake.stats, images)
+    disc = stage1.discriminator_game(TASK, state.step, real, fake)[1]
     values = terms | gen | disc | {"nll_loss": nll, "quant_loss": quant_loss, "total_loss": nll + quant_loss + weighted}
     gen_gradient = gen_gradient / gen["adaptive_weight"]
     gradients = {"nll/grad_recon": gradient, "nll/grad_kernel": at_last_kernel(gradient)}

@@ -35,6 +35,7 @@ TASK = stage2.Task(
     loss=configs.TokenLoss(keep=1.0, label_smoothing=0.0),
     drop=0.0,
     ema_decay=0.0,
+    accumulate=1,
 )
 
 

@@ -89,7 +89,7 @@ def prepare(names: Sequence[str]) -> None:
 
     from vqgan_jax.plan import topology
 
-    sizes = [math.prod(sides) for family, sides in map(topology.parse, names) if family == "cpu"]
+    sizes = [math.prod(sides) for _, family, sides in map(topology.parse, names) if family == "cpu"]
     topology.quiet()
     try:
         jax.config.update("jax_platforms", "cpu")
@@ -106,10 +106,10 @@ def one(config, flags, name: str, batch: int | None, console):
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from vqgan_jax.plan import flops, lowering, outcome, report, topology
-    from vqgan_jax.train import loop, sharding
+    from vqgan_jax.train import loop, program
 
     target = topology.describe(name)
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh), devices=target.devices)
+    mesh = program.make_mesh(config, target.devices)
     if batch is not None:
         config = dataclasses.replace(config, batch_size=batch * mesh.size)
     function, arguments = lowering.call(config, mesh, flags.what)

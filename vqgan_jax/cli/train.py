@@ -53,10 +53,10 @@ def describe(config, console) -> None:
     import jax
     from rich.table import Table
 
-    from vqgan_jax.train import loop, sharding
+    from vqgan_jax.train import loop, program, sharding
 
     console.print_json(data=dataclasses.asdict(config))
-    state = loop.abstract_state(config, sharding.make_mesh(**dataclasses.asdict(config.mesh)))
+    state = loop.abstract_state(config, program.make_mesh(config))
     table = Table(
         "parameter",
         "shape",

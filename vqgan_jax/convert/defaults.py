@@ -21,7 +21,7 @@ ADAM: dict[str, Any] = {
     **{"final_fraction": 1.0, "ema_decay": 0.0},
 }
 RUN: dict[str, Any] = {
-    **{"seed": 0, "steps": 1_000_000, "mesh": {"data": -1, "fsdp": 1, "tensor": 1}},
+    **{"seed": 0, "steps": 1_000_000, "accumulate": 1, "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "zero1": False}},
     "log": {
         "metrics_every": 100,
         "eval_every": 5_000,

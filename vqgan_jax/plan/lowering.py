@@ -48,7 +48,7 @@ def call(config: Config, mesh: jax.sharding.Mesh, what: str) -> Call:
     Raises:
       ValueError: the batch or a parameter cannot be cut as the mesh wants, or the config's stage has no such function.
     """
-    sharding.check_batch(config.batch_size, mesh)
+    sharding.check_batch(config.batch_size, mesh, config.accumulate if what == "step" else 1)
     wanted = {"step": (1, 2), "encode": (1,), "decode": (1,), "sample": (2,)}[what]
     if config.stage not in wanted:
         raise ValueError(f"`--what={what}` needs a config of stage {wanted[0]}; got one of stage {config.stage}.")

@@ -174,10 +174,13 @@ def collectives(program: Program, entry: str, mesh: dict[str, int]) -> list[Coll
     """What a device sends in a run, as rings send it, by kind and by axes of the mesh; the most first.
 
     A group of n that reduces s bytes sends 2 s (n - 1) / n; one that gathers, scatters or exchanges them half of that.
+    A "send" is what a device hands to its host for the network between slices.
     """
     totals: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
     for name, line, times, _ in runs(program, entry):
         kind = line.kind.removesuffix("-start")
+        if kind == "send":  # to its host, which sums or gathers with those of the other slices: they share "data" only
+            totals[kind, ("data",)] += times * sum(size * math.prod(sizes) for size, sizes in shapes(line.shape)[:1])
         if kind not in COLLECTIVES:
             continue
         arrays = [size * math.prod(sizes) for size, sizes in shapes(line.shape) if sizes or kind == "all-reduce"]

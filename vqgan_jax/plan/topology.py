@@ -31,7 +31,7 @@ class Chip:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-MEGACORE = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1), "num_slices": 1}
+MEGACORE = {"chip_config_name": "megacore", "chips_per_host_bounds": (2, 2, 1)}
 CHIPS = {
     "v4": Chip(275e12, 1.05e9, 30.75 * GIB, 1.228e12, MEGACORE),
     "v5e": Chip(197e12, 1.5e9, 15.75 * GIB, 0.819e12),
@@ -40,7 +40,7 @@ CHIPS = {
 }
 FORMS = (
     f"{', '.join(CHIPS)} with the sides of its slice in chips, such as v5p:4x4x4 or v6e:8x8 (v4 and v5p in steps of "
-    "2x2x1), or cpu:8"
+    "2x2x1), 2xv5p:4x4x4 for two of them, or cpu:8"
 )
 
 
@@ -61,16 +61,16 @@ class Topology:
     compiler: str
 
 
-def parse(name: str) -> tuple[str, tuple[int, ...]]:
-    """Family and sides of a topology's name.
+def parse(name: str) -> tuple[int, str, tuple[int, ...]]:
+    """Number of slices, family and sides of a topology's name.
 
     Raises:
       ValueError: a family that is not known, or sides that are no numbers.
     """
-    family, _, sides = name.partition(":")
-    if family not in (*CHIPS, "cpu") or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){0,2}", sides):
+    found = re.fullmatch(rf"(?:(\d+)x(?=v))?({'|'.join(CHIPS)}|cpu):([1-9]\d*(?:x[1-9]\d*){{0,2}})", name)
+    if found is None or found[1] == "0":
         raise ValueError(f"`--topology` must be {FORMS}; got {name!r}.")
-    return family, tuple(map(int, sides.split("x")))
+    return int(found[1] or 1), found[2], tuple(map(int, found[3].split("x")))
 
 
 def quiet() -> None:
@@ -90,7 +90,7 @@ def describe(name: str) -> Topology:
         devices.
       ModuleNotFoundError: the TPU's compiler, libtpu, is not installed.
     """
-    family, sides = parse(name)
+    slices, family, sides = parse(name)
     if family == "cpu":
         devices = jax.devices("cpu")
         if math.prod(sides) > len(devices):
@@ -110,7 +110,9 @@ def describe(name: str) -> Topology:
 
     quiet()
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **CHIPS[family].options)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=name[name.index("v") :], num_slices=slices, **CHIPS[family].options
+        )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"`--topology` must be a slice that there is: {FORMS}; got {name!r}: {error}") from None
     compiler = f"jax {jax.__version__}, libtpu {libtpu.__version__}"

@@ -17,7 +17,7 @@ from vqgan_jax.evaluate import of_training
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
-from vqgan_jax.train.program import Program
+from vqgan_jax.train.program import Program, make_mesh
 from vqgan_jax.train.state import TrainState
 
 Config = configs.Stage1 | configs.Stage2
@@ -25,7 +25,7 @@ Config = configs.Stage1 | configs.Stage2
 
 def build_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
     """The program of the config's stage."""
-    sharding.check_batch(config.batch_size, mesh)
+    sharding.check_batch(config.batch_size, mesh, config.accumulate)
     if isinstance(config, configs.Stage1):
         return stage1_program.stage1_program(config, mesh)
     return stage2_program.stage2_program(config, mesh)
@@ -198,7 +198,7 @@ def train(config: Config, workdir: epath.Path, console: Console) -> bool:
       ValueError: config, data or workdir do not fit together.
       FloatingPointError: a loss or a norm is not finite.
     """
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+    mesh = make_mesh(config)
     program = build_program(config, mesh)
     config, batches = program.config, program.batches()
     judge = of_training.judge(config, workdir=str(workdir)) if config.log.eval_metrics else None

@@ -1,7 +1,7 @@
 """What the loop must know of a stage: its state, its jitted functions and its data, bound to a config and a mesh."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,10 +43,15 @@ class Program:
     shown: tuple[str, ...]
 
 
-def placed(state: Any, mesh: jax.sharding.Mesh) -> Any:
+def make_mesh(config: configs.Stage1 | configs.Stage2, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+    """The mesh of a config, over all devices or over `devices`; see `sharding.make_mesh`."""
+    return sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+
+
+def placed(state: Any, config: configs.Stage1 | configs.Stage2, mesh: jax.sharding.Mesh) -> Any:
     """Shapes and dtypes of a state together with its shardings."""
     place = lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-    return jax.tree.map(place, state, sharding.shardings(state, mesh))
+    return jax.tree.map(place, state, sharding.shardings(state, mesh, zero1=config.mesh.zero1))
 
 
 def compiled_step(step: Callable[..., Any], where: Any, mesh: jax.sharding.Mesh) -> Callable[..., Any]:

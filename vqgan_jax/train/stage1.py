@@ -5,21 +5,23 @@
 # pyright: reportReturnType=false
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Float, Int, Num
 
 from vqgan_jax import build, losses
 from vqgan_jax import config as configs
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.perceptual import LPIPS
-from vqgan_jax.nn.pixels import to_input, to_output
+from vqgan_jax.nn.pixels import to_input
 from vqgan_jax.nn.quantizer import Quantized, VectorQuantizer, kmeans
 from vqgan_jax.nn.vqgan import VQGAN
+from vqgan_jax.train.accumulation import in_parts
 from vqgan_jax.train.state import TrainState, moving_average
 
 Metrics = dict[str, Array]
@@ -37,6 +39,7 @@ class Task:
     temperature: Callable[[Int[Array, ""]], Float[Array, ""]]
     loss: configs.Loss
     ema_decay: float
+    accumulate: int
 
     def inputs(self, maps: Num[Array, "b H W ..."]) -> Float[Array, "b H W c"]:
         """A batch as the autoencoder reads it."""
@@ -55,6 +58,7 @@ def from_config(config: configs.Stage1) -> Task:
         temperature=build.temperature(config.quantizer),
         loss=config.loss,
         ema_decay=optimizer.ema_decay,
+        accumulate=config.accumulate,
     )
 
 
@@ -106,6 +110,10 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update of the generator (encoder, codebook, decoder) and one of the discriminator.
 
+    A batch in `task.accumulate` parts has the same codes, hits, losses and gradients as a whole one, except for what
+    mixes images: each part has an adaptive weight of its own and BatchNorm normalises each part by itself, as in DDP
+    on so many more ranks, while the running statistics go from part to part. Chance is drawn anew for each part.
+
     Args:
       task: static; bind it before `jax.jit`.
       state: donated.
@@ -117,38 +125,21 @@ def train_step(
       The new state; float32 scalars, and `code_hits` (k,) of this batch.
     """
     keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
-    images = task.inputs(batch["image"])
     params, stats, opt_state = dict(state.params), dict(state.stats), dict(state.opt_state)
-
-    def generate(generator: Tree, key: jax.Array) -> tuple[tuple[Array, Array], tuple[Quantized, Metrics]]:
-        rngs = dict(zip(("dropout", "gumbel"), jax.random.split(key), strict=True))
-        temperature = task.temperature(state.step)
-        options: Any = {"train": True, "temperature": temperature, "rngs": rngs}
-        recon, quantized = task.model.apply({"params": generator}, images, **options)
-        total, terms = code_loss(task.loss, quantized)
-        return (recon, total), (quantized, terms)
-
-    (recon, code), pull, (quantized, metrics) = jax.vjp(
-        lambda generator: generate(generator, keys[0]), params["generator"], has_aux=True
+    part = functools.partial(play, task, state, frozen)
+    game, (grads, metrics), quantized = in_parts(
+        task.accumulate, part, stats.get("discriminator", {}), batch["image"], keys[:2]
     )
-    rec_loss = lambda recon: reconstruction_loss(task, frozen, images, recon, keys[1])
-    (total, terms), gradient = jax.value_and_grad(rec_loss, has_aux=True)(recon)
-    metrics, total = metrics | terms, total + code
-
+    params["generator"], opt_state["generator"] = apply_gradients(task, state, "generator", grads["generator"])
+    metrics |= {"grad_norm": optax.tree.norm(grads["generator"])}
     if task.discriminator is not None:
-        fake = judge(task, params["discriminator"], stats["discriminator"], recon)
-        weighted, gen_gradient, terms = generator_game(task, state.step, fake, gradient, pull)
-        metrics, total, gradient = metrics | terms, total + weighted, gradient + gen_gradient
-
-    grads = pull((gradient, jnp.ones(())))[0]
-    params["generator"], opt_state["generator"] = apply_gradients(task, state, "generator", grads)
-    metrics |= {"total_loss": total, "grad_norm": optax.tree.norm(grads)}
-
-    if task.discriminator is not None:
-        again = None if task.loss.shared_forward else generate(params["generator"], keys[2])[0][0]
-        grads, stats["discriminator"], terms = discriminator_game(task, state, images, fake, again)
-        params["discriminator"], opt_state["discriminator"] = apply_gradients(task, state, "discriminator", grads)
-        metrics |= terms | {"disc_grad_norm": optax.tree.norm(grads)}
+        if not task.loss.shared_forward:
+            part = functools.partial(play_again, task, state, params["generator"])
+            game, (grads, terms), _ = in_parts(task.accumulate, part, game, batch["image"], keys[2:3])
+            metrics |= terms
+        name, stats["discriminator"] = "discriminator", game
+        params[name], opt_state[name] = apply_gradients(task, state, name, grads[name])
+        metrics |= {"disc_grad_norm": optax.tree.norm(grads[name])}
 
     if "codebook" in stats:
         flat = quantized.latents.reshape(-1, quantized.latents.shape[-1]), quantized.indices.reshape(-1)
@@ -156,8 +147,62 @@ def train_step(
         codebook, stats["codebook"] = task.model.quantizer.refresh(codebook, stats["codebook"], *flat, keys[3])
         params["generator"]["quantizer"]["codebook"] = codebook
     ema = moving_average(state, params, task.ema_decay)
-    metrics |= {"param_norm": optax.tree.norm(params["generator"]), "code_hits": code_hits(task, quantized.indices)}
+    hits = jnp.bincount(quantized.indices.reshape(-1), length=task.model.quantizer.codebook_size)
+    metrics |= {"param_norm": optax.tree.norm(params["generator"]), "code_hits": hits}
     return TrainState(state.step + 1, params, opt_state, ema, stats), metrics
+
+
+def generate(
+    task: Task, step: Int[Array, ""], generator: Tree, images: Float[Array, "b H W c"], key: jax.Array
+) -> tuple[Float[Array, "b H W c"], Quantized]:
+    """Reconstructions and codes in training mode."""
+    rngs = dict(zip(("dropout", "gumbel"), jax.random.split(key), strict=True))
+    return task.model.apply({"params": generator}, images, train=True, temperature=task.temperature(step), rngs=rngs)
+
+
+def play(
+    task: Task, state: TrainState, frozen: Tree, stats: Tree, images: Num[Array, "b H W ..."], keys: jax.Array
+) -> tuple[Tree, tuple[Tree, Metrics], Quantized]:
+    """The generator's side on one part of the batch; with a shared forward pass the discriminator's too.
+
+    Gives the discriminator's running statistics; gradients by network and what to log; the codes.
+    """
+    images = task.inputs(images)
+
+    def forward(generator: Tree) -> tuple[tuple[Array, Array], tuple[Quantized, Metrics]]:
+        recon, quantized = generate(task, state.step, generator, images, keys[0])
+        total, terms = code_loss(task.loss, quantized)
+        return (recon, total), (quantized, terms)
+
+    (recon, code), pull, (quantized, metrics) = jax.vjp(forward, state.params["generator"], has_aux=True)
+    rec_loss = lambda recon: reconstruction_loss(task, frozen, images, recon, keys[1])
+    (total, terms), gradient = jax.value_and_grad(rec_loss, has_aux=True)(recon)
+    metrics, total, grads = metrics | terms, total + code, {}
+
+    if task.discriminator is not None:
+        fake = judge(task, state.params["discriminator"], stats, recon)
+        stats = fake.stats
+        weighted, gen_gradient, terms = generator_game(task, state.step, fake, gradient, pull)
+        metrics, total, gradient = metrics | terms, total + weighted, gradient + gen_gradient
+        if task.loss.shared_forward:
+            real = judge(task, state.params["discriminator"], stats, images)
+            stats = real.stats
+            grads["discriminator"], terms = discriminator_game(task, state.step, real, fake)
+            metrics |= terms
+
+    grads["generator"] = pull((gradient, jnp.ones(())))[0]
+    return stats, (grads, metrics | {"total_loss": total}), quantized
+
+
+def play_again(
+    task: Task, state: TrainState, generator: Tree, stats: Tree, images: Num[Array, "b H W ..."], keys: jax.Array
+) -> tuple[Tree, tuple[Tree, Metrics], None]:
+    """The discriminator's side on one part of the batch, which the updated generator reconstructs once more."""
+    images, params = task.inputs(images), state.params["discriminator"]
+    real = judge(task, params, stats, images)
+    fake = judge(task, params, real.stats, generate(task, state.step, generator, images, keys[0])[0])
+    grads, terms = discriminator_game(task, state.step, real, fake)
+    return fake.stats, ({"discriminator": grads}, terms), None
 
 
 def code_loss(loss: configs.Loss, quantized: Quantized) -> tuple[Float[Array, ""], Metrics]:
@@ -233,68 +278,23 @@ def generator_game(
     return weight * gate * value, weight * gate * gradient, terms
 
 
-def discriminator_game(
-    task: Task, state: TrainState, images: Float[Array, "b H W c"], fake: Judged, again: Float[Array, "b H W c"] | None
-) -> tuple[Tree, Tree, Metrics]:
-    """The discriminator's side: gradients, running statistics and what to log.
+def discriminator_game(task: Task, step: Int[Array, ""], real: Judged, fake: Judged) -> tuple[Tree, Metrics]:
+    """The discriminator's side: gradients and what to log.
 
-    `again` is what the updated generator reconstructs, judged in the published order; without it the judgement of
-    the generator's own step serves both sides, at the price of one step's delay and the gain of a whole forward pass.
+    In the published order `fake` is what the updated generator reconstructs. Otherwise the judgement of the generator's
+    own step serves both sides, at the price of one step's delay and the gain of a whole forward pass.
     """
-    params, game = state.params["discriminator"], losses.ADVERSARIAL[task.loss.adversarial]
-    real = judge(task, params, fake.stats, images)
-    stats = real.stats
-    if again is not None:
-        fake = judge(task, params, stats, again)
-        stats = fake.stats
-    gate = (state.step >= task.loss.disc_train_start).astype(jnp.float32)
+    game = losses.ADVERSARIAL[task.loss.adversarial]
+    gate = (step >= task.loss.disc_train_start).astype(jnp.float32)
     value, cotangents = jax.value_and_grad(
         lambda *logits: gate * game.discriminator_loss(*logits).mean(), argnums=(0, 1)
     )(real.logits, fake.logits)
     grads = jax.tree.map(jnp.add, real.pull(cotangents[0])[0], fake.pull(cotangents[1])[0])
     terms = {"discriminator_loss": value, "logits_real": real.logits.mean(), "logits_fake": fake.logits.mean()}
-    return grads, stats, terms
+    return grads, terms
 
 
 def apply_gradients(task: Task, state: TrainState, name: str, grads: Tree) -> tuple[Tree, Any]:
     """New parameters and optimiser state of one network."""
     updates, opt_state = task.optimizers[name].update(grads, state.opt_state[name], state.params[name])
     return optax.apply_updates(state.params[name], updates), opt_state  # type: ignore[return-value]
-
-
-def code_hits(task: Task, indices: Int[Array, "b h w"]) -> Int[Array, "k"]:
-    """How often each code was chosen."""
-    return jnp.bincount(indices.reshape(-1), length=task.model.quantizer.codebook_size)
-
-
-def reconstruct(
-    task: Task, generator: Tree, images: Num[Array, "b H W ..."]
-) -> tuple[Num[Array, "b H W ..."], Quantized]:
-    """Reconstructions, as what the images are (rounded pixels, labels or floats), and the codes, in evaluation mode."""
-    recon, quantized = task.model.apply({"params": generator}, task.inputs(images), rngs={"gumbel": jax.random.key(0)})
-    return to_output(recon, images), quantized
-
-
-def eval_step(
-    task: Task, generator: Tree, frozen: Tree, images: Num[Array, "b H W ..."], mask: Bool[Array, "b"]
-) -> Metrics:
-    """Sums over the images where `mask` is set: to be added over batches and divided by `count`.
-
-    PSNR is that of each picture rounded to 8 bits; `lpips` is measured without dropout on the same rounded pictures.
-    Of label maps there is `error` instead, the share of pixels whose label is wrong.
-    """
-    recon, quantized = reconstruct(task, generator, images)
-    if images.ndim == 3:
-        sums = {"error": jnp.mean(images != recon, axis=(1, 2))}
-    else:
-        original, rounded = task.inputs(images), task.inputs(recon)
-        mse = jnp.square(original - rounded).mean((1, 2, 3)) / 4.0  # of values in [0, 1]
-        sums = {
-            "psnr": -10.0 * jnp.log10(jnp.maximum(mse, 1e-10)),
-            "lpips": perceptual_loss(task.lpips.clone(dropout=False), frozen, original, rounded),
-            "l1": jnp.abs(original - rounded).mean((1, 2, 3)),
-        }
-    sums["count"] = jnp.ones(len(images))
-    hits = jnp.zeros(task.model.quantizer.codebook_size, jnp.int32)
-    hits = hits.at[quantized.indices].add(mask[:, None, None].astype(jnp.int32))
-    return {name: jnp.sum(jnp.where(mask, value, 0.0)) for name, value in sums.items()} | {"code_hits": hits}

@@ -9,7 +9,7 @@ import numpy as np
 from vqgan_jax import build, data, models, pictures
 from vqgan_jax import config as configs
 from vqgan_jax.convert.lpips import load_lpips
-from vqgan_jax.train import metrics, program, sharding, stage1
+from vqgan_jax.train import metrics, program, sharding, stage1, stage1_eval
 
 PREVIEWS = 16
 SHOWN = (
@@ -20,7 +20,7 @@ SHOWN = (
 
 def abstract_state(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Any:
     """Shapes, dtypes and shardings of the state; nothing is allocated."""
-    return program.placed(models.tokenizer_state(config), mesh)
+    return program.placed(models.tokenizer_state(config), config, mesh)
 
 
 def stage1_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> program.Program:
@@ -58,14 +58,14 @@ def evaluation(
 ) -> Any:
     """A function of the state: held-out metrics of the averaged parameters where there are any, and a sheet."""
     everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
-    generator = where.params["generator"]
+    generator = where.ema.get("generator", where.params["generator"])
     measure = jax.jit(
-        functools.partial(stage1.eval_step, task),
+        functools.partial(stage1_eval.eval_step, task),
         in_shardings=(generator, everywhere, rows, rows),
         out_shardings=everywhere,
     )
     show = jax.jit(
-        lambda generator, images: (images, stage1.reconstruct(task, generator, images)[0]),
+        lambda generator, images: (images, stage1_eval.reconstruct(task, generator, images)[0]),
         in_shardings=(generator, rows),
         out_shardings=everywhere,
     )

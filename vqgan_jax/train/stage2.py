@@ -16,6 +16,7 @@ from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
 from vqgan_jax.nn.pixels import to_float, to_uint8
 from vqgan_jax.nn.vqgan import VQGAN
+from vqgan_jax.train.accumulation import in_parts
 from vqgan_jax.train.state import TrainState, moving_average
 
 Metrics = dict[str, Array]
@@ -32,6 +33,7 @@ class Task:
     loss: configs.TokenLoss
     drop: float
     ema_decay: float
+    accumulate: int
 
 
 def from_config(
@@ -56,6 +58,7 @@ def from_config(
         loss=config.loss,
         drop=config.condition.drop,
         ema_decay=config.optimizer.ema_decay,
+        accumulate=config.accumulate,
     )
 
 
@@ -102,6 +105,8 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """One update of the transformer (equation 8 of the paper).
 
+    A batch in `task.accumulate` parts has the same loss and gradients; only chance is drawn anew for each part.
+
     Args:
       task: static; bind it before `jax.jit`.
       state: donated.
@@ -114,6 +119,18 @@ def train_step(
       The new state; float32 scalars.
     """
     keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
+    params = state.params["transformer"]
+    part = lambda _, rows, keys: (None, gradients(task, params, frozen, rows, keys), None)
+    _, (grads, metrics), _ = in_parts(task.accumulate, part, None, batch, keys)
+    updates, opt_state = task.optimizer.update(grads, state.opt_state["transformer"], params)
+    params = {"transformer": optax.apply_updates(params, updates)}
+    ema = moving_average(state, params, task.ema_decay)
+    metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
+    return TrainState(state.step + 1, params, {"transformer": opt_state}, ema, {}), metrics
+
+
+def gradients(task: Task, params: Tree, frozen: Tree, batch: dict[str, Array], keys: jax.Array) -> tuple[Tree, Metrics]:
+    """The gradients of the mean loss of a batch and what to log; each of the three `keys` is for one kind of chance."""
     condition, indices = codes(task, frozen, batch)
     tokens = indices.reshape(len(indices), -1)[:, task.prior.forward]
     condition = dropped(condition, task.prior.null(condition), task.drop, keys[0])
@@ -124,18 +141,8 @@ def train_step(
         loss = losses.cross_entropy(logits, tokens, task.loss.label_smoothing).mean()
         return loss, jnp.mean(jnp.argmax(logits, axis=-1) == tokens)
 
-    params = state.params["transformer"]
     (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
-    updates, opt_state = task.optimizer.update(grads, state.opt_state["transformer"], params)
-    params = {"transformer": optax.apply_updates(params, updates)}
-    ema = moving_average(state, params, task.ema_decay)
-    metrics = {
-        "loss": loss,
-        "accuracy": accuracy,
-        "grad_norm": optax.tree.norm(grads),
-        "param_norm": optax.tree.norm(params),
-    }
-    return TrainState(state.step + 1, params, {"transformer": opt_state}, ema, {}), metrics
+    return grads, {"loss": loss, "accuracy": accuracy}
 
 
 def dropped(tokens: Int[Array, "b s"], null: Int[Array, "b s"], rate: float, key: jax.Array) -> Int[Array, "b s"]:

@@ -18,7 +18,7 @@ SHOWN = ("loss", "accuracy", "grad_norm", "nll", "images_per_second")
 
 def abstract_state(config: configs.Stage2, mesh: jax.sharding.Mesh) -> Any:
     """Shapes, dtypes and shardings of the state; nothing is allocated."""
-    return program.placed(models.prior_state(config), mesh)
+    return program.placed(models.prior_state(config), config, mesh)
 
 
 def stage2_program(config: configs.Stage2, mesh: jax.sharding.Mesh) -> program.Program:
@@ -127,7 +127,7 @@ def evaluation(
 ) -> Any:
     """A function of the state: held-out likelihood of the averaged parameters where there are any, and samples."""
     everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
-    transformer = where.params["transformer"]
+    transformer = where.ema.get("transformer", where.params["transformer"])
     measure = jax.jit(
         functools.partial(stage2.eval_step, task),
         in_shardings=(transformer, everywhere, rows, rows),
