@@ -15,7 +15,7 @@ PAGES = sorted((ROOT / "experiments").glob("*.py"))
 LAYER_0 = ("nn", "nn.*", "ordering")
 LAYER_1 = (
     "losses", "sampling", "config", "build", "parsing", "pictures", "report", "data", "data.*", "train.sharding",
-    "train.checkpoint", "train.metrics",
+    "train.checkpoint", "train.goodput", "train.metrics",
 )  # fmt: skip
 LAYER_2 = (
     "prior", "sliding", "tiling", "models", "prefixes", "train", "train.state", "train.stage1", "train.stage2",
@@ -52,6 +52,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("train.sharding", ("train.checkpoint", "train.metrics")),
     ("train.checkpoint", ("train.sharding", "train.metrics")),
     ("train.metrics", ("train.sharding", "train.checkpoint", "pictures")),
+    ("train.goodput", ()),
     ("train.state", PURE),
     ("train.stage?_program", (*LAYER_0, *LAYER_1, *LAYER_2, "train.program")),
     ("train.program", (*LAYER_0, *LAYER_1, *LAYER_2)),

@@ -17,7 +17,8 @@ import untrained
 
 TINY, PRIOR = (str(Path(__file__).with_name(name)) for name in ("tiny.py", "tiny_prior.py"))
 PHASES = ("start-up", "step", "writing")
-TIMED = ("time", "train/images_per_second")  # what two equal runs may differ in
+CLOCKS = ("images_per_second", "input_wait", "input_wait_slowest", "slowest_process", "step_seconds")
+TIMED = ("time", *(f"train/{name}" for name in (*CLOCKS, "step_seconds_slowest")))  # what two equal runs may differ in
 
 
 def environment(folder: Path, **extra: str) -> dict[str, str]:

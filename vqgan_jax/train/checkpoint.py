@@ -50,8 +50,12 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """Step of the newest checkpoint that is completely written."""
-        self.manager.wait_until_finished()
+        self.wait()
         return self.manager.latest_step()
+
+    def wait(self) -> None:
+        """Until all that was saved is written; raises what went wrong with it."""
+        self.manager.wait_until_finished()
 
     def save(
         self, step: int, state: Any, data: dict[str, Any], config: dict[str, Any], metrics: dict[str, float] | None

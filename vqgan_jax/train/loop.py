@@ -1,5 +1,6 @@
 """The one impure loop: devices, clocks, signals and files around a pure step."""
 
+import contextlib
 import dataclasses
 import datetime
 import signal
@@ -16,6 +17,7 @@ from vqgan_jax import parsing
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
+from vqgan_jax.train.goodput import Goodput
 from vqgan_jax.train.program import Program
 from vqgan_jax.train.state import TrainState
 
@@ -115,9 +117,16 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> lis
 class Recorder:
     """Takes each step's metrics to the host one step late, checks them, and writes a window of them now and then."""
 
-    def __init__(self, program: Program, checkpoints: Checkpoints, writer: metrics_lib.Writer, console: Console):
+    def __init__(
+        self,
+        program: Program,
+        checkpoints: Checkpoints,
+        writer: metrics_lib.Writer,
+        goodput: Goodput,
+        console: Console,
+    ):
         self.program, self.config = program, program.config
-        self.checkpoints, self.writer, self.console = checkpoints, writer, console
+        self.checkpoints, self.writer, self.goodput, self.console = checkpoints, writer, goodput, console
         self.window, self.pending = metrics_lib.Window(), None
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
@@ -133,7 +142,8 @@ class Recorder:
         """
         if self.pending is None:
             return
-        (step, metrics), self.pending = jax.device_get(self.pending), None
+        with self.goodput.section("steps"):
+            (step, metrics), self.pending = jax.device_get(self.pending), None
         for name, value in metrics.items():
             if not np.all(np.isfinite(value)):
                 raise FloatingPointError(
@@ -143,7 +153,7 @@ class Recorder:
                 )
         self.window.add(metrics)
         if step % self.config.log.metrics_every == 0:
-            values = self.window.take(self.config.batch_size)
+            values = self.goodput.take(self.window.steps) | self.window.take(self.config.batch_size)
             self.writer.scalars(step, "train", values)
             rate = values.get("images_per_second", 0.0)
             left = (self.config.steps - step) * self.config.batch_size / rate if rate else 0.0
@@ -182,28 +192,30 @@ def train(config: Config, workdir: epath.Path, console: Console) -> bool:
       ValueError: config, data or workdir do not fit together.
       FloatingPointError: a loss or a norm is not finite.
     """
-    mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
-    program = build_program(config, mesh)
-    config, batches = program.config, program.batches()
-    with Stop() as stop, Checkpoints(workdir, keep=config.log.keep, best=program.best) as checkpoints:
-        restored = resume(program, checkpoints)
-        if restored:
-            state, first = restored.state, restored.step
-            if restored.data:  # a converted model has seen no data of ours
-                batches.set_state(restored.data)
-            console.print(f"resumed from step {first} in {workdir}")
-        else:
-            console.print(f"starting in {workdir}: compiling, a minute or so")
-            state, first = program.start(), 0
-        if jax.process_index() == 0:
-            write_json(workdir / "config.json", dataclasses.asdict(config))
-        writer = metrics_lib.Writer(workdir, resume_from=first, enabled=jax.process_index() == 0)
-        recorder = Recorder(program, checkpoints, writer, console)
-        key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
+    with Stop() as stop, Goodput() as goodput, contextlib.ExitStack() as stack:
+        with goodput.section("start"):
+            mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
+            program = build_program(config, mesh)
+            config, batches = program.config, program.batches()
+            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.log.keep, best=program.best))
+            state, first = begin(program, checkpoints, batches, console)
+            if jax.process_index() == 0:
+                write_json(workdir / "config.json", dataclasses.asdict(config))
+            writer = metrics_lib.Writer(workdir, resume_from=first, enabled=jax.process_index() == 0)
+            stack.callback(writer.close)
+            key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
+        if first >= config.steps:
+            return True
+        goodput.recall(writer.kept, writer.dropped)
+        writer.scalars(first, "goodput", goodput.shares())
+        recorder = Recorder(program, checkpoints, writer, goodput, console)
         with progress_bar(console) as progress:
             bar = progress.add_task("", total=config.steps, completed=first)
             for step in range(first + 1, config.steps + 1):
-                state, metrics = program.step(state, program.frozen, sharding.put_batch(next(batches), mesh), key)
+                with goodput.section("data"):
+                    batch = sharding.put_batch(next(batches), mesh)
+                with goodput.section("steps" if step > first + 1 else "compile"):
+                    state, metrics = program.step(state, program.frozen, batch, key)
                 recorder.step(step, metrics)
                 progress.update(bar, completed=step)
                 last = step == config.steps
@@ -213,12 +225,29 @@ def train(config: Config, workdir: epath.Path, console: Console) -> bool:
                 if evaluating or stopping or last or step % config.log.checkpoint_every == 0:
                     recorder.flush()  # nothing unchecked is evaluated or saved
                     if evaluating:
-                        results, sheets = program.evaluate(state)
-                        recorder.held_out(step, results, sheets)
+                        with goodput.section("evaluation"):
+                            results, sheets = program.evaluate(state)
+                            recorder.held_out(step, results, sheets)
                     if stopping or last or step % config.log.checkpoint_every == 0:
-                        checkpoints.save(step, state, batches.get_state(), dataclasses.asdict(config), results)
+                        writer.scalars(step, "goodput", goodput.shares())  # before: what is saved knows its time
+                        with goodput.section("checkpoint"):
+                            checkpoints.save(step, state, batches.get_state(), dataclasses.asdict(config), results)
                 if stopping and not last:
                     console.print(f"stopped at step {step}; saved. Run the same command to go on.")
                     break
-        writer.close()
-        return first >= config.steps or last
+        with goodput.section("checkpoint"):
+            checkpoints.wait()
+        console.print(goodput.line(), highlight=False, soft_wrap=True)
+        return last
+
+
+def begin(program: Program, checkpoints: Checkpoints, batches: Any, console: Console) -> tuple[Any, int]:
+    """The state and the step that it is at: of the newest checkpoint, to which the batches go too, or fresh."""
+    workdir, restored = checkpoints.folder.parent, resume(program, checkpoints)
+    if restored is None:
+        console.print(f"starting in {workdir}: compiling, a minute or so")
+        return program.start(), 0
+    if restored.data:  # a converted model has seen no data of ours
+        batches.set_state(restored.data)
+    console.print(f"resumed from step {restored.step} in {workdir}")
+    return restored.state, restored.step

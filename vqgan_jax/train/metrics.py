@@ -55,17 +55,18 @@ class Writer:
     """Writes `metrics.jsonl`, `images/*.png` and TensorBoard events in a workdir; on all processes but 0, nothing.
 
     What was written after step `resume_from`, by a run that was killed before its next checkpoint, is dropped: the
-    same steps come again.
+    same steps come again. `kept` and `dropped` are the lines of both kinds.
     """
 
     def __init__(self, workdir: epath.Path, *, resume_from: int, enabled: bool) -> None:
-        self.enabled = enabled
+        self.enabled, self.kept, self.dropped = enabled, [], []
         if not enabled:
             return
         self.lines, self.images = workdir / "metrics.jsonl", workdir / "images"
         self.images.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self.read(self.lines) if line["step"] <= resume_from]
-        self.lines.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        for line in self.read(self.lines):
+            (self.kept if line["step"] <= resume_from else self.dropped).append(line)
+        self.lines.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_from + 1)
 
     @staticmethod
