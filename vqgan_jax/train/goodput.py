@@ -46,11 +46,11 @@ class Goodput:
             self.entered = ""
             self.seconds[name] += time.perf_counter() - began
 
-    def compiled(self, event: str, seconds: float, **_: Any) -> None:
+    def compiled(self, event: str, duration_secs: float, **_: Any) -> None:
         """The listener: takes a compilation out of the section that it is in."""
         if event == COMPILED and self.entered:
-            self.seconds["compile"] += seconds
-            self.seconds[self.entered] -= seconds
+            self.seconds["compile"] += duration_secs
+            self.seconds[self.entered] -= duration_secs
 
     def recall(self, kept: list[dict[str, Any]], dropped: list[dict[str, Any]]) -> None:
         """Adds what the lives before this one wrote: the lines up to the step that it begins with, and those after.

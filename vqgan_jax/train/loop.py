@@ -18,6 +18,7 @@ from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
 from vqgan_jax.train.goodput import Goodput
+from vqgan_jax.train.profile import Profile
 from vqgan_jax.train.program import Program
 from vqgan_jax.train.state import TrainState
 
@@ -182,8 +183,14 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def train(config: Config, workdir: epath.Path, console: Console) -> bool:
+def train(config: Config, workdir: epath.Path, console: Console, *, profile: tuple[int, int] | None = None) -> bool:
     """Trains until the config's last step, from the newest checkpoint in `workdir` where there is one.
+
+    Args:
+      config: of the run.
+      workdir: an absolute path, of this machine or of a bucket.
+      console: for people.
+      profile: the first and the last step of which a trace is written, into `workdir / "profile"`.
 
     Returns:
       Whether the last step was reached; if not, a signal stopped the run and everything is saved.
@@ -209,14 +216,16 @@ def train(config: Config, workdir: epath.Path, console: Console) -> bool:
         goodput.recall(writer.kept, writer.dropped)
         writer.scalars(first, "goodput", goodput.shares())
         recorder = Recorder(program, checkpoints, writer, goodput, console)
-        with progress_bar(console) as progress:
+        with progress_bar(console) as progress, Profile(workdir / "profile", profile) as trace:
             bar = progress.add_task("", total=config.steps, completed=first)
             for step in range(first + 1, config.steps + 1):
-                with goodput.section("data"):
-                    batch = sharding.put_batch(next(batches), mesh)
-                with goodput.section("steps" if step > first + 1 else "compile"):
-                    state, metrics = program.step(state, program.frozen, batch, key)
-                recorder.step(step, metrics)
+                with trace.step(step):
+                    with goodput.section("data"):
+                        batch = sharding.put_batch(next(batches), mesh)
+                    with goodput.section("steps" if step > first + 1 else "compile"):
+                        state, metrics = program.step(state, program.frozen, batch, key)
+                    recorder.step(step, metrics)
+                trace.done(step, metrics)
                 progress.update(bar, completed=step)
                 last = step == config.steps
                 stopping = stop.requested or checkpoints.preempted(step)
