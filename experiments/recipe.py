@@ -83,6 +83,7 @@ def stage1() -> ConfigDict:
                 "warmup_steps": 5_000,
                 "final_fraction": 0.1,
                 "ema_decay": 0.999,  # 0 is off
+                "nonfinite": "stop",  # stop | skip a step whose losses or gradients are not finite
             },
             "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
             "log": {
@@ -167,6 +168,7 @@ def stage2() -> ConfigDict:
                 "warmup_steps": 10_000,
                 "final_fraction": 0.05,
                 "ema_decay": 0.9999,  # 0 is off
+                "nonfinite": "stop",  # stop | skip a step whose losses or gradients are not finite
             },
             "mesh": tokenizer.mesh,
             "log": tokenizer.log,

@@ -103,6 +103,7 @@ class Optimizer:
     warmup_steps: int
     final_fraction: float  # of the learning rate, at the end of the cosine
     ema_decay: float  # of the parameters; 0 is off
+    nonfinite: str  # stop | skip such a step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,12 +65,12 @@ def test_the_flag_is_two_steps():
 def test_what_is_compiled_is_kept_where_the_flag_says(tmp_path, getkey, flag, environment, kept):
     path = lambda name: name and str(tmp_path / name)
     jax.config.update("jax_compilation_cache_dir", path(environment))
-    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         with compilation_cache(path(flag), path("default")):
             jax.jit(lambda x: jnp.sin(x) * 1.25)(jax.random.normal(getkey(), (3,)))
-        assert jax.config.jax_compilation_cache_dir == path(environment)
+        assert jax.config.values["jax_compilation_cache_dir"] == path(environment)
     finally:
         jax.config.update("jax_compilation_cache_dir", None)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", before)

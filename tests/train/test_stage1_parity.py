@@ -92,6 +92,7 @@ CONFIG = {
         "warmup_steps": 0,
         "final_fraction": 1.0,
         "ema_decay": 0.0,
+        "nonfinite": "stop",
     },
     "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
     "log": {"metrics_every": 1, "eval_every": 10, "eval_examples": 2, "checkpoint_every": 10, "keep": 1},

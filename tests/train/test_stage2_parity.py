@@ -27,6 +27,7 @@ OPTIMIZER = configs.Optimizer(
     warmup_steps=0,
     final_fraction=1.0,
     ema_decay=0.0,
+    nonfinite="stop",
 )
 TASK = stage2.Task(
     prior=PRIOR,
@@ -35,6 +36,7 @@ TASK = stage2.Task(
     loss=configs.TokenLoss(keep=1.0, label_smoothing=0.0),
     drop=0.0,
     ema_decay=0.0,
+    nonfinite="stop",
 )
 
 

@@ -77,7 +77,7 @@ def compilation_cache(folder: str | None, default: str) -> Iterator[None]:
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    before = jax.config.jax_compilation_cache_dir
+    before = jax.config.values["jax_compilation_cache_dir"]
     jax.config.update("jax_compilation_cache_dir", (before or default) if folder is None else folder or None)
     compilation_cache.reset_cache()  # it looks for its folder once
     try:

@@ -18,7 +18,7 @@ LOSS: dict[str, Any] = {
 }
 ADAM: dict[str, Any] = {
     **{"b1": 0.5, "b2": 0.9, "weight_decay": 0.0, "clip_norm": 0.0, "schedule": "constant", "warmup_steps": 0},
-    **{"final_fraction": 1.0, "ema_decay": 0.0},
+    **{"final_fraction": 1.0, "ema_decay": 0.0, "nonfinite": "stop"},
 }
 RUN: dict[str, Any] = {
     **{"seed": 0, "steps": 1_000_000, "mesh": {"data": -1, "fsdp": 1, "tensor": 1}},

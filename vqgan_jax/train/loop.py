@@ -23,6 +23,7 @@ from vqgan_jax.train.program import Program
 from vqgan_jax.train.state import TrainState
 
 Config = configs.Stage1 | configs.Stage2
+MAX_SKIPPED = 10  # steps in a row that are not finite; one batch may be bad, eleven are a run that went astray
 
 
 def build_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
@@ -128,7 +129,7 @@ class Recorder:
     ):
         self.program, self.config = program, program.config
         self.checkpoints, self.writer, self.goodput, self.console = checkpoints, writer, goodput, console
-        self.window, self.pending = metrics_lib.Window(), None
+        self.window, self.pending, self.in_a_row = metrics_lib.Window(), None, 0
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """Keeps this step's metrics and records those of the step before, which the device has finished."""
@@ -139,19 +140,24 @@ class Recorder:
         """Records what is kept.
 
         Raises:
-          FloatingPointError: a metric is not finite.
+          FloatingPointError: a metric is not finite, and with config.optimizer.nonfinite "skip" more than
+            `MAX_SKIPPED` steps in a row were skipped for that, or one is of a step that was not.
         """
         if self.pending is None:
             return
         with self.goodput.section("steps"):
             (step, metrics), self.pending = jax.device_get(self.pending), None
-        for name, value in metrics.items():
-            if not np.all(np.isfinite(value)):
-                raise FloatingPointError(
-                    f"every metric must be finite; `{name}` is {value} at step {step}. The last good checkpoint is "
-                    f"step {self.checkpoints.latest} in {self.checkpoints.folder}. "
-                    "Lower config.optimizer.learning_rate or set optimizer.clip_norm, then run the same command again."
-                )
+        self.in_a_row = self.in_a_row + 1 if metrics.get("skipped") else 0
+        bad = next((name for name, value in metrics.items() if not np.all(np.isfinite(value))), None)
+        if bad and not 0 < self.in_a_row <= MAX_SKIPPED:
+            skipped = f", after {MAX_SKIPPED} steps skipped in a row" if self.in_a_row else ""
+            raise FloatingPointError(
+                f"every metric must be finite; `{bad}` is {metrics[bad]} at step {step}{skipped}. The last good "
+                f"checkpoint is step {self.checkpoints.latest} in {self.checkpoints.folder}. "
+                "Lower config.optimizer.learning_rate or set optimizer.clip_norm, then run the same command again."
+            )
+        if bad:
+            self.console.print(f"step {step} is skipped: `{bad}` is {metrics[bad]}")
         self.window.add(metrics)
         if step % self.config.log.metrics_every == 0:
             values = self.goodput.take(self.window.steps) | self.window.take(self.config.batch_size)

@@ -20,7 +20,10 @@ def code_statistics(hits: Int[np.ndarray, "k"]) -> dict[str, float]:
 
 
 class Window:
-    """Sums the steps' metrics until they are taken; hits of codes are added up before their statistics are."""
+    """Sums the steps' metrics until they are taken; hits of codes are added up before their statistics are.
+
+    Of a step that was `skipped`, only that is counted.
+    """
 
     def __init__(self) -> None:
         self.steps, self.sums = 0, {}
@@ -33,6 +36,8 @@ class Window:
             self.timed, self.seconds = self.timed + 1, self.seconds + now - self.last
         self.last = now
         self.steps += 1
+        if metrics.get("skipped"):
+            metrics = {"skipped": metrics["skipped"]}
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0) + np.asarray(value, np.float64 if value.ndim == 0 else np.int64)
 
@@ -42,7 +47,9 @@ class Window:
 
     def take(self, batch_size: int) -> dict[str, float]:
         """Means over the window, usage and perplexity over all its codes, images per second between its steps."""
-        means = {name: float(value / self.steps) for name, value in self.sums.items() if value.ndim == 0}
+        counts = {name: float(self.sums.pop(name)) for name in ("skipped",) if name in self.sums}
+        taken = self.steps - counts.get("skipped", 0)
+        means = {name: float(value / taken) for name, value in self.sums.items() if value.ndim == 0} | counts
         if "code_hits" in self.sums:
             means |= code_statistics(self.sums["code_hits"])
         if self.timed:  # a first step, which is compiled, has no rate
