@@ -29,6 +29,7 @@ def stage1() -> ConfigDict:
                 "edge_sigma": 2.0,  # of the blur before Canny's edges, in pixels
                 "shift_labels": False,  # true for COCO-Stuff's files: adds 1, and 255 becomes 0
                 "num_threads": 16,
+                "timeout_seconds": 600,  # that a training batch may take to come; 0 waits for ever
             },
             "model": {
                 "kind": "paper",  # paper | maskgit

@@ -38,6 +38,7 @@ CONFIG = {
         "edge_sigma": 2.0,
         "shift_labels": False,
         "num_threads": 1,
+        "timeout_seconds": 600,
     },
     "model": {
         "channels": 32,

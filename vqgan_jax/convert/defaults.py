@@ -8,6 +8,7 @@ DATA: dict[str, Any] = {
     **{"source": "folder:images", "data_dir": "", "train_split": "train", "eval_split": "validation"},
     **{"image_size": 256, "resize": (256, 256), "crop": "random", "flip": False, "small": "upscale", "field": "image"},
     **{"low_resolution_factor": 4, "edge_sigma": 2.0, "shift_labels": False, "num_threads": 16},
+    "timeout_seconds": 600,
 }
 LOSS: dict[str, Any] = {
     **{"pixel": "l1", "pixel_weight": 1.0, "perceptual_weight": 1.0, "lpips_dropout": True},

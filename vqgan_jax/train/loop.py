@@ -3,7 +3,9 @@
 import contextlib
 import dataclasses
 import datetime
+import faulthandler
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -62,6 +64,32 @@ class Stop:
         """The signals' handler."""
         self.requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def deadline(config: Config, step: int) -> Iterator[None]:
+    """What waits for the batch of a step inside may take config.data.timeout_seconds; in the main thread only.
+
+    Raises:
+      TimeoutError: it took longer. Where each thread stands is printed to stderr.
+    """
+    seconds = config.data.timeout_seconds
+
+    def late(*_: Any) -> None:
+        faulthandler.dump_traceback()
+        raise TimeoutError(
+            f"the batch of step {step} must come within config.data.timeout_seconds = {seconds}; process "
+            f"{jax.process_index()} of {jax.process_count()} got none from {config.data.source}. Where its threads are "
+            "is printed above. Look at that storage, then run the same command again; or raise the timeout."
+        )
+
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 def resume(program: Program, checkpoints: Checkpoints) -> Any:
@@ -204,6 +232,7 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
     Raises:
       ValueError: config, data or workdir do not fit together.
       FloatingPointError: a loss or a norm is not finite.
+      TimeoutError: the data do not come.
     """
     with Stop() as stop, Goodput() as goodput, contextlib.ExitStack() as stack:
         with goodput.section("start"):
@@ -226,7 +255,7 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
             bar = progress.add_task("", total=config.steps, completed=first)
             for step in range(first + 1, config.steps + 1):
                 with trace.step(step):
-                    with goodput.section("data"):
+                    with goodput.section("data"), deadline(config, step):
                         batch = sharding.put_batch(next(batches), mesh)
                     with goodput.section("steps" if step > first + 1 else "compile"):
                         state, metrics = program.step(state, program.frozen, batch, key)
