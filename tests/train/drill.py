@@ -266,7 +266,7 @@ def terminate_at(job: Job, step: int) -> int:
     return job.finish()
 
 
-def pair(folder: Path, name: str, *flags: str) -> list[Job]:
+def pair(folder: Path, name: str, *flags: str, **env: str) -> list[Job]:
     """The same run on two processes of four devices, started as SLURM would start them."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -275,7 +275,7 @@ def pair(folder: Path, name: str, *flags: str) -> list[Job]:
     shared = slurm | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_CPU_DEVICES": "4"}
     each = [{"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in (0, 1)]
     return [
-        Job(folder, name, "--distributed", *flags, log=f"{name}{number}", **shared, **ours)
+        Job(folder, name, "--distributed", *flags, log=f"{name}{number}", **shared, **ours, **env)
         for number, ours in enumerate(each)
     ]
 
