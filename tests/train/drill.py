@@ -221,13 +221,14 @@ def parts(cache: Path) -> set[tuple[str, int]]:
 
 
 def wait_for_life(job: Job) -> float:
-    """Until this process, not one before it, has written metrics; the seconds since it began."""
+    """Until this process, not one before it, has written metrics of a step; the seconds since it began."""
     began = time.time()
     path = job.workdir / "metrics.jsonl"
 
     def alive() -> bool:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return bool(lines) and lines[-1].endswith("}\n") and json.loads(lines[-1])["time"] >= began
+        steps = [json.loads(line) for line in lines[-3:] if line.endswith("}\n") and "train/" in line]
+        return any(step["time"] >= began for step in steps)
 
     job.wait_for(alive)
     return time.perf_counter() - job.began
