@@ -91,6 +91,7 @@ def stage1() -> ConfigDict:
                 "metrics_every": 100,
                 "eval_every": 5_000,
                 "eval_examples": 2_048,
+                "eval_metrics": (),  # of `vqgan evaluate`: fd_vgg, ssim, own_class, ...
                 "checkpoint_every": 2_500,
                 "keep": 2,
             },

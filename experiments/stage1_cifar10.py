@@ -32,6 +32,7 @@ def get_config(variant: str = "base"):
             "log.metrics_every": 50,
             "log.eval_every": 500,
             "log.eval_examples": 512,
+            "log.eval_metrics": ("fd_vgg",),
             "log.checkpoint_every": 500,
         },
     )

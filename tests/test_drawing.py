@@ -96,4 +96,4 @@ def test_the_best_of_each_class_in_the_order_in_which_they_came():
 )
 def test_scores_that_do_not_rank_are_refused(scores):
     with pytest.raises(ValueError, match="must return 6 finite numbers, one an image"):
-        drawing.best(scores, np.zeros(6, np.int32), 1)
+        drawing.scored(lambda images, labels: scores, np.zeros((6, 2, 2, 3), np.uint8), np.zeros(6, np.int32))

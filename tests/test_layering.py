@@ -16,7 +16,7 @@ LAYER_0 = ("nn", "nn.*", "ordering")
 LAYER_1 = (
     "losses", "sampling", "config", "build", "parsing", "pictures", "report", "data", "data.*", "train.sharding",
     "train.checkpoint", "train.goodput", "train.metrics",
-    "train.profile",
+    "train.profile", "train.signals",
 )  # fmt: skip
 LAYER_2 = (
     "prior", "sliding", "tiling", "models", "prefixes", "train", "train.state", "train.stage1", "train.stage2",
@@ -55,6 +55,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("train.metrics", ("train.sharding", "train.checkpoint", "pictures")),
     ("train.goodput", ()),
     ("train.profile", ()),
+    ("train.signals", ()),
     ("train.state", PURE),
     ("train.stage?_program", (*LAYER_0, *LAYER_1, *LAYER_2, "train.program")),
     ("train.program", (*LAYER_0, *LAYER_1, *LAYER_2)),

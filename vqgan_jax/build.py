@@ -149,7 +149,8 @@ def transformer(config: configs.Stage2) -> Transformer:
     fields: dict[str, Any] = {}
     if t.positions != "learned":
         codes = [(int(i) // width, int(i) % width) for i in ordering.order(t.order, height, width)]
-        # What belongs to a place in the image stands there; all else stands in a line to the left of it.
+        # What belongs to a place in the image stands there; all else stands in a line to the left of it, but that each
+        # layout tells where its tokens stand: `CodePrior.places`.
         rows, columns = prefix.grid or (1, prefix.length)
         places = [(i * height // rows, j * width // columns) for i in range(rows) for j in range(columns)]
         line = [(0, -i) for i in range(prefix.length)]

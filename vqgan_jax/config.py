@@ -130,6 +130,7 @@ class Log:
     metrics_every: int
     eval_every: int
     eval_examples: int
+    eval_metrics: tuple[str, ...]  # of `vqgan evaluate`, of as many examples, or of samples against them
     checkpoint_every: int
     keep: int  # newest checkpoints kept beside the best
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int, Num, UInt8
+from jaxtyping import Bool, Float, Int, Num, UInt8
 
 from vqgan_jax import api, build
 from vqgan_jax import config as configs
@@ -97,15 +97,22 @@ def options_of(config: configs.Sampling) -> dict[str, Any]:
     return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
 
-def best(scores: Any, labels: Int[np.ndarray, "n"], count: int) -> Int[np.ndarray, "_"]:
-    """Rows of the `count` highest scores of each class, in the order in which they came (section 4.4 of the paper).
+def scored(
+    scorer: Scorer, images: UInt8[np.ndarray, "n H W c"], labels: Int[np.ndarray, "n"]
+) -> Float[np.ndarray, "n"]:
+    """A score for each image of its class.
 
     Raises:
-      ValueError: scores that are not one finite number a row.
+      ValueError: scores that are not one finite number an image.
     """
-    scores = np.asarray(scores, np.float64)
+    scores = np.asarray(scorer(images, labels), np.float64)
     if scores.shape != labels.shape or not np.all(np.isfinite(scores)):
         raise ValueError(f"a scorer must return {len(labels)} finite numbers, one an image; got shape {scores.shape}.")
+    return scores
+
+
+def best(scores: Float[np.ndarray, "n"], labels: Int[np.ndarray, "n"], count: int) -> Int[np.ndarray, "_"]:
+    """Rows of the `count` highest scores of each class, in the order in which they came (section 4.4 of the paper)."""
     order = np.argsort(-scores, kind="stable")
     kept = [order[labels[order] == label][:count] for label in np.unique(labels)]
     return np.sort(np.concatenate(kept))

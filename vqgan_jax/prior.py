@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqgan_jax import build, losses, ordering, sampling
 from vqgan_jax import config as configs
-from vqgan_jax.data.conditions import Condition
+from vqgan_jax.data.conditions import Condition, Objects
 from vqgan_jax.nn import decoding
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.nn.vqgan import VQGAN
@@ -41,6 +41,12 @@ class CodePrior:
     def prefix(self, tokens: Int[Array, "b s"]) -> Int[Array, "b s"]:
         """The condition's tokens as rows of the embedding: behind the codes, unless they share their rows."""
         return tokens + (self.transformer.vocab_size if self.transformer.extra_vocab else 0)
+
+    def places(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s 2"] | None:
+        """Where the tokens of a layout stand, in rows and columns of codes: where they say. None of anything else."""
+        if self.transformer.positions != "rope2d" or not isinstance(self.condition, Objects):
+            return None
+        return self.condition.places(tokens, self.grid)
 
     def null(self, condition: Int[Array, "b s"]) -> Int[Array, "b s"]:
         """The tokens that stand for a condition that was dropped."""
@@ -78,7 +84,8 @@ def logits(
       train: with dropout, from the key `dropout`.
     """
     sequence = jnp.concatenate([prior.prefix(condition), inputs[:, :-1]], axis=1)
-    out: Any = prior.transformer.apply({"params": params}, sequence, train=train, rngs=rngs)
+    places = prior.places(condition)
+    out: Any = prior.transformer.apply({"params": params}, sequence, places=places, train=train, rngs=rngs)
     return out[:, prior.condition.length - 1 :]
 
 
@@ -115,7 +122,8 @@ def sample(
     if settings.guidance is not None:
         condition = jnp.concatenate([condition, prior.null(condition)])
     weights = decoding.unstack(module, params)
-    start = decoding.prefill(module, weights, prior.prefix(condition), length + prior.forward.size - 1)
+    size, places = length + prior.forward.size - 1, prior.places(condition)
+    start = decoding.prefill(module, weights, prior.prefix(condition), size, places)
     step = lambda cache, tokens, k: decoding.step(module, weights, cache, tokens, length + k)
     tokens = sampling.generate(step, start, ordered(prompt), ordered(known), keys, settings)
     return tokens[:, ordering.inverse(prior.forward)].reshape(-1, *prior.grid)

@@ -138,21 +138,23 @@ def sample(
     weights = decoding.unstack(module, params)
     twice = lambda rows: rows if settings.guidance is None else jnp.concatenate([rows, rows])
 
-    def sequence(codes: Array, row: Array, column: Array) -> Array:
+    def sequence(codes: Array, row: Array, column: Array) -> tuple[Array, Array | None]:
         prefix = prefix_at(row, column)
         if settings.guidance is not None:
             prefix = jnp.concatenate([prefix, prior.null(prefix)])
         part = jax.lax.dynamic_slice(codes.reshape(batch, *grid), (0, row, column), (batch, *window))
-        return jnp.concatenate([prior.prefix(prefix), twice(part.reshape(batch, -1))], axis=1)
+        tokens = jnp.concatenate([prior.prefix(prefix), twice(part.reshape(batch, -1))], axis=1)
+        return tokens, prior.places(prefix)
 
     # What stands in the cache behind the codes before a run is junk; `step` writes each position before it is seen.
-    refill = lambda tokens: decoding.prefill(module, weights, tokens, length + window[0] * window[1] - 1)[1]
-    refills = [lambda tokens, n=n: refill(tokens[:, : length + n]) for n in lengths]
+    size = length + window[0] * window[1] - 1
+    refill = lambda tokens, places: decoding.prefill(module, weights, tokens, size, places)[1]
+    refills = [lambda tokens, places, n=n: refill(tokens[:, : length + n], places) for n in lengths]
 
     def run(codes: Array, stretch: tuple[Array, ...]) -> tuple[Array, None]:
         first, count, row, column, before, bucket = stretch
-        tokens = sequence(codes, row, column)
-        cache = jax.lax.switch(bucket, refills, tokens)
+        tokens, places = sequence(codes, row, column)
+        cache = jax.lax.switch(bucket, refills, tokens, places)
         # The token before the first code is fed once more: so a run's first code is drawn as all others are.
         last = length + before - 1
         fed = jax.lax.dynamic_index_in_dim(tokens, last, axis=1, keepdims=False)

@@ -74,3 +74,23 @@ def test_a_map_is_shown_as_its_tokenizer_decodes_it():
     tokens = np.asarray(jax.jit(condition.encode)(frozen, {"segmentation": jnp.asarray(maps)}))
     labels = np.argmax(vq.decode(tokenizer, tokens.reshape(2, 4, 4)), axis=-1)
     np.testing.assert_array_equal(condition.picture(frozen, tokens, 8), pictures.colors(np.asarray(labels)))
+
+
+def test_tokens_of_boxes_stand_where_they_say():
+    """On 9 x 9 points and a grid of 4 x 4 codes, whose centres are at (0, 0) to (3, 3): a point is half a code."""
+    layout = Layout(num_categories=3, num_tokens=82, max_objects=2, crop_points=False)
+    objects = Objects("boxes", layout, droppable=True)
+    upper_left, lower_right, none = 9 * 2 + 4, 9 * 6 + 8, 81
+    tokens = jnp.array([[1, upper_left, lower_right, none, none, none], [none + 1] * 6])
+    places = jax.jit(lambda tokens: objects.places(tokens, (4, 4)))(tokens)
+    np.testing.assert_allclose(places[0, :3], [[1.5, 2.5], [0.5, 1.5], [2.5, 3.5]], atol=1e-6)
+    np.testing.assert_array_equal(places[0, 3:], 0.0)
+    np.testing.assert_array_equal(places[1], 0.0)
+
+
+def test_tokens_of_centres_stand_where_they_say_in_the_crop():
+    """The right lower quarter of the image is looked at: its grid is twice as fine, and begins in the middle."""
+    objects = Objects("centers", Layout(num_categories=3, num_tokens=82, max_objects=1, centers=True))
+    tokens = jnp.array([[2, 9 * 6 + 5, 9 * 4 + 4, 9 * 8 + 8]])
+    places = jax.jit(lambda tokens: objects.places(tokens, (4, 4)))(tokens)
+    np.testing.assert_allclose(places[0], [[1.5, 0.5], [1.5, 0.5], [-0.5, -0.5], [3.5, 3.5]], atol=1e-6)

@@ -87,6 +87,25 @@ def test_a_thousand_samples_are_a_thousand(prior):
     assert len({code.tobytes() for code in codes}) == 1000
 
 
+def test_of_more_samples_the_best_of_each_class_count(prior):
+    """A third of 36: the four brightest of the twelve of each class, known by their pixels."""
+    bright = lambda images, labels: images.mean((1, 2, 3)) - 1000.0 * labels  # classes are not compared
+    settings = of_prior.settings(OPTIONS | {"top_k": 16}, "accept_rate:1,0.3334")
+    request = sets.request("fd_vgg", batch_size=8)
+    report = of_prior.evaluate(prior, request, asked(12, settings=settings, scorer=bright), workdir="here")
+    everyone, choice = report.results
+    assert (everyone.sampling["accept_rate"], choice.sampling["accept_rate"]) == (1.0, 0.3334)
+    assert everyone.subject_count == choice.subject_count == 12
+    labels, numbers, _ = of_prior.subjects_of(prior, 36)
+    images, _ = drawing.draw(prior, labels, numbers, seed=0, batch_size=8, options=OPTIONS | {"top_k": 16})
+    order = np.argsort(-images.mean((1, 2, 3)), kind="stable")
+    best = np.sort(np.concatenate([order[labels[order] == c][:4] for c in range(3)]))
+    np.testing.assert_array_equal(report.samples[0], images[:12])
+    np.testing.assert_array_equal(report.samples[1], images[best])
+    with pytest.raises(ValueError, match=r"`accept_rate` must be in \(0, 1\], of a class-conditional prior and with a"):
+        of_prior.evaluate(prior, request, asked(12, settings=settings), workdir="here")
+
+
 def test_copies_of_training_images_are_found(prior):
     source = data.open_source(prior.config.data.source, split="train", image_size=16)
     (batch,) = data.evaluation_batches(source, image_size=16, batch_size=12, num_threads=1)

@@ -77,7 +77,7 @@ def test_no_logit_sees_a_later_token(variant, tokens):
     def logits(shift):
         embedded = functools.partial(module.apply, {"params": params})
         x = embedded(tokens[:1], method="embed") + shift[None]
-        turns = None if module.turns is None else jnp.asarray(module.turns)
+        turns = module.turns_at(0, LENGTH)
         mask = causal_mask(LENGTH, module.bidirectional_prefix)
         for layer in decoding.unstack(module, params).layers:
             x, _ = Block(**module.block_fields).apply({"params": layer}, x, mask, turns, False)
@@ -103,6 +103,26 @@ def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, 
         logits, cache = step(weights, cache, tokens[:, position], jnp.asarray(position))
         np.testing.assert_allclose(logits, full[:, position], atol=1e-5)
     assert step._cache_size() == 1
+
+
+def test_the_first_positions_may_stand_elsewhere_in_each_example(tokens):
+    """Where `coordinates` has them nothing changes; elsewhere it is a model of other coordinates, also with a cache."""
+    module, params = model("llama")
+    elsewhere = [(2, 7), (0, -1), (3, 3)]
+    moved, _ = model("llama", coordinates=(*elsewhere, *GRID[3:]))
+    both = jnp.asarray([GRID[:3], elsewhere], jnp.float32)
+    found = jax.jit(lambda params, tokens, places: module.apply({"params": params}, tokens, places=places))(
+        params, tokens, both
+    )
+    np.testing.assert_allclose(found[0], apply(module, params, tokens)[0], atol=1e-5)
+    np.testing.assert_allclose(found[1], apply(moved, params, tokens)[1], atol=1e-5)
+    assert np.abs(found[1] - apply(module, params, tokens)[1]).max() > 1e-3
+    weights = decoding.unstack(module, params)
+    prefill = jax.jit(functools.partial(decoding.prefill, module), static_argnums=2)
+    logits, cache = prefill(weights, tokens[:, :5], LENGTH, both)
+    np.testing.assert_allclose(logits, found[:, 4], atol=1e-5)
+    logits, _ = jax.jit(functools.partial(decoding.step, module))(weights, cache, tokens[:, 5], jnp.asarray(5))
+    np.testing.assert_allclose(logits, found[:, 5], atol=1e-5)
 
 
 @pytest.mark.parametrize("parts", [1, 4, 5])  # 5 parts of 16 positions: with room behind

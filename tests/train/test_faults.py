@@ -6,10 +6,9 @@ import subprocess
 import time
 
 import pytest
-from drill import TINY, Job, check_identical, checkpoints, newest, pair, run
+from drill import Job, check_identical, checkpoints, newest, pair, run
 
-from vqgan_jax import cli
-from vqgan_jax.train.loop import deadline
+from vqgan_jax.train.signals import deadline
 
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the compiler, not the step
 FLAGS = ("--config.loss.disc_weight=0.0", "--config.steps=9", "--config.log.eval_every=100")
@@ -40,13 +39,9 @@ def spoiled(folder) -> dict[str, str]:
 # Data that do not come
 
 
-def timed(seconds: float):
-    return cli.load_config(TINY, [f"--config.data.timeout_seconds={seconds}"])
-
-
 def test_what_comes_in_time_leaves_nothing_behind():
     handler = signal.getsignal(signal.SIGALRM)
-    with deadline(timed(1), 7):
+    with deadline(1, 7, "scenes"):
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
     assert signal.getsignal(signal.SIGALRM) == handler
@@ -58,7 +53,7 @@ def test_what_comes_too_late_is_an_error_that_says_whose_it_is(capfd):
         pytest.raises(
             TimeoutError, match=r"batch of step 7 .*timeout_seconds = 1; process 0 of 1 got none from scenes"
         ),
-        deadline(timed(1), 7),
+        deadline(1, 7, "scenes"),
     ):
         time.sleep(30)
     assert time.perf_counter() - began < 10
@@ -67,7 +62,7 @@ def test_what_comes_too_late_is_an_error_that_says_whose_it_is(capfd):
 
 
 def test_without_a_timeout_it_waits():
-    with deadline(timed(0), 7):
+    with deadline(0, 7, "scenes"):
         assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 

@@ -96,7 +96,14 @@ CONFIG = {
         "nonfinite": "stop",
     },
     "mesh": {"data": 1, "fsdp": 1, "tensor": 1},
-    "log": {"metrics_every": 1, "eval_every": 10, "eval_examples": 2, "checkpoint_every": 10, "keep": 1},
+    "log": {
+        "metrics_every": 1,
+        "eval_every": 10,
+        "eval_examples": 2,
+        "eval_metrics": (),
+        "checkpoint_every": 10,
+        "keep": 1,
+    },
 }
 TASK: Any = stage1.from_config(parsing.parse(CONFIG))
 

@@ -5,7 +5,7 @@ import ast
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,3 +165,16 @@ def literal(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
         return {"true": True, "false": False}.get(text, text)
+
+
+def load_function(flag: str, text: str) -> Callable[..., Any]:
+    """The function that `FILE.py:NAME` names; the file is run."""
+    file, _, name = text.rpartition(":")
+    spec = importlib.util.spec_from_file_location("given", file) if file.endswith(".py") else None
+    if spec is None or spec.loader is None or not Path(file).is_file():
+        raise UsageError(f"`{flag}` must look like FILE.py:NAME, of a file that is there; got {text!r}.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise UsageError(f"`{flag}` must name a function of {file}; it has no {name!r}.")
+    return getattr(module, name)

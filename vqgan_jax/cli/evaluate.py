@@ -10,6 +10,7 @@ EXAMPLES = """examples:
   vqgan evaluate --workdir=runs/imagenet_f16 --metrics=psnr,ssim,lpips_vgg,rfid --inception=pt_inception-2015-12-05.pth
   vqgan evaluate --workdir=runs/photos_prior --samples=512 --neighbours=8
   vqgan evaluate --workdir=runs/photos_prior --samples=512 --sweep='top_k:50,100,250;guidance:1,2,4'
+  vqgan evaluate --workdir=runs/photos_prior --samples=512 --sweep='accept_rate:1,0.5,0.1' --scorer=classifier.py:score
   vqgan evaluate --reference=real/ --samples_from=out/samples --size=256
   vqgan evaluate --reference=VIRTUAL_imagenet256_labeled.npz --samples_from=samples.npz --metrics=fid,inception_score
 
@@ -42,6 +43,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     group = parser.add_argument_group("priors")
     group.add_argument("--samples", type=int, default=256, help="images to draw, 0 for none; default: 256")
     group.add_argument("--sweep", default="", metavar="NAME:VALUE,...[;...]", help="settings of drawing to go through")
+    group.add_argument(
+        "--scorer", metavar="FILE.py:NAME", help="for accept_rate: (uint8 n H W 3, labels n) -> n scores"
+    )
     group.add_argument("--neighbours", type=int, default=0, metavar="N", help="samples to compare with training images")
     group.add_argument("--tokenizer", help="folder of its tokenizer; default: as the run's config names it")
     group.add_argument("--condition_tokenizer", help="likewise, of its condition's tokenizer")
@@ -152,6 +156,10 @@ def evaluate_prior(flags, config, request) -> tuple:
     prior = models.load_prior(
         flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer, weights=flags.weights
     )
+    if flags.tokenizer:  # its config names the images of a run on a token cache
+        config = dataclasses.replace(
+            config, tokenizer=dataclasses.replace(config.tokenizer, workdir=str(flags.tokenizer))
+        )
     prior = dataclasses.replace(prior, config=config)
     given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config.sampling)}
     changed = {name: value for name, value in given.items() if value is not None}
@@ -161,9 +169,11 @@ def evaluate_prior(flags, config, request) -> tuple:
         raise cli.UsageError(
             f"`--neighbours` must be at most {of_prior.SHOWN}, and `--samples`; got {flags.neighbours}."
         )
+    scorer = cli.load_function("--scorer", flags.scorer) if flags.scorer else None
     asked = of_prior.Asked(
-        samples=flags.samples, settings=settings, reference=flags.reference or "validation", neighbours=flags.neighbours
-    )
+        samples=flags.samples, settings=settings, reference=flags.reference or "validation",
+        neighbours=flags.neighbours, scorer=scorer,
+    )  # fmt: skip
     told = of_prior.evaluate(prior, request, asked, workdir=flags.workdir)
     sections, swept = [], page.swept_settings(told.results)
     if swept:
@@ -194,7 +204,9 @@ def save(flags, console, command: str, results, title: str, lead: str, sections,
 
     output = epath.Path(flags.output or (epath.Path(flags.workdir) / "evaluation" if flags.workdir else "evaluation"))
     output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "evaluation.json", {"results": [dataclasses.asdict(result) for result in results]})
+    rate = reference.rate if reference else 0.0
+    found = {"results": [dataclasses.asdict(result) for result in results], "features_per_second": rate}
+    write_json(output / "evaluation.json", found)
     (output / "evaluation.html").write_text(page.page(title, lead, results, sections, command))
     for network, found in reference.moments.items() if reference else ():
         with tempfile.TemporaryDirectory() as folder:  # the output may be gs://
@@ -212,5 +224,5 @@ def save(flags, console, command: str, results, title: str, lead: str, sections,
         for row in rows:
             tables[-1].add_row(*row)
     console.print(*tables, sep="\n")
-    console.print(lead)
+    console.print(lead + (f" Features of {rate:,.0f} images a second and process." if rate else ""))
     console.print(f"{output / 'evaluation.json'} and evaluation.html", soft_wrap=True)

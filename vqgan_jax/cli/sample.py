@@ -85,7 +85,8 @@ def main(argv: Sequence[str]) -> int:
             progress=lambda done: bar.update(task, completed=done),
         )  # fmt: skip
     if scorer is not None:
-        kept = drawing.best(scorer(images, subjects.labels[which]), which.astype(np.int32), flags.count)
+        scores = drawing.scored(scorer, images, subjects.labels[which])
+        kept = drawing.best(scores, which.astype(np.int32), flags.count)
         images, indices, which, numbers = images[kept], indices[kept], which[kept], numbers[kept]
     output = Path(flags.output)
     save(output, images, indices, which, numbers, subjects)
@@ -105,7 +106,6 @@ def size_of(flags, prior) -> tuple[int, int]:
 
 def load_scorer(flags):
     """The function that `--scorer` names, and how many images of each class to draw for it to choose from."""
-    import importlib.util
     import math
 
     from vqgan_jax import cli
@@ -118,13 +118,7 @@ def load_scorer(flags):
         raise cli.UsageError("`--accept_rate` below 1 and `--scorer` belong together; give both or neither.")
     if flags.scorer is None:
         return None, flags.count
-    file, _, name = flags.scorer.rpartition(":")
-    spec = importlib.util.spec_from_file_location("scorer", file) if file.endswith(".py") else None
-    if spec is None or spec.loader is None:
-        raise cli.UsageError(f"`--scorer` must look like FILE.py:NAME; got {flags.scorer!r}.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name), math.ceil(flags.count / flags.accept_rate)
+    return cli.load_function("--scorer", flags.scorer), math.ceil(flags.count / flags.accept_rate)
 
 
 def choose_options(flags, config) -> dict:

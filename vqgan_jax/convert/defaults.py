@@ -23,7 +23,14 @@ ADAM: dict[str, Any] = {
 }
 RUN: dict[str, Any] = {
     **{"seed": 0, "steps": 1_000_000, "mesh": {"data": -1, "fsdp": 1, "tensor": 1}},
-    "log": {"metrics_every": 100, "eval_every": 5_000, "eval_examples": 2_048, "checkpoint_every": 2_500, "keep": 2},
+    "log": {
+        "metrics_every": 100,
+        "eval_every": 5_000,
+        "eval_examples": 2_048,
+        "eval_metrics": (),
+        "checkpoint_every": 2_500,
+        "keep": 2,
+    },
 }
 GUMBEL_LOSS = {"codebook_weight": 0.0, "commitment_weight": 0.0, "kl_weight": 1e-8}
 LABEL_LOSS = {"pixel": "binary_cross_entropy", "perceptual_weight": 0.0, "disc_weight": 0.0}

@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from vqgan_jax import pictures
 from vqgan_jax.data.layouts import Layout
@@ -208,6 +208,25 @@ class Objects:
     def encode(self, frozen: Frozen, batch: dict[str, Array]) -> Int[Array, "b s"]:
         """The tokens."""
         return batch[self.field]
+
+    def places(self, tokens: Int[Array, "b s"], grid: tuple[int, int]) -> Float[Array, "b s 2"]:
+        """Where each token stands in a grid of codes, in rows and columns of the part that is looked at.
+
+        A point stands at itself, an object in the middle of its points, and what says nothing at (0, 0).
+        """
+        layout, width = self.layout, 2 if self.layout.centers else 3
+        last = layout.sections - 1
+        points = jnp.stack([tokens // layout.sections, tokens % layout.sections], axis=-1) / last
+        known = (tokens < layout.none)[..., None]
+        first, extent = jnp.zeros((1, 1, 2)), jnp.ones((1, 1, 2))
+        if layout.crop_points:
+            first = points[:, -2:-1]
+            extent = jnp.maximum(points[:, -1:] - first, 1 / last)
+        count = layout.max_objects * width
+        objects = points[:, :count].reshape(len(tokens), -1, width, 2)
+        objects = objects.at[:, :, 0].set(objects[:, :, 1:].mean(axis=2)).reshape(len(tokens), count, 2)
+        points = jnp.concatenate([objects, points[:, count:]], axis=1)
+        return jnp.where(known, (points - first) / extent * jnp.array(grid)[None, None] - 0.5, 0.0)
 
     def picture(
         self, frozen: Frozen, tokens: Int[np.ndarray, "b s"], size: int, names: Sequence[str] = ()

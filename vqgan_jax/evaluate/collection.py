@@ -2,6 +2,7 @@
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
@@ -24,12 +25,14 @@ class Summary(NamedTuple):
       fingerprint: sixteen hexadecimal digits of their pixels, whatever their order.
       moments: of each kind of features.
       rows: features themselves where they were kept, ordered by number.
+      rate: images a second that the networks of this process saw, without its first batch; 0 if there was no other.
     """
 
     count: int
     fingerprint: str
     moments: dict[str, moments.Moments]
     rows: dict[str, Float[np.ndarray, "n d"]]
+    rate: float = 0.0
 
 
 class Collector:
@@ -42,15 +45,18 @@ class Collector:
         self.digests: list[np.ndarray] = []
         self.moments: dict[str, moments.Moments] = {}
         self.rows: dict[str, list[np.ndarray]] = {name: [] for name in keep}
+        self.timed, self.seconds = 0, 0.0
 
     def add(self, numbers: Int[np.ndarray, "b"], images: UInt8[np.ndarray, "b H W 3"], *, batch_size: int) -> None:
         """Images that are no padding, with their numbers; computed in batches of `batch_size`, the last one padded."""
         self.numbers.append(numbers.astype(np.int64))
         self.digests.append(np.array([digest(image) for image in images], np.uint64))
         for start in range(0, max(len(images), 1), batch_size):  # without images, too: features have a width
-            part = images[start : start + batch_size]
-            for name, features in self.run(padded(part, batch_size)).items():
-                features = np.asarray(features)[: len(part)]
+            part, began = images[start : start + batch_size], time.perf_counter()
+            found = {name: np.asarray(rows)[: len(part)] for name, rows in self.run(padded(part, batch_size)).items()}
+            if self.moments:  # the first batch also compiles
+                self.timed, self.seconds = self.timed + len(part), self.seconds + time.perf_counter() - began
+            for name, features in found.items():
                 if name not in self.moments:
                     self.moments[name] = moments.empty(features.shape[1])
                 self.moments[name] = moments.add(self.moments[name], features)
@@ -72,6 +78,7 @@ class Collector:
             hashlib.sha256(digests.tobytes()).hexdigest()[:16],
             {name: merged(self.moments[name]) for name in sorted(self.moments)},
             rows,
+            self.timed / self.seconds if self.seconds else 0.0,
         )
 
 

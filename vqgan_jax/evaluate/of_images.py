@@ -30,6 +30,7 @@ class Request:
       batch_size: images at a time over all processes, rounded up to a multiple of the devices.
       inception: file of Inception's weights; by default it is looked for where `convert.inception` says.
       track: shows progress.
+      limit: held-out examples of a run that are looked at, spread over all; 0 for every one.
     """
 
     metrics: tuple[str, ...]
@@ -37,11 +38,16 @@ class Request:
     batch_size: int
     inception: str | None
     track: Track
+    limit: int = 0
 
     @property
     def global_batch(self) -> int:
         """Images at a time over all processes."""
         return -(-self.batch_size // jax.device_count()) * jax.device_count()
+
+    def limited(self, source: Any) -> Any:
+        """The source, or `limit` of its examples."""
+        return data.spread(source, self.limit) if self.limit else source
 
     @property
     def local_batch(self) -> int:

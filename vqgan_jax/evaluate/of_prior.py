@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,9 @@ from vqgan_jax.train import program, sharding, stage2, stage2_program
 CHUNK = 8  # batches that are drawn before their statistics are taken
 SHOWN = 32  # samples to look at
 NEAREST = 3
+SWEPT: Mapping[str, Callable[[str], Any]] = {
+    "top_k": int, "temperature": float, "top_p": float, "guidance": float, "power": float, "accept_rate": float,
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,12 +46,14 @@ class Asked:
       settings: of `sample_indices`, each a set of its own.
       reference: "validation" or "train", or a folder or .npz of images.
       neighbours: of so many samples the nearest training images are looked for.
+      scorer: tells the samples that a setting's `accept_rate` keeps; None without such a setting.
     """
 
     samples: int
     settings: Sequence[Mapping[str, Any]]
     reference: str
     neighbours: int
+    scorer: drawing.Scorer | None = None
 
 
 class Report(NamedTuple):
@@ -94,6 +100,12 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
         )
     if "own_class" in chosen and not isinstance(prior.module.condition, ClassLabel):
         raise ValueError("`own_class` is of a class-conditional prior; this one has no classes. Leave it out.")
+    for rate in {options.get("accept_rate", 1.0) for options in asked.settings} - {1.0}:
+        if not 0 < rate < 1 or asked.scorer is None or not isinstance(prior.module.condition, ClassLabel):
+            raise ValueError(
+                f"`accept_rate` must be in (0, 1], of a class-conditional prior and with a `--scorer`; got {rate}. "
+                "Give a scorer, or leave it out."
+            )
     images = image_config(prior, workdir)
     place = lambda name: {"validation": images.data.eval_split, "train": images.data.train_split}.get(name, "")
     common = {"model": workdir, "step": prior.step, "weights": prior.weights, "seed": request.seed}
@@ -101,7 +113,7 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
     source = None
     if pictured:
         split = place(asked.reference)
-        source = program.open_split(images, split) if split else open_images(asked.reference)
+        source = request.limited(program.open_split(images, split)) if split else open_images(asked.reference)
         generation.check_counts(chosen, samples=asked.samples, reference=len(source))
     networks = open_networks(chosen, request.inception)
     if "nll" in chosen:
@@ -115,7 +127,8 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
     for i, options in enumerate(asked.settings):
         title = f"drawing {i + 1} of {len(asked.settings)}"
         gallery = seen.gallery if "own_class" in chosen else None
-        drawn = draw(prior, request, networks, asked.samples, options, keep=keep, gallery=gallery, title=title)
+        which = accepted(prior, request, asked, options, title)
+        drawn = draw(prior, request, networks, which, options, keep=keep, gallery=gallery, title=title)
         values = generation.compare(chosen, seen.summary, drawn.summary, seed=request.seed)
         if gallery is not None:
             values["own_class"] = float(np.mean(drawn.labels == drawn.looks))
@@ -186,12 +199,15 @@ def subjects_of(prior: models.Prior, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 def draw(
-    prior: models.Prior, request: Request, networks: Networks, count: int, options: Mapping[str, Any], *,
-    keep: frozenset[str], gallery: tuple[np.ndarray, np.ndarray] | None, title: str,
+    prior: models.Prior, request: Request, networks: Networks, which: Int[np.ndarray, "n"],
+    options: Mapping[str, Any], *, keep: frozenset[str], gallery: tuple[np.ndarray, np.ndarray] | None, title: str,
 ) -> Drawn:  # fmt: skip
-    """Draws this process's share, some batches at a time; no two samples have one key."""
-    labels, numbers, rows = subjects_of(prior, count)
-    mine = np.arange(jax.process_index(), count, jax.process_count())
+    """Draws this process's share of the samples `which`, some batches at a time; no two samples have one key."""
+    labels, numbers, rows = (
+        jax.tree.map(lambda row: row[which], part) for part in subjects_of(prior, int(which.max()) + 1)
+    )
+    options = {name: value for name, value in options.items() if name != "accept_rate"}
+    mine = np.arange(jax.process_index(), len(which), jax.process_count())
     prior = jax.device_put(prior, sharding.replicated(sharding.local_mesh()))
     collector, told = Collector(networks.run, keep=keep), request.track(title, len(mine))
     first, looks, size = [], [], CHUNK * request.local_batch
@@ -208,6 +224,34 @@ def draw(
     order = np.argsort(gather(mine))
     seen = gather(np.concatenate(looks))[order] if looks else labels
     return Drawn(collector.summary(), np.stack(first), labels, seen)
+
+
+def accepted(
+    prior: models.Prior, request: Request, asked: Asked, options: Mapping[str, Any], title: str
+) -> Int[np.ndarray, "n"]:
+    """Numbers of the samples that count: all, or the best of more of each class (section 4.4 of the paper).
+
+    What is refused is drawn, scored and forgotten, and what is accepted is drawn again, because a sample is known by
+    its number: so memory does not grow with the rate, and any number of processes accepts the same.
+    """
+    rate = options.get("accept_rate", 1.0)
+    if rate == 1.0 or asked.scorer is None:
+        return np.arange(asked.samples)
+    labels, numbers, _ = subjects_of(prior, math.ceil(asked.samples / rate))
+    mine = np.arange(jax.process_index(), len(labels), jax.process_count())
+    told, size, scores = request.track(f"{title}, to choose", len(mine)), CHUNK * request.local_batch, []
+    drawn = {name: value for name, value in options.items() if name != "accept_rate"}
+    for start in range(0, len(mine), size):
+        part = mine[start : start + size]
+        images, _ = drawing.draw(
+            prior, labels[part], numbers[part], seed=request.seed, batch_size=request.local_batch, options=drawn
+        )
+        scores.append(drawing.scored(asked.scorer, images, labels[part]))
+        told(start + len(part))
+    everyone = gather(np.concatenate(scores))[np.argsort(gather(mine))]
+    wanted = np.bincount(labels[: asked.samples], minlength=prior.config.condition.num_classes)
+    best = [drawing.best(everyone[labels == c], labels[labels == c], n) for c, n in enumerate(wanted.tolist())]
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[kept] for c, kept in enumerate(best)]))
 
 
 def class_rows(
@@ -255,18 +299,19 @@ def neighbours(
 def settings(base: Mapping[str, Any], sweep: str) -> list[dict[str, Any]]:
     """All combinations of `top_k:50,100;guidance:1,2` over the base settings, the last name changing fastest.
 
+    `accept_rate` is of the evaluation: the share of the samples of each class that count, those with the best scores.
+
     Raises:
       ValueError: a text of another form, or a setting that there is not.
     """
     axes: dict[str, list[Any]] = {}
     for part in filter(None, sweep.split(";")):
         name, _, values = part.strip().partition(":")
-        kinds = {"top_k": int, "temperature": float, "top_p": float, "guidance": float, "power": float}
         try:
-            axes[name] = [kinds[name](value) for value in values.split(",")]
+            axes[name] = [SWEPT[name](value) for value in values.split(",")]
         except (KeyError, ValueError):
             raise ValueError(
-                f"a sweep must look like top_k:50,100;guidance:1,2, of {', '.join(kinds)}; got {part!r}. Correct it."
+                f"a sweep must look like top_k:50,100;guidance:1,2, of {', '.join(SWEPT)}; got {part!r}. Correct it."
             ) from None
     others = {name: value for name, value in base.items() if name not in axes}  # those of the sweep come last, in order
     return [others | dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]

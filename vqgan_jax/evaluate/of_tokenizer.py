@@ -40,14 +40,10 @@ def evaluate(
       ValueError: the tokenizer is not one of pictures, or the metrics do not fit.
       FileNotFoundError: a metric's network is not there.
     """
-    if config.data.field != "image" or config.model.image_channels != 3:
-        raise ValueError(
-            f"a tokenizer to evaluate must be one of RGB pictures; that of {workdir} reads {config.data.field!r} in "
-            f"{config.model.image_channels} channels. Its training logs say how good it is."
-        )
+    check(config)
     chosen = generation.choose(request.metrics, "tokenizer")
     name = {"validation": config.data.eval_split, "train": config.data.train_split}[split]
-    source = Measured(program.open_split(config, name))
+    source = Measured(request.limited(program.open_split(config, name)))
     generation.check_counts(chosen, reference=len(source))
     networks, size = open_networks(chosen, request.inception), config.data.image_size
     share: dict[str, Any] = program.share()
@@ -79,18 +75,28 @@ def evaluate(
     return Report(protocol, found, shown)
 
 
+def check(config: configs.Stage1) -> None:
+    """ValueError for a tokenizer of anything but pictures."""
+    if config.data.field != "image" or config.model.image_channels != 3:
+        raise ValueError(
+            f"a tokenizer to evaluate must be one of RGB pictures; this one reads {config.data.field!r} in "
+            f"{config.model.image_channels} channels. Its training logs say how good it is."
+        )
+
+
+@jax.jit
+def reconstructed(model: models.Tokenizer, images: Any) -> tuple[Any, Any]:
+    """Rounded pixels and codes."""
+    indices = api.encode(model, images)
+    return api.to_uint8(api.decode(model, indices)), indices
+
+
 def pair_functions(model: models.Tokenizer, networks: Networks, size: int, *, ssim: bool) -> tuple[Any, Any]:
     """Reconstruction of images, and values of pairs; compiled for batches of `size`, which they pad."""
-
-    @jax.jit
-    def reconstruct(model: models.Tokenizer, images: Any) -> Any:
-        indices = api.encode(model, images)
-        return api.to_uint8(api.decode(model, indices)), indices
-
     whole = lambda array, count: np.asarray(array)[:count]
 
     def recons_and_codes(images: UInt8[np.ndarray, "b H W 3"]) -> tuple[np.ndarray, np.ndarray]:
-        recons, indices = reconstruct(model, padded(images, size))
+        recons, indices = reconstructed(model, padded(images, size))
         return whole(recons, len(images)), whole(indices, len(images))
 
     def values(images: np.ndarray, recons: np.ndarray) -> dict[str, np.ndarray]:

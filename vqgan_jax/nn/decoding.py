@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vqgan_jax.nn.transformer import Block, Transformer, causal_mask
+from vqgan_jax.nn.transformer import Block, Transformer, Turns, causal_mask
 
 PARTS = 4  # of a cache; those behind the current position are not read, which saves three eighths on average
 Parts = tuple[Float[Array, "b n t p"], ...]
@@ -44,7 +44,11 @@ def unstack(module: Transformer, params: dict[str, Any]) -> Weights:
 
 
 def prefill(
-    module: Transformer, weights: Weights, prefix: Int[Array, "b s"], length: int
+    module: Transformer,
+    weights: Weights,
+    prefix: Int[Array, "b s"],
+    length: int,
+    places: Float[Array, "b p 2"] | None = None,
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Runs the whole prefix.
 
@@ -53,6 +57,7 @@ def prefill(
       weights: from `unstack`.
       prefix: the condition's tokens, at least one.
       length: positions that the cache shall hold.
+      places: see `Transformer.__call__`.
 
     Returns:
       Logits of the token after the prefix, and the filled cache.
@@ -65,7 +70,8 @@ def prefill(
         values.append(split(v, length))
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
-    logits = forward(module, weights, prefix, 0, attend)
+    turns = module.turns_at(0, prefix.shape[1], places)
+    logits = forward(module, weights, prefix, 0, turns, attend)
     return logits, Cache(tuple(keys), tuple(values))
 
 
@@ -83,7 +89,7 @@ def step(
         keys[layer], values[layer] = put(keys[layer], k, position), put(values[layer], v, position)
         return attend_filled(q[:, 0], keys[layer], values[layer], position)[:, None]
 
-    logits = forward(module, weights, tokens[:, None], position, attend)
+    logits = forward(module, weights, tokens[:, None], position, module.turns_at(position, 1), attend)
     return logits, Cache(tuple(keys), tuple(values))
 
 
@@ -92,13 +98,11 @@ def forward(
     weights: Weights,
     tokens: Int[Array, "b t"],
     start: int | Int[Array, ""],
+    turns: Turns | None,
     attend: Callable[[int, Array, Array, Array], Array],
 ) -> Float[Array, "b v"]:
     """The layers one after the other, with `attend(layer, q, k, v)` between the halves; logits of the last position."""
     block = Block(**module.block_fields)
-    turns = module.turns
-    if turns is not None:
-        turns = jax.lax.dynamic_slice_in_dim(jnp.asarray(turns), start, tokens.shape[1])
     x: Any = module.apply({"params": weights.outer}, tokens, start, method="embed")
     for layer, params in enumerate(weights.layers):
         projected: Any = block.apply({"params": params}, x, turns, method="project")

@@ -1,6 +1,7 @@
 """The causal transformer over codes (section 3.2 of the paper): upstream's GPT, and its successors as switches."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
+
+Turns = Float[Array, "t 2 _"] | Float[Array, "b t 2 _"]
 
 NORMS = {
     "layer": functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False),
@@ -53,7 +56,7 @@ class Block(nn.Module):
         self.down = dense(self.width)
         self.drop = nn.Dropout(self.dropout)
 
-    def project(self, x: Float[Array, "b t m"], turns: Float[Array, "t 2 _"] | None) -> tuple[Array, Array, Array]:
+    def project(self, x: Float[Array, "b t m"], turns: Turns | None) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each b t n p; the first two turned by `turns`, see `rotate`."""
         q, k, v = jnp.moveaxis(self.qkv(self.norm1(x)), 2, 0)
         if self.qk_norm:
@@ -73,7 +76,7 @@ class Block(nn.Module):
         return x + self.drop(self.down(hidden), deterministic=not train)
 
     def __call__(
-        self, x: Float[Array, "b t m"], mask: Bool[Array, "t t"], turns: Float[Array, "t 2 _"] | None, train: bool
+        self, x: Float[Array, "b t m"], mask: Bool[Array, "t t"], turns: Turns | None, train: bool
     ) -> tuple[Float[Array, "b t m"], None]:
         q, k, v = self.project(x, turns)
         if train and self.dropout:
@@ -160,12 +163,29 @@ class Transformer(nn.Module):
         """Cosine and sine of each position's rotations, zero where it has no place; None with learned positions."""
         if self.positions == "learned":
             return None
-        pairs = self.width // self.num_heads // 4  # a quarter of a head: pairs of channels that turn by the row
-        rates = 10_000.0 ** (-np.arange(pairs) / pairs)
-        places = np.array([place or (0, 0) for place in self.coordinates])
-        angles = np.concatenate([np.outer(axis, rates) for axis in places.T], axis=1)
+        angles = self.angles(np.array([place or (0, 0) for place in self.coordinates]))
         known = np.array([place is not None for place in self.coordinates])[:, None, None]
-        return (np.stack([np.cos(angles), np.sin(angles)], axis=1) * known).astype(np.float32)
+        return (np.stack([np.cos(angles), np.sin(angles)], axis=-2) * known).astype(np.float32)
+
+    def angles(self, places: Any) -> Any:
+        """By which the pairs of a head's channels turn at places (... 2), half of them by row and half by column."""
+        pairs = self.width // self.num_heads // 4
+        rates = 10_000.0 ** (-np.arange(pairs) / pairs)
+        return (places.reshape(-1, 1) * rates[None]).reshape(*places.shape[:-1], 2 * pairs)
+
+    def turns_at(
+        self, start: int | Int[Array, ""], length: int, places: Float[Array, "b s 2"] | None = None
+    ) -> Turns | None:
+        """Those of `length` positions from `start` on; `places`: see `__call__`, only with a start of 0."""
+        if self.turns is None:
+            return None
+        turns = jax.lax.dynamic_slice_in_dim(jnp.asarray(self.turns), start, length)
+        if places is None:
+            return turns
+        angles = self.angles(places)
+        own = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-2)
+        rest = turns[places.shape[1] :]
+        return jnp.concatenate([own, jnp.broadcast_to(rest[None], (len(own), *rest.shape))], axis=1)
 
     def embed(
         self, tokens: Int[Array, "b t"], start: int | Int[Array, ""] = 0, *, train: bool = False
@@ -180,14 +200,26 @@ class Transformer(nn.Module):
         """Float32 logits."""
         return self.head(self.norm_out(x)).astype(jnp.float32)
 
-    def __call__(self, tokens: Int[Array, "b t"], *, train: bool = False) -> Float[Array, "b t v"]:
+    def __call__(
+        self, tokens: Int[Array, "b t"], *, places: Float[Array, "b s 2"] | None = None, train: bool = False
+    ) -> Float[Array, "b t v"]:
+        """Logits of the token after each.
+
+        Args:
+          tokens: prefix and tokens.
+          places: row and column where the first positions of each example stand, instead of `coordinates`; they need
+            2-D rotary positions.
+          train: with dropout.
+
+        Raises:
+          ValueError: the input is too long.
+        """
         length = tokens.shape[1]
         if length > self.max_len:
             raise ValueError(f"the input must have at most max_len {self.max_len} tokens; got {length}. Cut it.")
-        turns = None if self.turns is None else jnp.asarray(self.turns[:length])
         x = self.embed(tokens, train=train)
         x = x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)
-        x, _ = self.layers(x, causal_mask(length, self.bidirectional_prefix), turns, train)
+        x, _ = self.layers(x, causal_mask(length, self.bidirectional_prefix), self.turns_at(0, length, places), train)
         return self.readout(x)
 
 
@@ -198,8 +230,8 @@ def causal_mask(length: int, bidirectional_prefix: int = 0) -> Bool[Array, "t t"
     return jnp.asarray((position[:, None] >= position[None]) | (prefix[:, None] & prefix[None]))
 
 
-def rotate(x: Float[Array, "b t n p"], turns: Float[Array, "t 2 _"]) -> Float[Array, "b t n p"]:
+def rotate(x: Float[Array, "b t n p"], turns: Turns) -> Float[Array, "b t n p"]:
     """Turns the pairs of neighbouring channels (even, odd) of each head, in float32; `turns` are cosines and sines."""
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
-    cos, sin = jnp.moveaxis(turns, 1, 0)[:, None, :, None]
+    cos, sin = jnp.moveaxis(turns.reshape(-1, *turns.shape[-3:]), 2, 0)[:, :, :, None]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)

@@ -3,9 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import faulthandler
-import signal
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,12 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vqgan_jax import config as configs
 from vqgan_jax import parsing
+from vqgan_jax.evaluate import of_training
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
 from vqgan_jax.train.goodput import Goodput
 from vqgan_jax.train.profile import Profile
 from vqgan_jax.train.program import Program
+from vqgan_jax.train.signals import Stop, deadline
 from vqgan_jax.train.state import TrainState
 
 Config = configs.Stage1 | configs.Stage2
@@ -41,55 +40,6 @@ def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> Any:
     if isinstance(config, configs.Stage1):
         return stage1_program.abstract_state(config, mesh)
     return stage2_program.abstract_state(config, mesh)
-
-
-class Stop:
-    """Turns SIGTERM and the first Ctrl-C into a flag; a second Ctrl-C interrupts as usual.
-
-    In a cluster the signal is left to `jax.distributed`, which brings it to all processes at the same step.
-    """
-
-    requested = False
-
-    def __enter__(self) -> "Stop":
-        signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        self.previous = {number: signal.signal(number, self.request) for number in signals}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def request(self, *_: Any) -> None:
-        """The signals' handler."""
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-@contextlib.contextmanager
-def deadline(config: Config, step: int) -> Iterator[None]:
-    """What waits for the batch of a step inside may take config.data.timeout_seconds; in the main thread only.
-
-    Raises:
-      TimeoutError: it took longer. Where each thread stands is printed to stderr.
-    """
-    seconds = config.data.timeout_seconds
-
-    def late(*_: Any) -> None:
-        faulthandler.dump_traceback()
-        raise TimeoutError(
-            f"the batch of step {step} must come within config.data.timeout_seconds = {seconds}; process "
-            f"{jax.process_index()} of {jax.process_count()} got none from {config.data.source}. Where its threads are "
-            "is printed above. Look at that storage, then run the same command again; or raise the timeout."
-        )
-
-    previous = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
 
 
 def resume(program: Program, checkpoints: Checkpoints) -> Any:
@@ -211,6 +161,21 @@ class Recorder:
             self.console.print(f"[dim]step[/] {step:>6}  {shown}{tail}", highlight=False, soft_wrap=True)
 
 
+def evaluated(
+    program: Program, judge: of_training.Judge | None, state: Any, step: int, workdir: epath.Path
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Held-out metrics and pictures; what `judge` finds is among them, and with its protocol in a file of its own."""
+    values, sheets = program.evaluate(state)
+    if judge is None:
+        return values, sheets
+    found = judge(state, step)
+    if jax.process_index() == 0:
+        (workdir / "evaluations").mkdir(parents=True, exist_ok=True)
+        records = {"results": [dataclasses.asdict(result) for result in found]}
+        write_json(workdir / "evaluations" / f"{step:07d}.json", records)
+    return values | {result.metric: result.value for result in found}, sheets
+
+
 def progress_bar(console: Console) -> Progress:
     """Steps, elapsed and remaining time; on a terminal only, since a log has the lines."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -239,6 +204,7 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
             mesh = sharding.make_mesh(**dataclasses.asdict(config.mesh))
             program = build_program(config, mesh)
             config, batches = program.config, program.batches()
+            judge = of_training.judge(config, workdir=str(workdir)) if config.log.eval_metrics else None
             checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.log.keep, best=program.best))
             state, first = begin(program, checkpoints, batches, console)
             if jax.process_index() == 0:
@@ -255,7 +221,7 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
             bar = progress.add_task("", total=config.steps, completed=first)
             for step in range(first + 1, config.steps + 1):
                 with trace.step(step):
-                    with goodput.section("data"), deadline(config, step):
+                    with goodput.section("data"), deadline(config.data.timeout_seconds, step, config.data.source):
                         batch = sharding.put_batch(next(batches), mesh)
                     with goodput.section("steps" if step > first + 1 else "compile"):
                         state, metrics = program.step(state, program.frozen, batch, key)
@@ -270,7 +236,7 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
                     recorder.flush()  # nothing unchecked is evaluated or saved
                     if evaluating:
                         with goodput.section("evaluation"):
-                            results, sheets = program.evaluate(state)
+                            results, sheets = evaluated(program, judge, state, step, workdir)
                             recorder.held_out(step, results, sheets)
                     if stopping or last or step % config.log.checkpoint_every == 0:
                         writer.scalars(step, "goodput", goodput.shares())  # before: what is saved knows its time

@@ -1,0 +1,63 @@
+"""A run while it trains: the figures of `vqgan evaluate`, of some held-out examples."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from vqgan_jax import build, drawing, models
+from vqgan_jax import config as configs
+from vqgan_jax import prior as priors
+from vqgan_jax.evaluate import generation, of_prior, of_tokenizer, record
+from vqgan_jax.evaluate.of_images import Request, open_networks
+
+Judge = Callable[[Any, int], list[record.Result]]  # of a state and its step
+
+
+def judge(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Judge:
+    """What `config.log.eval_metrics` asks for, of `eval_examples` held-out images, or of as many samples against them.
+
+    Averaged parameters where there are any. Every process must call it; each draws and looks at its share, with whole
+    parameters on every device.
+
+    Raises:
+      ValueError: a metric that the run cannot have.
+      FileNotFoundError: a metric's network is not there.
+    """
+    request = Request(
+        metrics=config.log.eval_metrics, seed=config.seed, batch_size=config.batch_size, inception=None,
+        track=lambda name, total: lambda done: None, limit=config.log.eval_examples,
+    )  # fmt: skip
+    stage1 = isinstance(config, configs.Stage1)
+    chosen = generation.choose(request.metrics, "tokenizer" if stage1 else "prior")
+    open_networks(chosen, None)  # what is missing is missed now
+    if isinstance(config, configs.Stage1):
+        of_tokenizer.check(config)
+        module = build.vqgan(config)
+
+        def of_state(state: Any, step: int) -> list[record.Result]:
+            model = models.Tokenizer(*parameters(state, "generator", module, step))
+            return of_tokenizer.evaluate(model, config, request, workdir=workdir).results
+
+        return of_state
+
+    tokenizer, condition = models.load_frozen(config, near=workdir)
+    code_prior = priors.from_config(config, models.condition_module(tokenizer, condition))
+    asked = of_prior.Asked(
+        samples=request.limit, settings=[drawing.options_of(config.sampling)], reference="validation", neighbours=0
+    )
+
+    def of_prior_state(state: Any, step: int) -> list[record.Result]:
+        params, module, step, weights = parameters(state, "transformer", code_prior, step)
+        prior = models.Prior(params, tokenizer, module, config, condition, step, weights)
+        return of_prior.evaluate(prior, request, asked, workdir=workdir).results
+
+    return of_prior_state
+
+
+def parameters(state: Any, name: str, module: Any, step: int) -> tuple[Any, Any, int, str]:
+    """Whole parameters on the host, what they belong to, their step and kind."""
+    params = state.ema.get(name, state.params[name])
+    whole = multihost_utils.process_allgather(params, tiled=True) if jax.process_count() > 1 else jax.device_get(params)
+    return whole, module, step, "ema" if name in state.ema else "raw"
