@@ -30,6 +30,7 @@ def stage1() -> ConfigDict:
                 "edge_sigma": 2.0,  # of the blur before Canny's edges, in pixels
                 "shift_labels": False,  # true for COCO-Stuff's files: adds 1, and 255 becomes 0
                 "num_threads": 16,
+                "timeout_seconds": 600,  # that a training batch may take to come; 0 waits for ever
             },
             "model": {
                 "kind": "paper",  # paper | maskgit
@@ -84,6 +85,7 @@ def stage1() -> ConfigDict:
                 "warmup_steps": 5_000,
                 "final_fraction": 0.1,
                 "ema_decay": 0.999,  # 0 is off
+                "nonfinite": "stop",  # stop | skip a step whose losses or gradients are not finite
             },
             "mesh": {
                 "data": -1,  # -1 is all devices that are left
@@ -175,6 +177,7 @@ def stage2() -> ConfigDict:
                 "warmup_steps": 10_000,
                 "final_fraction": 0.05,
                 "ema_decay": 0.9999,  # 0 is off
+                "nonfinite": "stop",  # stop | skip a step whose losses or gradients are not finite
             },
             "mesh": tokenizer.mesh,
             "log": tokenizer.log,

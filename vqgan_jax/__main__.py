@@ -1,6 +1,7 @@
 """`vqgan VERB ...`, the same as `python -m vqgan_jax VERB ...`: finds cli/VERB.py and calls its `main`."""
 
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return importlib.import_module(f"vqgan_jax.cli.{verb}").main(rest)
-    except (cli.UsageError, ValueError, FloatingPointError, FileNotFoundError) as error:
+    except TimeoutError as error:
+        print(f"vqgan {verb}: {error}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # the interpreter's own end would wait for the thread that hangs
+    except (cli.UsageError, ValueError, FloatingPointError, OSError) as error:
         print(f"vqgan {verb}: {error}", file=sys.stderr)
         return 1
 

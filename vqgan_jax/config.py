@@ -26,6 +26,7 @@ class Data:
     edge_sigma: float  # of the blur before Canny's edges, in pixels
     shift_labels: bool  # adds 1 to segmentations, 255 becoming 0, as COCO-Stuff's files ask for
     num_threads: int
+    timeout_seconds: int  # that a training batch may take to come; 0 waits for ever
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Optimizer:
     warmup_steps: int
     final_fraction: float  # of the learning rate, at the end of the cosine
     ema_decay: float  # of the parameters; 0 is off
+    nonfinite: str  # stop | skip such a step
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,6 +81,7 @@ def check_shared(config: Stage1 | Stage2) -> None:
             ("data.small", d.small, ("upscale", "refuse")),
             ("data.field", d.field, ("image", *build.MAPS) if isinstance(config, Stage1) else ("image",)),
             ("optimizer.schedule", config.optimizer.schedule, ("constant", "cosine")),
+            ("optimizer.nonfinite", config.optimizer.nonfinite, ("stop", "skip")),
         ]
     )
     if config.accumulate < 1:

@@ -9,7 +9,7 @@ from PIL import Image
 
 import vqgan_jax as vq
 from vqgan_jax import data, drawing
-from vqgan_jax.evaluate import of_images, of_prior
+from vqgan_jax.evaluate import of_images, of_prior, of_samples
 
 COUNT, CLASSES = 21, 3
 pytestmark = pytest.mark.slow
@@ -69,7 +69,7 @@ def test_a_sweep_has_a_record_for_each_setting(report):
 
 
 def test_a_sweep_is_one_compilation(prior, caplog):
-    labels, numbers, _ = of_prior.subjects_of(prior, 8)
+    labels, numbers, _ = of_samples.subjects_of(prior, 8)
     with jax.log_compiles():
         for options in of_prior.settings(OPTIONS, "top_k:1,7,16;guidance:1,3;temperature:0.5,1;top_p:0.5,1"):
             drawing.draw(prior, labels, numbers, seed=0, batch_size=8, options=options)
@@ -79,7 +79,7 @@ def test_a_sweep_is_one_compilation(prior, caplog):
 
 def test_a_thousand_samples_are_a_thousand(prior):
     """The class and the number make the key: one seed for every class would repeat (E11)."""
-    labels, numbers, rows = of_prior.subjects_of(prior, 1000)
+    labels, numbers, rows = of_samples.subjects_of(prior, 1000)
     assert not rows
     assert len(set(zip(labels.tolist(), numbers.tolist(), strict=True))) == 1000
     assert np.bincount(labels).tolist() == [334, 333, 333]
@@ -96,7 +96,7 @@ def test_of_more_samples_the_best_of_each_class_count(prior):
     everyone, choice = report.results
     assert (everyone.sampling["accept_rate"], choice.sampling["accept_rate"]) == (1.0, 0.3334)
     assert everyone.subject_count == choice.subject_count == 12
-    labels, numbers, _ = of_prior.subjects_of(prior, 36)
+    labels, numbers, _ = of_samples.subjects_of(prior, 36)
     images, _ = drawing.draw(prior, labels, numbers, seed=0, batch_size=8, options=OPTIONS | {"top_k": 16})
     order = np.argsort(-images.mean((1, 2, 3)), kind="stable")
     best = np.sort(np.concatenate([order[labels[order] == c][:4] for c in range(3)]))

@@ -17,7 +17,8 @@ import untrained
 
 TINY, PRIOR = (str(Path(__file__).with_name(name)) for name in ("tiny.py", "tiny_prior.py"))
 PHASES = ("start-up", "step", "writing")
-TIMED = ("time", "train/images_per_second")  # what two equal runs may differ in
+CLOCKS = ("images_per_second", "input_wait", "input_wait_slowest", "slowest_process", "step_seconds")
+TIMED = ("time", *(f"train/{name}" for name in (*CLOCKS, "step_seconds_slowest")))  # what two equal runs may differ in
 
 
 def environment(folder: Path, **extra: str) -> dict[str, str]:
@@ -220,13 +221,14 @@ def parts(cache: Path) -> set[tuple[str, int]]:
 
 
 def wait_for_life(job: Job) -> float:
-    """Until this process, not one before it, has written metrics; the seconds since it began."""
+    """Until this process, not one before it, has written metrics of a step; the seconds since it began."""
     began = time.time()
     path = job.workdir / "metrics.jsonl"
 
     def alive() -> bool:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return bool(lines) and lines[-1].endswith("}\n") and json.loads(lines[-1])["time"] >= began
+        steps = [json.loads(line) for line in lines[-3:] if line.endswith("}\n") and "train/" in line]
+        return any(step["time"] >= began for step in steps)
 
     job.wait_for(alive)
     return time.perf_counter() - job.began
@@ -265,7 +267,7 @@ def terminate_at(job: Job, step: int) -> int:
     return job.finish()
 
 
-def pair(folder: Path, name: str, *flags: str) -> list[Job]:
+def pair(folder: Path, name: str, *flags: str, **env: str) -> list[Job]:
     """The same run on two processes of four devices, started as SLURM would start them."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -274,7 +276,7 @@ def pair(folder: Path, name: str, *flags: str) -> list[Job]:
     shared = slurm | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_CPU_DEVICES": "4"}
     each = [{"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in (0, 1)]
     return [
-        Job(folder, name, "--distributed", *flags, log=f"{name}{number}", **shared, **ours)
+        Job(folder, name, "--distributed", *flags, log=f"{name}{number}", **shared, **ours, **env)
         for number, ours in enumerate(each)
     ]
 

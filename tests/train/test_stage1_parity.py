@@ -39,6 +39,7 @@ CONFIG = {
         "edge_sigma": 2.0,
         "shift_labels": False,
         "num_threads": 1,
+        "timeout_seconds": 600,
     },
     "model": {
         "channels": 32,
@@ -93,6 +94,7 @@ CONFIG = {
         "warmup_steps": 0,
         "final_fraction": 1.0,
         "ema_decay": 0.0,
+        "nonfinite": "stop",
     },
     "mesh": {"data": 1, "fsdp": 1, "tensor": 1, "zero1": False},
     "log": {

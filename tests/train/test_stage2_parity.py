@@ -27,6 +27,7 @@ OPTIMIZER = configs.Optimizer(
     warmup_steps=0,
     final_fraction=1.0,
     ema_decay=0.0,
+    nonfinite="stop",
 )
 TASK = stage2.Task(
     prior=PRIOR,
@@ -36,6 +37,7 @@ TASK = stage2.Task(
     drop=0.0,
     ema_decay=0.0,
     accumulate=1,
+    nonfinite="stop",
 )
 
 

@@ -151,7 +151,7 @@ def evaluate_prior(flags, config, request) -> tuple:
     import dataclasses
 
     from vqgan_jax import drawing, models
-    from vqgan_jax.evaluate import of_prior, page
+    from vqgan_jax.evaluate import of_prior, of_samples, page
 
     prior = models.load_prior(
         flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer, weights=flags.weights
@@ -165,9 +165,9 @@ def evaluate_prior(flags, config, request) -> tuple:
     changed = {name: value for name, value in given.items() if value is not None}
     base = drawing.options_of(dataclasses.replace(config.sampling, **changed))
     settings = of_prior.settings(base, flags.sweep)
-    if flags.neighbours > min(of_prior.SHOWN, flags.samples):
+    if flags.neighbours > min(of_samples.SHOWN, flags.samples):
         raise cli.UsageError(
-            f"`--neighbours` must be at most {of_prior.SHOWN}, and `--samples`; got {flags.neighbours}."
+            f"`--neighbours` must be at most {of_samples.SHOWN}, and `--samples`; got {flags.neighbours}."
         )
     scorer = cli.load_function("--scorer", flags.scorer) if flags.scorer else None
     asked = of_prior.Asked(

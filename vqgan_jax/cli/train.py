@@ -1,8 +1,9 @@
 """Trains what a config describes, or goes on where the same command stopped."""
 
 import argparse
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from vqgan_jax import cli
 
@@ -24,10 +25,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
     parser.add_argument("--workdir", help="folder or gs:// path of the run's files")
     parser.add_argument("--dry_run", action="store_true", help="print config, parameters and shardings, and exit")
+    parser.add_argument("--profile", metavar="FIRST:LAST", help="trace these steps into WORKDIR/profile")
+    parser.add_argument(
+        "--compilation_cache", metavar="DIR",
+        help="where a restart finds what was compiled; default: $JAX_COMPILATION_CACHE_DIR, or else "
+        "WORKDIR/compilation_cache; empty: nowhere",
+    )  # fmt: skip
     cli.add_cluster_flags(parser)
     flags, overrides = parser.parse_known_args(argv)
 
-    config = cli.load_config(flags.config, overrides)
+    config, profile = cli.load_config(flags.config, overrides), window(flags.profile)
     cli.join_cluster(flags)
     import jax
     from absl import logging
@@ -44,8 +51,40 @@ def main(argv: Sequence[str]) -> int:
     if not flags.workdir:
         raise cli.UsageError("`--workdir` must name a folder for checkpoints, metrics and images; none was given.")
     workdir = epath.Path(flags.workdir)
-    loop.train(config, workdir if workdir.is_absolute() or "://" in flags.workdir else workdir.absolute(), console)
+    workdir = workdir if workdir.is_absolute() or "://" in flags.workdir else workdir.absolute()
+    with compilation_cache(flags.compilation_cache, f"{workdir}/compilation_cache"):
+        loop.train(config, workdir, console, profile=profile)
     return 0
+
+
+def window(text: str | None) -> tuple[int, int] | None:
+    """First and last step of `--profile`; UsageError if it is of another form."""
+    if text is None:
+        return None
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
+        raise cli.UsageError(f"`--profile` must look like 100:105, first and last step, from 1; got {text!r}.")
+    return int(first), int(last)
+
+
+@contextlib.contextmanager
+def compilation_cache(folder: str | None, default: str) -> Iterator[None]:
+    """What is compiled inside is kept in `folder`; None is that of the environment, or else `default`; "" is nowhere.
+
+    What takes less than a second to compile is not kept, unless the environment says so. Of a cluster, process 0
+    writes and all read, so the folder must be one that all see.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", (before or default) if folder is None else folder or None)
+    compilation_cache.reset_cache()  # it looks for its folder once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
 
 
 def describe(config, console) -> None:

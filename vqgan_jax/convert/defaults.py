@@ -8,6 +8,7 @@ DATA: dict[str, Any] = {
     **{"source": "folder:images", "data_dir": "", "train_split": "train", "eval_split": "validation"},
     **{"image_size": 256, "resize": (256, 256), "crop": "random", "flip": False, "small": "upscale", "field": "image"},
     **{"low_resolution_factor": 4, "edge_sigma": 2.0, "shift_labels": False, "num_threads": 16},
+    "timeout_seconds": 600,
 }
 LOSS: dict[str, Any] = {
     **{"pixel": "l1", "pixel_weight": 1.0, "perceptual_weight": 1.0, "lpips_dropout": True},
@@ -18,7 +19,7 @@ LOSS: dict[str, Any] = {
 }
 ADAM: dict[str, Any] = {
     **{"b1": 0.5, "b2": 0.9, "weight_decay": 0.0, "clip_norm": 0.0, "schedule": "constant", "warmup_steps": 0},
-    **{"final_fraction": 1.0, "ema_decay": 0.0},
+    **{"final_fraction": 1.0, "ema_decay": 0.0, "nonfinite": "stop"},
 }
 RUN: dict[str, Any] = {
     **{"seed": 0, "steps": 1_000_000, "accumulate": 1, "mesh": {"data": -1, "fsdp": 1, "tensor": 1, "zero1": False}},

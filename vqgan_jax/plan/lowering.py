@@ -72,7 +72,8 @@ def step(config: Config, mesh: jax.sharding.Mesh) -> Call:
         pure = functools.partial(stage2.train_step, task)
         batch = {"tokens": jax.ShapeDtypeStruct((config.batch_size, length), jnp.int32)}
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return program.compiled_step(pure, where, mesh), (state, frozen, rows(batch, mesh), whole(key, mesh))
+    step = program.compiled_step(pure, where, mesh, nonfinite=config.optimizer.nonfinite)
+    return step, (state, frozen, rows(batch, mesh), whole(key, mesh))
 
 
 def codec(config: configs.Stage1, mesh: jax.sharding.Mesh, what: str) -> Call:

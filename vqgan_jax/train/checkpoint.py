@@ -50,15 +50,30 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         """Step of the newest checkpoint that is completely written."""
-        self.manager.wait_until_finished()
+        self.wait()
         return self.manager.latest_step()
+
+    def wait(self) -> None:
+        """Until all that was saved is written.
+
+        Raises:
+          OSError: it could not be written, such as to a full disk.
+        """
+        try:
+            self.manager.wait_until_finished()
+        except (ValueError, OSError) as error:
+            raise OSError(
+                f"a checkpoint must be written whole; the newest that is, is step {self.manager.latest_step()} in "
+                f"{self.folder}: {error}. Make room there, then run the same command again."
+            ) from error
 
     def save(
         self, step: int, state: Any, data: dict[str, Any], config: dict[str, Any], metrics: dict[str, float] | None
     ) -> None:
-        """Begins to write a checkpoint; a step that is there already is left alone."""
+        """Begins to write a checkpoint, when the one before is written; a step that is there already is left alone."""
         if step in self.manager.all_steps():
             return
+        self.wait()
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data), config=ocp.args.JsonSave(config)
         )

@@ -1,8 +1,8 @@
 """The one impure loop: devices, clocks, signals and files around a pure step."""
 
+import contextlib
 import dataclasses
 import datetime
-import signal
 from typing import Any
 
 import jax
@@ -17,10 +17,14 @@ from vqgan_jax.evaluate import of_training
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
 from vqgan_jax.train.checkpoint import Checkpoints, write_json
+from vqgan_jax.train.goodput import Goodput
+from vqgan_jax.train.profile import Profile
 from vqgan_jax.train.program import Program, make_mesh
+from vqgan_jax.train.signals import Stop, deadline
 from vqgan_jax.train.state import TrainState
 
 Config = configs.Stage1 | configs.Stage2
+MAX_SKIPPED = 10  # steps in a row that are not finite; one batch may be bad, eleven are a run that went astray
 
 
 def build_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
@@ -36,29 +40,6 @@ def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> Any:
     if isinstance(config, configs.Stage1):
         return stage1_program.abstract_state(config, mesh)
     return stage2_program.abstract_state(config, mesh)
-
-
-class Stop:
-    """Turns SIGTERM and the first Ctrl-C into a flag; a second Ctrl-C interrupts as usual.
-
-    In a cluster the signal is left to `jax.distributed`, which brings it to all processes at the same step.
-    """
-
-    requested = False
-
-    def __enter__(self) -> "Stop":
-        signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        self.previous = {number: signal.signal(number, self.request) for number in signals}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
-    def request(self, *_: Any) -> None:
-        """The signals' handler."""
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def resume(program: Program, checkpoints: Checkpoints) -> Any:
@@ -116,10 +97,17 @@ def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> lis
 class Recorder:
     """Takes each step's metrics to the host one step late, checks them, and writes a window of them now and then."""
 
-    def __init__(self, program: Program, checkpoints: Checkpoints, writer: metrics_lib.Writer, console: Console):
+    def __init__(
+        self,
+        program: Program,
+        checkpoints: Checkpoints,
+        writer: metrics_lib.Writer,
+        goodput: Goodput,
+        console: Console,
+    ):
         self.program, self.config = program, program.config
-        self.checkpoints, self.writer, self.console = checkpoints, writer, console
-        self.window, self.pending = metrics_lib.Window(), None
+        self.checkpoints, self.writer, self.goodput, self.console = checkpoints, writer, goodput, console
+        self.window, self.pending, self.in_a_row = metrics_lib.Window(), None, 0
 
     def step(self, step: int, metrics: dict[str, Any]) -> None:
         """Keeps this step's metrics and records those of the step before, which the device has finished."""
@@ -130,21 +118,27 @@ class Recorder:
         """Records what is kept.
 
         Raises:
-          FloatingPointError: a metric is not finite.
+          FloatingPointError: a metric is not finite, and with config.optimizer.nonfinite "skip" more than
+            `MAX_SKIPPED` steps in a row were skipped for that, or one is of a step that was not.
         """
         if self.pending is None:
             return
-        (step, metrics), self.pending = jax.device_get(self.pending), None
-        for name, value in metrics.items():
-            if not np.all(np.isfinite(value)):
-                raise FloatingPointError(
-                    f"every metric must be finite; `{name}` is {value} at step {step}. The last good checkpoint is "
-                    f"step {self.checkpoints.latest} in {self.checkpoints.folder}. "
-                    "Lower config.optimizer.learning_rate or set optimizer.clip_norm, then run the same command again."
-                )
+        with self.goodput.section("steps"):
+            (step, metrics), self.pending = jax.device_get(self.pending), None
+        self.in_a_row = self.in_a_row + 1 if metrics.get("skipped") else 0
+        bad = next((name for name, value in metrics.items() if not np.all(np.isfinite(value))), None)
+        if bad and not 0 < self.in_a_row <= MAX_SKIPPED:
+            skipped = f", after {MAX_SKIPPED} steps skipped in a row" if self.in_a_row else ""
+            raise FloatingPointError(
+                f"every metric must be finite; `{bad}` is {metrics[bad]} at step {step}{skipped}. The last good "
+                f"checkpoint is step {self.checkpoints.latest} in {self.checkpoints.folder}. "
+                "Lower config.optimizer.learning_rate or set optimizer.clip_norm, then run the same command again."
+            )
+        if bad:
+            self.console.print(f"step {step} is skipped: `{bad}` is {metrics[bad]}")
         self.window.add(metrics)
         if step % self.config.log.metrics_every == 0:
-            values = self.window.take(self.config.batch_size)
+            values = self.goodput.take(self.window.steps) | self.window.take(self.config.batch_size)
             self.writer.scalars(step, "train", values)
             rate = values.get("images_per_second", 0.0)
             left = (self.config.steps - step) * self.config.batch_size / rate if rate else 0.0
@@ -188,8 +182,14 @@ def progress_bar(console: Console) -> Progress:
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def train(config: Config, workdir: epath.Path, console: Console) -> bool:
+def train(config: Config, workdir: epath.Path, console: Console, *, profile: tuple[int, int] | None = None) -> bool:
     """Trains until the config's last step, from the newest checkpoint in `workdir` where there is one.
+
+    Args:
+      config: of the run.
+      workdir: an absolute path, of this machine or of a bucket.
+      console: for people.
+      profile: the first and the last step of which a trace is written, into `workdir / "profile"`.
 
     Returns:
       Whether the last step was reached; if not, a signal stopped the run and everything is saved.
@@ -197,31 +197,36 @@ def train(config: Config, workdir: epath.Path, console: Console) -> bool:
     Raises:
       ValueError: config, data or workdir do not fit together.
       FloatingPointError: a loss or a norm is not finite.
+      TimeoutError: the data do not come.
     """
-    mesh = make_mesh(config)
-    program = build_program(config, mesh)
-    config, batches = program.config, program.batches()
-    judge = of_training.judge(config, workdir=str(workdir)) if config.log.eval_metrics else None
-    with Stop() as stop, Checkpoints(workdir, keep=config.log.keep, best=program.best) as checkpoints:
-        restored = resume(program, checkpoints)
-        if restored:
-            state, first = restored.state, restored.step
-            if restored.data:  # a converted model has seen no data of ours
-                batches.set_state(restored.data)
-            console.print(f"resumed from step {first} in {workdir}")
-        else:
-            console.print(f"starting in {workdir}: compiling, a minute or so")
-            state, first = program.start(), 0
-        if jax.process_index() == 0:
-            write_json(workdir / "config.json", dataclasses.asdict(config))
-        writer = metrics_lib.Writer(workdir, resume_from=first, enabled=jax.process_index() == 0)
-        recorder = Recorder(program, checkpoints, writer, console)
-        key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
-        with progress_bar(console) as progress:
+    with Stop() as stop, Goodput() as goodput, contextlib.ExitStack() as stack:
+        with goodput.section("start"):
+            mesh = make_mesh(config)
+            program = build_program(config, mesh)
+            config, batches = program.config, program.batches()
+            judge = of_training.judge(config, workdir=str(workdir)) if config.log.eval_metrics else None
+            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.log.keep, best=program.best))
+            state, first = begin(program, checkpoints, batches, console)
+            if jax.process_index() == 0:
+                write_json(workdir / "config.json", dataclasses.asdict(config))
+            writer = metrics_lib.Writer(workdir, resume_from=first, enabled=jax.process_index() == 0)
+            stack.callback(writer.close)
+            key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
+        if first >= config.steps:
+            return True
+        goodput.recall(writer.kept, writer.dropped)
+        writer.scalars(first, "goodput", goodput.shares())
+        recorder = Recorder(program, checkpoints, writer, goodput, console)
+        with progress_bar(console) as progress, Profile(workdir / "profile", profile) as trace:
             bar = progress.add_task("", total=config.steps, completed=first)
             for step in range(first + 1, config.steps + 1):
-                state, metrics = program.step(state, program.frozen, sharding.put_batch(next(batches), mesh), key)
-                recorder.step(step, metrics)
+                with trace.step(step):
+                    with goodput.section("data"), deadline(config.data.timeout_seconds, step, config.data.source):
+                        batch = sharding.put_batch(next(batches), mesh)
+                    with goodput.section("steps" if step > first + 1 else "compile"):
+                        state, metrics = program.step(state, program.frozen, batch, key)
+                    recorder.step(step, metrics)
+                trace.done(step, metrics)
                 progress.update(bar, completed=step)
                 last = step == config.steps
                 stopping = stop.requested or checkpoints.preempted(step)
@@ -230,12 +235,29 @@ def train(config: Config, workdir: epath.Path, console: Console) -> bool:
                 if evaluating or stopping or last or step % config.log.checkpoint_every == 0:
                     recorder.flush()  # nothing unchecked is evaluated or saved
                     if evaluating:
-                        results, sheets = evaluated(program, judge, state, step, workdir)
-                        recorder.held_out(step, results, sheets)
+                        with goodput.section("evaluation"):
+                            results, sheets = evaluated(program, judge, state, step, workdir)
+                            recorder.held_out(step, results, sheets)
                     if stopping or last or step % config.log.checkpoint_every == 0:
-                        checkpoints.save(step, state, batches.get_state(), dataclasses.asdict(config), results)
+                        writer.scalars(step, "goodput", goodput.shares())  # before: what is saved knows its time
+                        with goodput.section("checkpoint"):
+                            checkpoints.save(step, state, batches.get_state(), dataclasses.asdict(config), results)
                 if stopping and not last:
                     console.print(f"stopped at step {step}; saved. Run the same command to go on.")
                     break
-        writer.close()
-        return first >= config.steps or last
+        with goodput.section("checkpoint"):
+            checkpoints.wait()
+        console.print(goodput.line(), highlight=False, soft_wrap=True)
+        return last
+
+
+def begin(program: Program, checkpoints: Checkpoints, batches: Any, console: Console) -> tuple[Any, int]:
+    """The state and the step that it is at: of the newest checkpoint, to which the batches go too, or fresh."""
+    workdir, restored = checkpoints.folder.parent, resume(program, checkpoints)
+    if restored is None:
+        console.print(f"starting in {workdir}: compiling, a minute or so")
+        return program.start(), 0
+    if restored.data:  # a converted model has seen no data of ours
+        batches.set_state(restored.data)
+    console.print(f"resumed from step {restored.step} in {workdir}")
+    return restored.state, restored.step

@@ -20,7 +20,10 @@ def code_statistics(hits: Int[np.ndarray, "k"]) -> dict[str, float]:
 
 
 class Window:
-    """Sums the steps' metrics until they are taken; hits of codes are added up before their statistics are."""
+    """Sums the steps' metrics until they are taken; hits of codes are added up before their statistics are.
+
+    Of a step that was `skipped`, only that is counted.
+    """
 
     def __init__(self) -> None:
         self.steps, self.sums = 0, {}
@@ -33,6 +36,8 @@ class Window:
             self.timed, self.seconds = self.timed + 1, self.seconds + now - self.last
         self.last = now
         self.steps += 1
+        if metrics.get("skipped"):
+            metrics = {"skipped": metrics["skipped"]}
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0) + np.asarray(value, np.float64 if value.ndim == 0 else np.int64)
 
@@ -42,7 +47,9 @@ class Window:
 
     def take(self, batch_size: int) -> dict[str, float]:
         """Means over the window, usage and perplexity over all its codes, images per second between its steps."""
-        means = {name: float(value / self.steps) for name, value in self.sums.items() if value.ndim == 0}
+        counts = {name: float(self.sums.pop(name)) for name in ("skipped",) if name in self.sums}
+        taken = self.steps - counts.get("skipped", 0)
+        means = {name: float(value / taken) for name, value in self.sums.items() if value.ndim == 0} | counts
         if "code_hits" in self.sums:
             means |= code_statistics(self.sums["code_hits"])
         if self.timed:  # a first step, which is compiled, has no rate
@@ -55,17 +62,18 @@ class Writer:
     """Writes `metrics.jsonl`, `images/*.png` and TensorBoard events in a workdir; on all processes but 0, nothing.
 
     What was written after step `resume_from`, by a run that was killed before its next checkpoint, is dropped: the
-    same steps come again.
+    same steps come again. `kept` and `dropped` are the lines of both kinds.
     """
 
     def __init__(self, workdir: epath.Path, *, resume_from: int, enabled: bool) -> None:
-        self.enabled = enabled
+        self.enabled, self.kept, self.dropped = enabled, [], []
         if not enabled:
             return
         self.lines, self.images = workdir / "metrics.jsonl", workdir / "images"
         self.images.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in self.read(self.lines) if line["step"] <= resume_from]
-        self.lines.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        for line in self.read(self.lines):
+            (self.kept if line["step"] <= resume_from else self.dropped).append(line)
+        self.lines.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
         self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_from + 1)
 
     @staticmethod

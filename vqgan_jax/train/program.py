@@ -10,6 +10,7 @@ import numpy as np
 from vqgan_jax import build, data
 from vqgan_jax import config as configs
 from vqgan_jax.train import sharding
+from vqgan_jax.train.state import skipping
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,11 +55,16 @@ def placed(state: Any, config: configs.Stage1 | configs.Stage2, mesh: jax.shardi
     return jax.tree.map(place, state, sharding.shardings(state, mesh, zero1=config.mesh.zero1))
 
 
-def compiled_step(step: Callable[..., Any], where: Any, mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """A stage's pure step, jitted once: the state sharded as in `where` and donated, the batch cut into rows."""
+def compiled_step(
+    step: Callable[..., Any], where: Any, mesh: jax.sharding.Mesh, *, nonfinite: str
+) -> Callable[..., Any]:
+    """A stage's pure step, jitted once: the state sharded as in `where` and donated, the batch cut into rows.
+
+    With `nonfinite` "skip" it is `state.skipping`; with "stop" there is nothing more in it.
+    """
     everywhere, rows = sharding.replicated(mesh), jax.NamedSharding(mesh, sharding.BATCH)
     return jax.jit(
-        step,
+        skipping(step) if nonfinite == "skip" else step,
         in_shardings=(where, everywhere, rows, everywhere),
         out_shardings=(where, everywhere),
         donate_argnums=0,

@@ -33,7 +33,8 @@ def stage1_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> program.P
     task, abstract = stage1.from_config(config), abstract_state(config, mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     frozen = jax.device_put({"lpips": load_lpips()}, sharding.replicated(mesh))
-    step = program.compiled_step(functools.partial(stage1.train_step, task), where, mesh)
+    pure = functools.partial(stage1.train_step, task)
+    step = program.compiled_step(pure, where, mesh, nonfinite=config.optimizer.nonfinite)
     return program.Program(
         config=config, mesh=mesh, abstract=abstract, frozen=frozen, step=step,
         batches=functools.partial(program.image_batches, config, source),

@@ -36,7 +36,8 @@ def stage2_program(config: configs.Stage2, mesh: jax.sharding.Mesh) -> program.P
     abstract = abstract_state(config, mesh)
     where = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     frozen = jax.device_put(jax.device_get(models.frozen(*tokenizers)), sharding.replicated(mesh))
-    step = program.compiled_step(functools.partial(stage2.train_step, task), where, mesh)
+    pure = functools.partial(stage2.train_step, task)
+    step = program.compiled_step(pure, where, mesh, nonfinite=config.optimizer.nonfinite)
     start = jax.jit(functools.partial(stage2.init, task), out_shardings=where)
     return program.Program(
         config=config, mesh=mesh, abstract=abstract, frozen=frozen, step=step,

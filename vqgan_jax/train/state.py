@@ -1,7 +1,9 @@
 """The training state of both stages: one pytree, which a step consumes and a checkpoint holds."""
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
@@ -33,3 +35,21 @@ def moving_average(state: TrainState, params: dict[str, Any], decay: float) -> d
     """
     decayed = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
     return {name: optax.incremental_update(params[name], old, 1 - decayed) for name, old in state.ema.items()}
+
+
+def skipping(step: Callable[..., Any]) -> Callable[..., Any]:
+    """The step, but one whose losses or gradients are not finite changes nothing except `state.step`.
+
+    Whether they are is read off its metrics, in which there is each loss and the norm of the gradients of each network;
+    `param_norm` is not asked, so that the old parameters need not outlive the new ones. The metric `skipped` is 1 of
+    such a step, else 0.
+    """
+
+    def guarded(state: TrainState, *rest: Any) -> tuple[TrainState, dict[str, Any]]:
+        new, metrics = step(state, *rest)
+        asked = [value for name, value in metrics.items() if name != "param_norm" and value.ndim == 0]
+        good = jnp.all(jnp.isfinite(jnp.stack(asked)))
+        kept = jax.tree.map(lambda after, before: jnp.where(good, after, before), new, state)
+        return kept.replace(step=new.step), metrics | {"skipped": 1.0 - good.astype(jnp.float32)}
+
+    return guarded

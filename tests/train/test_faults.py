@@ -1,0 +1,164 @@
+"""Faults of machines: a process that dies, storage that hangs, a disk that is full."""
+
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+from drill import Job, check_identical, checkpoints, newest, pair, run
+
+from vqgan_jax.train.signals import deadline
+
+QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the compiler, not the step
+FLAGS = ("--config.loss.disc_weight=0.0", "--config.steps=9", "--config.log.eval_every=100")
+
+# The scenes as a page cannot spoil them: from some example on, none comes to a run alone, or to the second of two.
+HANGS = """
+import itertools, os, threading
+from vqgan_jax.data.scenes import Scenes
+
+read, count = Scenes.__getitem__, itertools.count()
+
+def hanging(self, index):
+    if next(count) > 150:
+        threading.Event().wait()
+    return read(self, index)
+
+if os.environ.get("SLURM_PROCID") != "0":
+    Scenes.__getitem__ = hanging
+"""
+
+
+def spoiled(folder) -> dict[str, str]:
+    """The environment of a Python that runs `HANGS` as it starts."""
+    (folder / "sitecustomize.py").write_text(HANGS)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
+
+
+# Data that do not come
+
+
+def test_what_comes_in_time_leaves_nothing_behind():
+    handler = signal.getsignal(signal.SIGALRM)
+    with deadline(1, 7, "scenes"):
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert signal.getsignal(signal.SIGALRM) == handler
+
+
+def test_what_comes_too_late_is_an_error_that_says_whose_it_is(capfd):
+    handler, began = signal.getsignal(signal.SIGALRM), time.perf_counter()
+    with (
+        pytest.raises(
+            TimeoutError, match=r"batch of step 7 .*timeout_seconds = 1; process 0 of 1 got none from scenes"
+        ),
+        deadline(1, 7, "scenes"),
+    ):
+        time.sleep(30)
+    assert time.perf_counter() - began < 10
+    assert signal.getsignal(signal.SIGALRM) == handler
+    assert "test_faults.py" in capfd.readouterr().err, "where the threads are"
+
+
+def test_without_a_timeout_it_waits():
+    with deadline(0, 7, "scenes"):
+        assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+HUNG = ("--config.loss.disc_weight=0.0", "--config.steps=1000", "--config.log.eval_every=1000")
+
+
+def check_message(job: Job) -> None:
+    """It says what did not come, and shows the thread that waits for it."""
+    *threads, message = [line for line in job.log.read_text().splitlines() if not line.startswith("step ")]
+    assert message.startswith("vqgan train: the batch of step ")
+    assert any("in hanging" in line for line in threads)
+    assert "Traceback" not in job.output()
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_ends_the_run_and_not_its_checkpoints(tmp_path):
+    job = Job(tmp_path, "hung", *HUNG, "--config.data.timeout_seconds=5", **spoiled(tmp_path))
+    assert job.finish() == 1, job.output()
+    check_message(job)
+    saved = newest(job.workdir)
+    assert saved >= 3
+    assert f"resumed from step {saved}" in run(tmp_path, "hung", *FLAGS, f"--config.steps={saved + 3}").output()
+
+
+@pytest.mark.slow
+def test_of_a_pair_a_worker_that_hangs_ends_both(tmp_path):
+    flags = (*HUNG, "--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.data.timeout_seconds=20")
+    first, second = pair(tmp_path, "hung", *flags, **QUICK, **spoiled(tmp_path))
+    with first, second:
+        assert second.finish() == 1, second.output()
+        began = time.perf_counter()
+        assert first.finish(200) != 0, first.output()
+        print(f"exit {first.process.returncode} of the other after {time.perf_counter() - began:.0f} s")
+    check_message(second)
+    assert "process 1 of 2" in second.output()
+
+
+# A disk that is full
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system that holds one checkpoint of 15 MiB and not two; a function makes it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = lambda size, *more: subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *more]), "tmpfs", str(folder)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    told = mount("24m")
+    if told.returncode:
+        pytest.skip(f"a full disk needs a small one, and mounting is refused here: {told.stderr.strip()}")
+    try:
+        yield folder, lambda: mount("400m", "remount").check_returncode()
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_the_checkpoint_before_stays_whole(tmp_path, small_disk):
+    folder, enlarge = small_disk
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    job = Job(folder, "full", *FLAGS, **cache)
+    assert job.finish() == 1, job.output()
+    message = job.output()[job.output().index("vqgan train: ") :]
+    assert "a checkpoint must be written whole; the newest that is, is step 3 in" in message
+    assert "No space left on device" in message
+    assert checkpoints(job.workdir) == [3]
+    enlarge()
+    assert "resumed from step 3" in run(folder, "full", *FLAGS, **cache).output()
+    reference = run(tmp_path, "reference", *FLAGS, **cache)
+    check_identical(job.workdir, reference.workdir)
+
+
+# A process that dies
+
+
+@pytest.mark.slow
+def test_of_a_pair_the_other_ends_too_and_both_go_on_as_if_nothing_had_happened(tmp_path):
+    """The survivor waits in a collective until the cluster misses the heartbeats of the dead one."""
+    # No compilation cache: who finds more in it waits half a minute for the other, which may not be enough.
+    flags = (*FLAGS, "--config.mesh.data=2", "--config.mesh.fsdp=4", "--compilation_cache=")
+    first, second = pair(tmp_path, "killed", *flags, **QUICK)
+    with first, second:
+        second.wait_for(lambda: newest(second.workdir) >= 3)
+        second.kill()
+        began = time.perf_counter()
+        status = first.finish(200)
+        print(f"exit {status} of the survivor after {time.perf_counter() - began:.0f} s")
+    assert status == -signal.SIGABRT, first.output()
+    assert "another task died" in first.output()
+    saved = newest(second.workdir)
+    assert 3 <= saved < 9
+    for name in ("killed", "whole"):
+        jobs = pair(tmp_path, name, *flags, **QUICK)
+        with jobs[0], jobs[1]:
+            assert [job.finish() for job in jobs] == [0, 0], jobs[0].output()
+        assert (f"resumed from step {saved}" in jobs[0].output()) == (name == "killed")
+    check_identical(tmp_path / "killed", tmp_path / "whole")
