@@ -1,9 +1,10 @@
-"""Steps a second of stage 1 on this CPU: ours against the published modules in PyTorch, and where the time goes.
+"""Stage 1 on this CPU, trained and used: ours against the published modules in PyTorch, and where the time goes.
 
 Both train one architecture on one batch, in turns: `turns.py` says how, and what makes a ratio trustworthy.
 
     pip install -e '.[parity]' && pip install --no-deps taming-transformers-rom1504==0.0.6
     python benchmarks/stage1_cpu.py [--case photos middle] [--pairs 7]
+    python benchmarks/stage1_cpu.py --case f16 --rows encode decode
 
 Torch's step is always upstream's: the generator with its adaptive weight, then a second forward pass and the
 discriminator, whose loss measures LPIPS once more in vain. Its trainer computes no gradients of the network that does
@@ -35,6 +36,8 @@ ROWS = (
     "autoencoder gradient",
     "LPIPS gradient",  # at the reconstruction
     "discriminator step",  # of given reconstructions
+    "encode",  # pixels to codes; ours as our users call it, with its checks
+    "decode",  # codes to pixels
 )
 CASES: dict[str, dict[str, Any]] = {
     # The page as it is. Its codes may have unit length while torch's have not, which costs next to nothing.
@@ -55,6 +58,18 @@ CASES: dict[str, dict[str, Any]] = {
         "discriminator.channels": 64,
         "discriminator.num_layers": 3,
     },
+}
+# The paper's f16, on crops of 128 pixels.
+CASES["f16"] = CASES["middle"] | {
+    "batch_size": 2,
+    "data.image_size": 128,
+    "data.resize": (128, 256),
+    "model.channels": 128,
+    "model.channel_multipliers": (1, 1, 2, 2, 4),
+    "model.resolution": 256,
+    "model.latent_channels": 256,
+    "quantizer.codebook_size": 1024,
+    "quantizer.embed_dim": 256,
 }
 UPSTREAM_ORDER = {
     "loss.shared_forward": False,
@@ -82,7 +97,9 @@ def ours(case: str) -> Contender:
     import jax
     import jax.numpy as jnp
 
+    from vqgan_jax import api
     from vqgan_jax.convert.lpips import load_lpips
+    from vqgan_jax.models import Tokenizer
     from vqgan_jax.nn.pixels import to_float
     from vqgan_jax.train import stage1
 
@@ -99,9 +116,9 @@ def ours(case: str) -> Contender:
     def gradient(params: Any) -> Any:
         return jax.grad(lambda params: jnp.mean(forward(params)[0] * recon) + forward(params)[1])(params)
 
-    def lpips_gradient(recon: Any) -> Any:
-        lpips = task.lpips.clone(dropout=False)
-        return jax.grad(lambda recon: lpips.apply({"params": frozen["lpips"]}, images, recon).mean())(recon)
+    def lpips_gradient(given: Any) -> Any:
+        (weights, images, recon), lpips = given, task.lpips.clone(dropout=False)
+        return jax.grad(lambda recon: lpips.apply({"params": weights}, images, recon).mean())(recon)
 
     def discriminator_step(state: Any) -> Any:
         fake = stage1.judge(task, state.params["discriminator"], state.stats["discriminator"], recon)
@@ -110,12 +127,13 @@ def ours(case: str) -> Contender:
         return stage1.apply_gradients(task, state, "discriminator", grads), real.stats
 
     def train(config: configs.Stage1) -> Callable[[], object]:
-        task = stage1.from_config(config)
-        state = jax.jit(functools.partial(stage1.init, task))(key, batch["image"][None])
+        task, state = stage1.from_config(config), None
         step = jax.jit(functools.partial(stage1.train_step, task), donate_argnums=0)
 
         def run() -> None:
             nonlocal state
+            if state is None:  # made when it is needed: a large one for each row would fill the memory
+                state = jax.jit(functools.partial(stage1.init, task))(key, batch["image"][None])
             state, _ = jax.block_until_ready(step(state, frozen, batch, key))
 
         return run
@@ -126,13 +144,17 @@ def ours(case: str) -> Contender:
 
     state = jax.jit(functools.partial(stage1.init, task))(key, batch["image"][None])
     generator = state.params["generator"]
+    tokenizer = Tokenizer(generator, task.model)
+    indices = api.encode(tokenizer, batch["image"])
     runs = (
         train(config),
         train(load(case, **UPSTREAM_ORDER)),
         timed(forward, generator),
         timed(gradient, generator),
-        timed(lpips_gradient, recon),
+        timed(lpips_gradient, (frozen["lpips"], images, recon)),  # as constants they would be worked on in compilation
         timed(discriminator_step, state),
+        lambda: jax.block_until_ready(api.encode(tokenizer, batch["image"])),
+        lambda: jax.block_until_ready(api.decode(tokenizer, indices)),
     )
     weights = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     about = f"jax {jax.__version__}, flax {version('flax')}, {len(os.sched_getaffinity(0))} threads"
@@ -194,7 +216,16 @@ def torchs(case: str) -> Contender:
         torch.autograd.grad(lpips(images, recon).mean(), recon)
         lpips.train()  # as upstream's trainer has it
 
-    runs = (step, step, torch.no_grad()(lambda: model(images)), gradient, lpips_gradient, discriminator_step)
+    def encode() -> Any:
+        return model.quantize(model.quant_conv(model.encoder(images)))[2][2]
+
+    def decode() -> Any:
+        quantized = model.quantize.get_codebook_entry(indices, (*indices.shape, config.quantizer.embed_dim))
+        return model.decoder(model.post_quant_conv(quantized))
+
+    forward, encode, decode = map(torch.no_grad(), (lambda: model(images), encode, decode))
+    indices = encode()
+    runs = (step, step, forward, gradient, lpips_gradient, discriminator_step, encode, decode)
     weights = sum(p.numel() for p in (*model.autoencoder_parameters(), *discriminator.parameters()))
     about = f"torch {torch.__version__}, taming-transformers-rom1504 {version('taming-transformers-rom1504')}"
     about = f"{case}: {about}, {torch.get_num_threads()} threads, {weights:,} weights to train"
@@ -203,13 +234,14 @@ def torchs(case: str) -> Contender:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--case", nargs="+", choices=CASES, default=["photos", "middle"])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--pairs", type=int, default=7, help="turns of each framework a row")
     flags = parser.parse_args()
     print_load()
     for case in flags.case:
         torch, jax = (functools.partial(contender, case) for contender in (torchs, ours))
-        Console().print(measure(case, torch, jax, ROWS, pairs=flags.pairs))
+        Console().print(measure(case, torch, jax, flags.rows, pairs=flags.pairs))
 
 
 if __name__ == "__main__":
