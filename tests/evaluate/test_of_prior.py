@@ -1,5 +1,7 @@
 """A prior that nobody trained: likelihoods one by one, samples that do not repeat, and one compilation for a sweep."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -140,3 +142,18 @@ def test_the_mean_over_settings_names_each_combination_once():
     assert list(found[0])[-2:] == ["guidance", "top_k"]
     assert of_prior.settings(OPTIONS, "") == [OPTIONS]
     assert jax.process_count() == 1
+
+
+@pytest.mark.parametrize("kind", ["boxes", "segmentation"])
+def test_samples_of_layouts_and_maps_go_by_held_out_ones_in_turn(kind):
+    prior = untrained.prior(kind, side=8, classes=9 if kind == "segmentation" else 8, data__source="scenes")
+    request = dataclasses.replace(sets.request("nll", "fd_vgg", batch_size=8), limit=12)
+    report = of_prior.evaluate(prior, request, asked(10), workdir="here")
+    nll, distance = report.results
+    assert (distance.subject_count, distance.reference_count) == (10, 12)
+    labels, numbers, rows = of_samples.subjects_of(prior, 10)
+    images, _ = drawing.draw(prior, labels, numbers, seed=0, batch_size=8, options=OPTIONS | {"top_k": 16}, rows=rows)
+    np.testing.assert_array_equal(report.samples[0], images)
+    assert len(np.unique(rows["condition"], axis=0)) == 10  # other examples' conditions
+    assert nll.value > 0
+    assert not report.classes

@@ -139,8 +139,8 @@ def image_config(prior: models.Prior, workdir: str) -> Any:
 
 
 def likelihoods(prior: models.Prior, request: Request) -> Float[np.ndarray, "n 2"]:
-    """First condition token and nats a token of every held-out example, over all processes, in order."""
-    source = stage2_program.open_split(prior.config, "validation")
+    """First condition token and nats a token of every held-out example, or of `limit`, over all processes, in order."""
+    source = request.limited(stage2_program.open_split(prior.config, "validation"))
     mesh = sharding.local_mesh()
     tokenizers = prior.tokenizer, prior.condition
     task = stage2.from_config(prior.config, prior.tokenizer.module, models.condition_module(*tokenizers))
