@@ -37,7 +37,6 @@ TASK = stage2.Task(
     drop=0.0,
     ema_decay=0.0,
     accumulate=1,
-    nonfinite="stop",
 )
 
 
