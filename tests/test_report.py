@@ -71,7 +71,7 @@ def whole(image):
             ),
             report.figure(image, caption=NASTY, alt=NASTY, scale=3),
             report.strip(image[None], name=NASTY, alt=NASTY, labels=[NASTY]),
-            report.table([(NASTY, 1)], [NASTY, "n"]),
+            report.table([(NASTY, 1), ("many words " * 5, 2)], [NASTY, "n"]),
             report.commands([NASTY, "# " + NASTY]),
         ),
         headline=[(NASTY, NASTY, NASTY, NASTY)],

@@ -103,7 +103,9 @@ def table(rows: Sequence[Sequence[str | float | int]], header: Sequence[str]) ->
     if any(len(row) != len(header) for row in cells):
         raise ValueError(f"a row must have {len(header)} cells, as the header has; got {[len(row) for row in cells]}.")
     numeric = [all(re.match(r"[-+\d]|—?$", row[i]) for row in cells) for i in range(len(header))]
-    right = [' class="number"' if yes else "" for yes in numeric]
+    wordy = [any(len(row[i]) > 40 for row in cells) for i in range(len(header))]
+    kinds = ["number" if numeric[i] else "words" if wordy[i] else "" for i in range(len(header))]
+    right = [f' class="{kind}"' if kind else "" for kind in kinds]
     head = "".join(f'<th scope="col"{right[i]}>{_text(name)}</th>' for i, name in enumerate(header))
     body = ""
     for row in cells:
