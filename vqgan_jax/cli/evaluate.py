@@ -205,8 +205,8 @@ def save(flags, console, command: str, results, title: str, lead: str, sections,
     output = epath.Path(flags.output or (epath.Path(flags.workdir) / "evaluation" if flags.workdir else "evaluation"))
     output.mkdir(parents=True, exist_ok=True)
     rate = reference.rate if reference else 0.0
-    found = {"results": [dataclasses.asdict(result) for result in results], "features_per_second": rate}
-    write_json(output / "evaluation.json", found)
+    records = [dataclasses.asdict(result) for result in results]
+    write_json(output / "evaluation.json", {"results": records, "features_per_second": rate})
     (output / "evaluation.html").write_text(page.page(title, lead, results, sections, command))
     for network, found in reference.moments.items() if reference else ():
         with tempfile.TemporaryDirectory() as folder:  # the output may be gs://

@@ -29,9 +29,8 @@ def judge(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Judge:
         metrics=config.log.eval_metrics, seed=config.seed, batch_size=config.batch_size, inception=None,
         track=lambda name, total: lambda done: None, limit=config.log.eval_examples,
     )  # fmt: skip
-    stage1 = isinstance(config, configs.Stage1)
-    chosen = generation.choose(request.metrics, "tokenizer" if stage1 else "prior")
-    open_networks(chosen, None)  # what is missing is missed now
+    subject = "tokenizer" if isinstance(config, configs.Stage1) else "prior"
+    open_networks(generation.choose(request.metrics, subject), None)  # what is missing is missed now
     if isinstance(config, configs.Stage1):
         of_tokenizer.check(config)
         module = build.vqgan(config)
