@@ -107,11 +107,11 @@ def balls(centres: Features, points: Features, k: int) -> tuple[Int[np.ndarray, 
 def blocks(x: Features, y: Features) -> Iterator[tuple[slice, Float[np.ndarray, "b m"]]]:
     """Squared distances of some rows of `x` at a time from all of `y`, float64, and which rows; never below 0."""
     y = y.astype(np.float64)
-    lengths = np.sum(np.square(y), axis=1)
+    lengths = np.einsum("nd,nd->n", y, y)  # without an array of squares
     for start in range(0, len(x), _BLOCK):
         rows = slice(start, start + _BLOCK)
         block = x[rows].astype(np.float64)
-        squares = np.sum(np.square(block), axis=1)[:, None] + lengths[None] - 2.0 * (block @ y.T)
+        squares = np.einsum("nd,nd->n", block, block)[:, None] + lengths[None] - 2.0 * (block @ y.T)
         yield rows, np.maximum(squares, 0.0)
 
 

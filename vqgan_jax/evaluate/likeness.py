@@ -92,5 +92,6 @@ def nearest_labels(
       references, labels: real images of each class, of the same size.
       batch_size: images through VGG16 at a time.
     """
-    numbers, _ = nearest_images(params, images, [references], batch_size=batch_size)
+    batches = np.split(references, range(batch_size, len(references), batch_size))
+    numbers, _ = nearest_images(params, images, batches, batch_size=batch_size)
     return labels[numbers[:, 0]]
