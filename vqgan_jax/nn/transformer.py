@@ -7,24 +7,74 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 Turns = Float[Array, "t 2 _"] | Float[Array, "b t 2 _"]
 
-NORMS = {
-    "layer": functools.partial(nn.LayerNorm, epsilon=1e-5, use_fast_variance=False),
-    "rms": functools.partial(nn.RMSNorm, epsilon=1e-5, use_fast_variance=False),
-}
+NORMS = ("layer", "rms")
 MLPS = ("gelu", "swiglu")
 POSITIONS = ("learned", "rope2d", "rope2d_blank")
 REMAT = {
     "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names("kept"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 normal = nn.initializers.normal(0.02)
+kept = functools.partial(checkpoint_name, name="kept")  # for the backward pass, under remat "dots"
+
+
+class Norm(nn.Module):
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over channels, eps 1e-5, float32 statistics.
+
+    The statistics are kept for the backward pass, which `flax.linen` would compute again. Those of bfloat16 are taken in
+    one pass: what cancels there in float32 is less than what rounding took from x.
+    """
+
+    kind: str = "layer"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+        channels = (1,) * (x.ndim - 1) + (-1,)
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).reshape(channels)
+        wide, centred = x.astype(jnp.float32), self.kind == "layer"
+        mean = wide.mean(-1, keepdims=True) if centred else jnp.zeros((*x.shape[:-1], 1))
+        if x.dtype == jnp.bfloat16:
+            variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
+        else:
+            variance = jnp.square(wide - mean).mean(-1, keepdims=True)
+        mean, variance = kept((mean, variance))
+        y = (wide - mean) * (jax.lax.rsqrt(variance + 1e-5) * scale)
+        if centred:
+            y = y + self.param("bias", nn.initializers.zeros, x.shape[-1:]).reshape(channels)
+        return y.astype(self.dtype)
+
+
+class Projection(nn.Module):
+    """Queries, keys and values out of one kernel (m, 3, n, p).
+
+    Of a sequence in three products, so that each is written as attention reads it: no copy, and on a TPU the bias is
+    added on the way. Of a single position in one, which reads the kernel as it lies.
+    """
+
+    num_heads: int
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t m"]) -> tuple[Float[Array, "b t n p"], ...]:
+        shape = (3, self.num_heads, x.shape[-1] // self.num_heads)
+        kernel = self.param("kernel", normal, (x.shape[-1], *shape)).astype(self.dtype)
+        bias = jnp.zeros(shape, self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
+        if x.shape[1] == 1:
+            together = jnp.einsum("btm,mknp->kbtnp", x, kernel) + bias[:, None, None]
+            return tuple(together)
+        return tuple(jnp.einsum("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
 
 
 class Block(nn.Module):
@@ -41,9 +91,9 @@ class Block(nn.Module):
 
     def setup(self):
         dense = functools.partial(nn.DenseGeneral, use_bias=self.bias, kernel_init=normal, dtype=self.dtype)
-        norm = functools.partial(NORMS[self.norm], dtype=self.dtype)
+        norm = functools.partial(Norm, self.norm, self.dtype)
         self.norm1, self.norm2 = norm(), norm()
-        self.qkv = dense((3, self.num_heads, self.width // self.num_heads))
+        self.qkv = Projection(self.num_heads, self.bias, self.dtype)
         self.proj = dense(self.width, axis=(-2, -1))
         if self.qk_norm:
             self.q_norm, self.k_norm = norm(), norm()
@@ -58,7 +108,7 @@ class Block(nn.Module):
 
     def project(self, x: Float[Array, "b t m"], turns: Turns | None) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each b t n p; the first two turned by `turns`, see `rotate`."""
-        q, k, v = jnp.moveaxis(self.qkv(self.norm1(x)), 2, 0)
+        q, k, v = kept(self.qkv(self.norm1(x)))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if turns is None else (rotate(q, turns), rotate(k, turns), v)
@@ -67,12 +117,12 @@ class Block(nn.Module):
         self, x: Float[Array, "b t m"], attended: Float[Array, "b t n p"], *, train: bool = False
     ) -> Float[Array, "b t m"]:
         """The rest of the block, after attention."""
-        x = x + self.drop(self.proj(attended), deterministic=not train)
+        x = kept(x + self.drop(self.proj(attended), deterministic=not train))
         hidden = self.norm2(x)
         if self.mlp == "swiglu":
-            hidden = nn.silu(self.gate(hidden)) * self.up(hidden)
+            hidden = nn.silu(kept(self.gate(hidden))) * kept(self.up(hidden))
         else:
-            hidden = nn.gelu(self.up(hidden), approximate=False)
+            hidden = gelu(kept(self.up(hidden)))
         return x + self.drop(self.down(hidden), deterministic=not train)
 
     def __call__(
@@ -149,7 +199,7 @@ class Transformer(nn.Module):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
         )
         self.layers = stack(**self.block_fields)
-        self.norm_out = NORMS[self.norm](dtype=self.dtype, name="norm")
+        self.norm_out = Norm(self.norm, self.dtype, name="norm")
         self.head = nn.Dense(self.vocab_size, use_bias=False, kernel_init=normal, dtype=self.dtype)
 
     @property
@@ -221,6 +271,12 @@ class Transformer(nn.Module):
         x = x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)
         x, _ = self.layers(x, causal_mask(length, self.bidirectional_prefix), self.turns_at(0, length, places), train)
         return self.readout(x)
+
+
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Exact, by erf in float32, as PyTorch computes it; `jax.nn.gelu` takes erfc, which costs a TPU twice as much."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 def causal_mask(length: int, bidirectional_prefix: int = 0) -> Bool[Array, "t t"]:
