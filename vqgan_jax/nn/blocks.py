@@ -11,6 +11,8 @@ from jax.nn.initializers import variance_scaling
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vqgan_jax.nn.convolutions import convolve, convolve_doubled
+
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the paper's networks, biases included, were trained from.
 uniform_fan_in = variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -18,8 +20,8 @@ uniform_fan_in = variance_scaling(1 / 3, "fan_in", "uniform")
 class Conv(nn.Module):
     """A square convolution over NHWC, computed in `dtype` from float32 parameters.
 
-    `padding` is (before, after) on both axes: XLA's "SAME" differs from PyTorch at stride 2 on odd sides. With `double`
-    every pixel counts as four, which needs a 3x3 with one of padding.
+    `padding` is (before, after) on both axes: XLA's "SAME" differs from PyTorch at stride 2 on odd sides. `function` of
+    input and kernel takes the place of stride and padding.
     """
 
     channels: int
@@ -29,14 +31,14 @@ class Conv(nn.Module):
     use_bias: bool = True
     dtype: DTypeLike = jnp.float32
     kernel_init: Callable[..., Array] = uniform_fan_in
-    double: bool = False
+    function: Callable[[Array, Array], Array] | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b H W c"]) -> Float[Array, "b h w {self.channels}"]:
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
-        x, narrow = x.astype(self.dtype), kernel.astype(self.dtype)
-        x = convolve_doubled(x, narrow) if self.double else convolve(x, narrow, self.stride, self.padding)
+        function = self.function or functools.partial(convolve, stride=self.stride, padding=self.padding)
+        x = function(x.astype(self.dtype), kernel.astype(self.dtype))
         if self.use_bias:
             bound = (shape[0] * shape[1] * shape[2]) ** -0.5
             bias = self.param(
@@ -44,69 +46,6 @@ class Conv(nn.Module):
             )
             x = x + bias.astype(self.dtype)[None, None, None]
         return x
-
-
-def convolve(
-    x: Float[Array, "b H W c"], kernel: Float[Array, "s s c d"], stride: int, padding: tuple[int, int]
-) -> Float[Array, "b h w d"]:
-    """The convolution itself."""
-    if stride == 1 and x.shape[1] * x.shape[2] <= 4:
-        # VGG's last maps of a 32-pixel crop: XLA's CPU convolution takes 80 times as long as a product of patches.
-        size = kernel.shape[0]
-        x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
-        h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
-        patches = jnp.stack([x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)], axis=3)
-        return jnp.einsum("bhwsc,scd->bhwd", patches, kernel.reshape(size * size, *kernel.shape[2:]))
-    return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-@jax.custom_vjp
-def convolve_doubled(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
-    """The 3x3 convolution of x with every pixel four times, which keeps that side: nearest upsampling and after it.
-
-    On the small grid it is one 4x4 at stride 2, read backwards, with four of nine products: so does its gradient, and
-    so, in half the cycles of a TPU, its value. A CPU has no fast convolution of that kind and doubles x.
-    """
-    return jax.lax.platform_dependent(x, kernel, cpu=doubled_first, default=doubled_within)
-
-
-def doubled_first(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
-    """`convolve_doubled` as it is defined."""
-    b, h, w, c = x.shape
-    doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
-    return convolve(doubled, kernel, 1, (1, 1))
-
-
-def doubled_within(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
-    """`convolve_doubled` of pixels with zeros between them."""
-    return jax.lax.conv_general_dilated(
-        x, folded(kernel), (1, 1), ((2, 2), (2, 2)), (2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def folded(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "4 4 c d"]:
-    """Every pixel's part in the 4x4 pixels that its four copies reach; summed in float32."""
-    wide = kernel.astype(jnp.float32)
-    shifted = [jnp.pad(wide, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in (0, 1) for j in (0, 1)]
-    return sum(shifted[1:], start=shifted[0]).astype(kernel.dtype)
-
-
-@jax.jit
-def doubled_gradients(x: Array, kernel: Array, g: Array) -> tuple[Array, Array]:
-    """Gradients of `convolve_doubled`. Linear in x, kernel and g alike, so that the kernel's comes from that of x."""
-
-    def of_x(kernel: Array) -> Array:
-        return convolve(g, folded(kernel)[::-1, ::-1].swapaxes(2, 3), 2, (1, 1))
-
-    gradient, pull = jax.vjp(of_x, kernel)
-    return gradient, pull(x)[0]
-
-
-convolve_doubled.defvjp(
-    lambda x, kernel: (convolve_doubled(x, kernel), (x, kernel)), lambda saved, g: doubled_gradients(*saved, g)
-)
 
 
 def conv3x3(channels: int, dtype: DTypeLike, name: str) -> Conv:
@@ -240,4 +179,4 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
-        return Conv(x.shape[-1], 3, padding=(1, 1), dtype=self.dtype, double=True, name="conv")(x)
+        return Conv(x.shape[-1], 3, padding=(1, 1), dtype=self.dtype, function=convolve_doubled, name="conv")(x)

@@ -29,8 +29,8 @@ kept = functools.partial(checkpoint_name, name="kept")  # for the backward pass,
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over channels, eps 1e-5, float32 statistics.
 
-    The statistics are kept for the backward pass, which `flax.linen` would compute again. Those of bfloat16 are taken in
-    one pass: what cancels there in float32 is less than what rounding took from x.
+    The statistics are kept for the backward pass, which would compute those of `flax.linen` again. Of bfloat16 they are
+    taken in one pass: what cancels there in float32 is less than what rounding took from x.
     """
 
     kind: str = "layer"
