@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drill import PRIOR, Job, arrays, environment, flags_of_stage_2, newest, rows
+from drill import PRIOR, TINY, Job, arrays, environment, flags_of_stage_2, newest, rows
 
 pytestmark = pytest.mark.slow
 
@@ -32,10 +32,11 @@ def cluster(count: int) -> list[dict[str, str]]:
     return [shared | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in range(count)]
 
 
-def train(folder: Path, name: str, count: int, *flags: str) -> Path:
+def train(folder: Path, name: str, count: int, *flags: str, page: str = PRIOR) -> Path:
     """Trains to the end in so many processes; the workdir."""
+    flags = (*(FLAGS if page == PRIOR else ()), *flags)
     jobs = [
-        Job(folder, name, "--distributed", *FLAGS, *flags, log=f"{name}{number}", page=PRIOR, **env)
+        Job(folder, name, "--distributed", *flags, log=f"{name}{number}", page=page, **env)
         for number, env in enumerate(cluster(count))
     ]
     for job in jobs:
@@ -103,3 +104,14 @@ def test_two_and_then_one_go_on_as_if_nothing_had_happened(folder, tokenizer, al
         log = (folder / "legs0.log").read_text()
         assert f"resumed from step {steps - 2}" in " ".join(log.split())
     check_rows(four, alone, 6)
+
+
+def test_four_processes_train_a_tokenizer_like_one_and_two_go_on(folder):
+    """Codebook, discriminator with BatchNorm, adaptive weight and average, on another mesh from step 4 on."""
+    flags = ("--config.log.eval_every=2", "--config.log.checkpoint_every=2", "--config.optimizer.schedule=constant")
+    smooth = f"{TINY}:smooth"
+    alone = train(folder, "tokenizer_alone", 1, *LEGS[4], *flags, "--config.steps=6", page=smooth)
+    legs = train(folder, "tokenizer_legs", 4, *LEGS[4], *flags, "--config.steps=4", page=smooth)
+    check_rows(legs, alone, 4)
+    train(folder, "tokenizer_legs", 2, "--config.mesh.data=8", *flags, "--config.steps=6", page=smooth)
+    check_rows(legs, alone, 6)
