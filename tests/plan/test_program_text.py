@@ -55,6 +55,14 @@ def test_bodies_count_as_often_as_they_run_and_nested_loops_multiply():
     assert program_text.once(*program) == 100 + 7 + 1000
 
 
+def test_what_takes_time_and_has_no_estimate_is_told():
+    program = entry(
+        '%s.9 = f32[2]{0} select-and-scatter(%x, %x), metadata={op_name="jit(f)/pool"}',
+        "%add.1 = f32[2]{0} add(%x, %x)",
+    )
+    assert [(line.op_name, cycles) for line, _, cycles in program_text.cycles(*program)] == [("jit(f)/pool", 0)]
+
+
 def test_products_inside_fusions_and_loops_are_counted():
     assert program_text.flops(*program_text.read(NESTED)) == (15 + 1) * 2 * 4 * 8 * 16
 

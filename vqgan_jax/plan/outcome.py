@@ -70,7 +70,7 @@ def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: P
 
 def cached(lowered: Any, topology: Topology, cache: Path) -> Path:
     """The file that keeps the outcome of this program for this topology by this compiler."""
-    digest = hashlib.sha256(f"3 {topology.name} {topology.compiler}\n{lowered.as_text()}".encode())
+    digest = hashlib.sha256(f"4 {topology.name} {topology.compiler}\n{lowered.as_text()}".encode())
     return cache / f"{digest.hexdigest()[:32]}.json"
 
 
@@ -103,7 +103,7 @@ def compile_now(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:
         fits=True, hbm_bytes=float(max(memory.peak_memory_in_bytes, whole)),
         optimal_seconds=optimal * cycles / once if once and optimal > 0 else None,
         cycles=cycles or None, flops=program_text.flops(program, entry), collectives=dict(sent),
-        unestimated=[line.op_name or line.name for line, *_ in costs if line.unestimated],
+        unestimated=[line.op_name or line.name for line, *_ in costs if line.unestimated and cycles],
         compile_seconds=seconds, costs=[row for row in rows if row[-1]],
     )  # fmt: skip
     return outcome, executable

@@ -23,6 +23,10 @@ SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 CALLED = re.compile(r"\b(?:calls|body|to_apply|true_computation|false_computation)=%([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 NO_ESTIMATE = 2**62  # the compiler writes 2**63 - 1
+HEAVY = (  # kinds that take time even where the compiler says nothing of it, as of a select-and-scatter
+    "convolution", "dot", "fft", "gather", "reduce-window", "rng-bit-generator", "scatter", "select-and-scatter",
+    "sort",
+)  # fmt: skip
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 CONSTANT = re.compile(r"^[su]\d+\[\].* constant\((\d+)\)")
@@ -53,7 +57,7 @@ class Instruction:
     def unestimated(self) -> bool:
         """It takes a time that the compiler does not know, such as a scatter on a TPU's sparse cores."""
         found = CYCLES.search(self.rest)
-        return found is not None and int(found.group(1)) >= NO_ESTIMATE
+        return int(found.group(1)) >= NO_ESTIMATE if found else self.kind in HEAVY
 
 
 @dataclasses.dataclass(frozen=True)
