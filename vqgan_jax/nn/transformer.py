@@ -72,8 +72,8 @@ class Projection(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
         if x.shape[1] == 1:
-            together = jnp.einsum("btm,mknp->kbtnp", x, kernel) + bias[:, None, None]
-            return tuple(together)
+            together = jnp.einsum("btm,md->btd", x, kernel.reshape(len(kernel), -1)) + bias.reshape(1, 1, -1)
+            return tuple(jnp.moveaxis(together.reshape(len(x), 1, *shape), 2, 0))
         return tuple(jnp.einsum("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
 
 
