@@ -123,7 +123,7 @@ group_norm.defvjp(group_norm_forward, group_norm_backward)
 
 def group_mean(v: Float[Array, "b c"], groups: int) -> Float[Array, "b 1 1 c"]:
     """The mean over each group of channels, at each of its channels."""
-    means = v.reshape(len(v), groups, -1).mean(-1)
+    means = v.reshape(v.shape[0], groups, -1).mean(-1)
     return jnp.repeat(means, v.shape[1] // groups, axis=-1)[:, None, None]
 
 

@@ -18,6 +18,7 @@ MLPS = ("gelu", "swiglu")
 POSITIONS = ("learned", "rope2d", "rope2d_blank")
 REMAT = {
     "none": None,
+    # Products of a kernel with their biases, and the statistics of norms: what is given to `kept`.
     "dots": jax.checkpoint_policies.save_only_these_names("kept"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
@@ -73,7 +74,7 @@ class Projection(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
         if x.shape[1] == 1:
             together = jnp.einsum("btm,md->btd", x, kernel.reshape(len(kernel), -1)) + bias.reshape(1, 1, -1)
-            return tuple(jnp.moveaxis(together.reshape(len(x), 1, *shape), 2, 0))
+            return tuple(jnp.moveaxis(together.reshape(x.shape[0], 1, *shape), 2, 0))
         return tuple(jnp.einsum("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
 
 
