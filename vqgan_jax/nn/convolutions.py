@@ -25,24 +25,12 @@ def convolve(
 def convolve_doubled(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
     """The 3x3 convolution of x with every pixel four times, which keeps that side: nearest upsampling and after it.
 
-    On the small grid it is one 4x4 at stride 2, read backwards, with four of nine products: so does its gradient, and
-    so, in half the cycles of a TPU, its value. A CPU has no fast convolution of that kind and doubles x.
+    Its gradient is that of a 4x4 at stride 2 on the small grid, with four of nine products. The value could be one too,
+    by zeros between the pixels; but a CPU has no fast convolution of that kind, and the compiler of v6e crashes.
     """
-    return jax.lax.platform_dependent(x, kernel, cpu=doubled_first, default=doubled_within)
-
-
-def doubled_first(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
-    """`convolve_doubled` as it is defined."""
     b, h, w, c = x.shape
     doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
     return convolve(doubled, kernel, 1, (1, 1))
-
-
-def doubled_within(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
-    """`convolve_doubled` of pixels with zeros between them."""
-    return jax.lax.conv_general_dilated(
-        x, folded(kernel), (1, 1), ((2, 2), (2, 2)), (2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
 
 
 def folded(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "4 4 c d"]:
