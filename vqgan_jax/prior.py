@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vqgan_jax import build, losses, ordering, sampling
 from vqgan_jax import config as configs
 from vqgan_jax.data.conditions import Condition, Objects
-from vqgan_jax.nn import decoding
+from vqgan_jax.nn import caches, decoding
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.nn.vqgan import VQGAN
 
@@ -123,7 +123,11 @@ def sample(
         condition = jnp.concatenate([condition, prior.null(condition)])
     weights = decoding.unstack(module, params)
     size, places = length + prior.forward.size - 1, prior.places(condition)
-    start = decoding.prefill(module, weights, prior.prefix(condition), size, places)
-    step = lambda cache, tokens, k: decoding.step(module, weights, cache, tokens, length + k)
-    tokens = sampling.generate(step, start, ordered(prompt), ordered(known), keys, settings)
+
+    def run(form: caches.Form) -> Int[Array, "b t"]:
+        start = decoding.prefill(module, weights, prior.prefix(condition), size, form, places)
+        step = lambda cache, tokens, k: decoding.step(module, weights, cache, tokens, length + k, form)
+        return sampling.generate(step, start, ordered(prompt), ordered(known), keys, settings)
+
+    tokens = caches.on_this_platform(run)
     return tokens[:, ordering.inverse(prior.forward)].reshape(-1, *prior.grid)

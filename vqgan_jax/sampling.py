@@ -69,7 +69,8 @@ def kth_largest(x: Float[Array, "b v"], k: int | Int[Array, ""]) -> Float[Array,
         reached = jnp.sum(rank >= (found | bit), axis=-1, keepdims=True) >= k
         return jnp.where(reached, found | bit, found), None
 
-    found, _ = jax.lax.scan(narrow, jnp.zeros_like(rank[:, :1]), sign >> jnp.arange(32, dtype=jnp.uint32))
+    masks = sign >> jnp.arange(32, dtype=jnp.uint32)
+    found, _ = jax.lax.scan(narrow, jnp.zeros_like(rank[:, :1]), masks, unroll=8)
     return jnp.min(jnp.where(rank >= found, x, jnp.inf), axis=-1, keepdims=True)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from vqgan_jax import sampling
-from vqgan_jax.nn import decoding
+from vqgan_jax.nn import caches, decoding
 from vqgan_jax.prior import CodePrior, Tree
 
 PrefixAt = Callable[[Int[Array, ""], Int[Array, ""]], Int[Array, "b s"]]
@@ -148,26 +148,31 @@ def sample(
 
     # What stands in the cache behind the codes before a run is junk; `step` writes each position before it is seen.
     size = length + window[0] * window[1] - 1
-    refill = lambda tokens, places: decoding.prefill(module, weights, tokens, size, places)[1]
-    refills = [lambda tokens, places, n=n: refill(tokens[:, : length + n], places) for n in lengths]
-
-    def run(codes: Array, stretch: tuple[Array, ...]) -> tuple[Array, None]:
-        first, count, row, column, before, bucket = stretch
-        tokens, places = sequence(codes, row, column)
-        cache = jax.lax.switch(bucket, refills, tokens, places)
-        # The token before the first code is fed once more: so a run's first code is drawn as all others are.
-        last = length + before - 1
-        fed = jax.lax.dynamic_index_in_dim(tokens, last, axis=1, keepdims=False)
-
-        def draw(i: Array, carry: tuple[Array, Array, decoding.Cache]) -> tuple[Array, Array, decoding.Cache]:
-            codes, fed, cache = carry
-            at = lambda rows: jax.lax.dynamic_index_in_dim(rows, first + i, axis=1, keepdims=False)
-            logits, cache = decoding.step(module, weights, cache, fed, last + i)
-            drawn = jnp.where(at(is_given), at(given), sampling.next_tokens(logits, first + i, total, keys, settings))
-            return jax.lax.dynamic_update_index_in_dim(codes, drawn, first + i, axis=1), twice(drawn), cache
-
-        return jax.lax.fori_loop(0, count, draw, (codes, fed, cache))[0], None
-
     stretches = tuple(jnp.asarray(x, jnp.int32) for x in (*stretches, np.searchsorted(lengths, stretches.before)))
-    codes, _ = jax.lax.scan(run, given.astype(jnp.int32), stretches)
-    return codes.reshape(batch, *grid)
+
+    def draw_all(form: caches.Form) -> Int[Array, "b t"]:
+        refill = lambda tokens, places: decoding.prefill(module, weights, tokens, size, form, places)[1]
+        refills = [lambda tokens, places, n=n: refill(tokens[:, : length + n], places) for n in lengths]
+
+        def run(codes: Array, stretch: tuple[Array, ...]) -> tuple[Array, None]:
+            first, count, row, column, before, bucket = stretch
+            tokens, places = sequence(codes, row, column)
+            cache = jax.lax.switch(bucket, refills, tokens, places)
+            # The token before the first code is fed once more: so a run's first code is drawn as all others are.
+            last = length + before - 1
+            fed = jax.lax.dynamic_index_in_dim(tokens, last, axis=1, keepdims=False)
+
+            def draw(i: Array, carry: tuple[Array, Array, decoding.Cache]) -> tuple[Array, Array, decoding.Cache]:
+                codes, fed, cache = carry
+                at = lambda rows: jax.lax.dynamic_index_in_dim(rows, first + i, axis=1, keepdims=False)
+                logits, cache = decoding.step(module, weights, cache, fed, last + i, form)
+                drawn = jnp.where(
+                    at(is_given), at(given), sampling.next_tokens(logits, first + i, total, keys, settings)
+                )
+                return jax.lax.dynamic_update_index_in_dim(codes, drawn, first + i, axis=1), twice(drawn), cache
+
+            return jax.lax.fori_loop(0, count, draw, (codes, fed, cache))[0], None
+
+        return jax.lax.scan(run, given.astype(jnp.int32), stretches)[0]
+
+    return caches.on_this_platform(draw_all).reshape(batch, *grid)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqgan_jax.nn import decoding
+from vqgan_jax.nn import caches, decoding
 from vqgan_jax.nn.transformer import Block, Transformer, causal_mask, rotate
 
 LENGTH, VOCAB = 16, 20
@@ -91,18 +91,29 @@ def test_no_logit_sees_a_later_token(variant, tokens):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("prefix", [5, 9])
-def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, tokens):
+@pytest.mark.parametrize("form", [caches.CPU, caches.ACCELERATOR], ids=["cpu", "accelerator"])
+def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, form, tokens):
     module, params = model(variant)
     full = apply(module, params, tokens)
     weights = decoding.unstack(module, params)
-    step = jax.jit(functools.partial(decoding.step, module), donate_argnums=1)
-    prefill = jax.jit(functools.partial(decoding.prefill, module), static_argnums=2)
+    step = jax.jit(functools.partial(decoding.step, module, form=form), donate_argnums=1)
+    prefill = jax.jit(functools.partial(decoding.prefill, module, form=form), static_argnums=2)
     logits, cache = prefill(weights, tokens[:, :prefix], LENGTH)
     np.testing.assert_allclose(logits, full[:, prefix - 1], atol=1e-5)
     for position in range(prefix, LENGTH):
         logits, cache = step(weights, cache, tokens[:, position], jnp.asarray(position))
         np.testing.assert_allclose(logits, full[:, position], atol=1e-5)
     assert step._cache_size() == 1
+
+
+def test_rows_in_number_are_stepped_through_without_a_second_position(tokens, monkeypatch):
+    module, params = model("gpt")
+    monkeypatch.setattr(decoding, "FEW", 1)
+    weights = decoding.unstack(module, params)
+    _, cache = decoding.prefill(module, weights, tokens[:, :5], LENGTH, caches.ACCELERATOR)
+    step = jax.jit(functools.partial(decoding.step, module, form=caches.ACCELERATOR))
+    logits, _ = step(weights, cache, tokens[:, 5], jnp.asarray(5))
+    np.testing.assert_allclose(logits, apply(module, params, tokens)[:, 5], atol=1e-5)
 
 
 def test_the_first_positions_may_stand_elsewhere_in_each_example(tokens):
@@ -118,24 +129,12 @@ def test_the_first_positions_may_stand_elsewhere_in_each_example(tokens):
     np.testing.assert_allclose(found[1], apply(moved, params, tokens)[1], atol=1e-5)
     assert np.abs(found[1] - apply(module, params, tokens)[1]).max() > 1e-3
     weights = decoding.unstack(module, params)
-    prefill = jax.jit(functools.partial(decoding.prefill, module), static_argnums=2)
-    logits, cache = prefill(weights, tokens[:, :5], LENGTH, both)
+    prefill = jax.jit(functools.partial(decoding.prefill, module, form=caches.CPU), static_argnums=2)
+    logits, cache = prefill(weights, tokens[:, :5], LENGTH, places=both)
     np.testing.assert_allclose(logits, found[:, 4], atol=1e-5)
-    logits, _ = jax.jit(functools.partial(decoding.step, module))(weights, cache, tokens[:, 5], jnp.asarray(5))
+    step = jax.jit(functools.partial(decoding.step, module, form=caches.CPU))
+    logits, _ = step(weights, cache, tokens[:, 5], jnp.asarray(5))
     np.testing.assert_allclose(logits, found[:, 5], atol=1e-5)
-
-
-@pytest.mark.parametrize("parts", [1, 4, 5])  # 5 parts of 16 positions: with room behind
-@pytest.mark.parametrize("position", [0, 7, 8, 15])
-def test_the_parts_in_which_the_cache_is_kept_change_nothing(parts, position, monkeypatch):
-    monkeypatch.setattr(decoding, "PARTS", parts)
-    q = jax.random.normal(jax.random.key(0), (2, 4, 8))
-    keys, values = jax.random.normal(jax.random.key(1), (2, 2, position + 1, 4, 8))
-    weights = jax.nn.softmax(jnp.einsum("bnp,btnp->bnt", q, keys) / np.sqrt(8))
-    caches = [decoding.split(x[:, :-1], 16) for x in (keys, values)]
-    caches = [decoding.put(c, x[:, -1:], jnp.asarray(position)) for c, x in zip(caches, (keys, values), strict=True)]
-    attended = decoding.attend_filled(q, *caches, jnp.asarray(position))
-    np.testing.assert_allclose(attended, jnp.einsum("bnt,btnp->bnp", weights, values), atol=1e-6)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])

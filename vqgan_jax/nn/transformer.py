@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-Turns = Float[Array, "t 2 _"] | Float[Array, "b t 2 _"]
+Turns = Float[Array, "_ 2 _"] | Float[Array, "b _ 2 _"]  # of every position or, in a cached step, of the first
 
 NORMS = ("layer", "rms")
 MLPS = ("gelu", "swiglu")
@@ -58,7 +58,7 @@ class Projection(nn.Module):
     """Queries, keys and values out of one kernel (m, 3, n, p).
 
     Of a sequence in three products, so that each is written as attention reads it: no copy, and on a TPU the bias is
-    added on the way. Of a single position in one, which reads the kernel as it lies.
+    added on the way. Of a cached step in one, which reads the kernel as it lies, and then only of its first position.
     """
 
     num_heads: int
@@ -66,15 +66,17 @@ class Projection(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t m"]) -> tuple[Float[Array, "b t n p"], ...]:
+    def __call__(self, x: Float[Array, "b t m"], *, step: bool = False) -> tuple[Float[Array, "b _ n p"], ...]:
         shape = (3, self.num_heads, x.shape[-1] // self.num_heads)
         kernel = self.param("kernel", normal, (x.shape[-1], *shape)).astype(self.dtype)
         bias = jnp.zeros(shape, self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
-        if x.shape[1] == 1:
-            together = jnp.einsum("btm,md->btd", x, kernel.reshape(len(kernel), -1)) + bias.reshape(1, 1, -1)
-            return tuple(jnp.moveaxis(together.reshape(x.shape[0], 1, *shape), 2, 0))
+        if step:
+            together = x @ kernel.reshape(len(kernel), -1) + bias.reshape(1, 1, -1)
+            # Without the barrier the compiler would cut the input, and not compute the second position at all.
+            first = jnp.split(jax.lax.optimization_barrier(together)[:, :1], 3, axis=-1)
+            return tuple(part.reshape(x.shape[0], 1, *shape[1:]) for part in first)
         return tuple(jnp.einsum("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
 
 
@@ -107,9 +109,11 @@ class Block(nn.Module):
         self.down = dense(self.width)
         self.drop = nn.Dropout(self.dropout)
 
-    def project(self, x: Float[Array, "b t m"], turns: Turns | None) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, each b t n p; the first two turned by `turns`, see `rotate`."""
-        q, k, v = kept(self.qkv(self.norm1(x)))
+    def project(
+        self, x: Float[Array, "b t m"], turns: Turns | None, *, step: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, each b t n p, of a step b 1 n p; the first two turned by `turns`, see `rotate`."""
+        q, k, v = kept(self.qkv(self.norm1(x), step=step))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if turns is None else (rotate(q, turns), rotate(k, turns), v)
