@@ -26,7 +26,7 @@ class Data:
     edge_sigma: float  # of the blur before Canny's edges, in pixels
     shift_labels: bool  # adds 1 to segmentations, 255 becoming 0, as COCO-Stuff's files ask for
     num_threads: int
-    timeout_seconds: int  # that a training batch may take to come; 0 waits for ever
+    timeout_seconds: int  # that a batch may take to come; 0 waits for ever
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from drill import Job, check_identical, checkpoints, newest, pair, run
 
-from vqgan_jax.train.signals import deadline
+from vqgan_jax.train.signals import deadline, in_time
 
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the compiler, not the step
 FLAGS = ("--config.loss.disc_weight=0.0", "--config.steps=9", "--config.log.eval_every=100")
@@ -30,9 +31,9 @@ if os.environ.get("SLURM_PROCID") != "0":
 """
 
 
-def spoiled(folder) -> dict[str, str]:
-    """The environment of a Python that runs `HANGS` as it starts."""
-    (folder / "sitecustomize.py").write_text(HANGS)
+def spoiled(folder, program: str = HANGS) -> dict[str, str]:
+    """The environment of a Python that runs a program as it starts."""
+    (folder / "sitecustomize.py").write_text(program)
     return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
 
@@ -41,7 +42,7 @@ def spoiled(folder) -> dict[str, str]:
 
 def test_what_comes_in_time_leaves_nothing_behind():
     handler = signal.getsignal(signal.SIGALRM)
-    with deadline(1, 7, "scenes"):
+    with deadline(1, "batch of step 7", "scenes"):
         assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
     assert signal.getsignal(signal.SIGALRM) == handler
@@ -53,7 +54,7 @@ def test_what_comes_too_late_is_an_error_that_says_whose_it_is(capfd):
         pytest.raises(
             TimeoutError, match=r"batch of step 7 .*timeout_seconds = 1; process 0 of 1 got none from scenes"
         ),
-        deadline(1, 7, "scenes"),
+        deadline(1, "batch of step 7", "scenes"),
     ):
         time.sleep(30)
     assert time.perf_counter() - began < 10
@@ -62,17 +63,34 @@ def test_what_comes_too_late_is_an_error_that_says_whose_it_is(capfd):
 
 
 def test_without_a_timeout_it_waits():
-    with deadline(0, 7, "scenes"):
+    with deadline(0, "batch of step 7", "scenes"):
         assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+
+
+def test_batches_in_time_come_as_they_are_and_the_late_one_is_named():
+    def batches():
+        yield from "ab"
+        time.sleep(30)
+
+    assert list(in_time("ab", 1, "held-out batch", "scenes")) == ["a", "b"]
+    late = in_time(batches(), 1, "held-out batch", "scenes")
+    assert [next(late), next(late)] == ["a", "b"]
+    with pytest.raises(TimeoutError, match=r"the held-out batch 3 must come"):
+        next(late)
+
+
+def test_a_thread_waits_without_a_timeout():
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(list, in_time("ab", 1, "held-out batch", "scenes")).result() == ["a", "b"]
 
 
 HUNG = ("--config.loss.disc_weight=0.0", "--config.steps=1000", "--config.log.eval_every=1000")
 
 
-def check_message(job: Job) -> None:
+def check_message(job: Job, start: str = "vqgan train: the batch of step ") -> None:
     """It says what did not come, and shows the thread that waits for it."""
     *threads, message = [line for line in job.log.read_text().splitlines() if not line.startswith("step ")]
-    assert message.startswith("vqgan train: the batch of step ")
+    assert message.startswith(start)
     assert any("in hanging" in line for line in threads)
     assert "Traceback" not in job.output()
 
@@ -85,6 +103,19 @@ def test_a_worker_that_hangs_ends_the_run_and_not_its_checkpoints(tmp_path):
     saved = newest(job.workdir)
     assert saved >= 3
     assert f"resumed from step {saved}" in run(tmp_path, "hung", *FLAGS, f"--config.steps={saved + 3}").output()
+
+
+@pytest.mark.slow
+def test_so_does_one_that_hangs_in_an_evaluation(tmp_path):
+    flags = ("--config.loss.disc_weight=0.0", "--config.steps=9", "--config.log.eval_every=6")
+    held_out = HANGS.replace("if next(count) > 150:", "if self.split == 'validation':")
+    assert held_out != HANGS
+    job = Job(tmp_path, "hung", *flags, "--config.data.timeout_seconds=5", **spoiled(tmp_path, held_out))
+    assert job.finish() == 1, job.output()
+    check_message(job, "vqgan train: the held-out batch 1 must come within")
+    saved = newest(job.workdir)
+    assert saved == 3
+    assert f"resumed from step {saved}" in run(tmp_path, "hung", *flags).output()
 
 
 @pytest.mark.slow

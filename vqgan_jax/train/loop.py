@@ -212,6 +212,7 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
             writer = metrics_lib.Writer(workdir, resume_from=first, enabled=jax.process_index() == 0)
             stack.callback(writer.close)
             key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
+            seconds = config.data.timeout_seconds
         if first >= config.steps:
             return True
         goodput.recall(writer.kept, writer.dropped)
@@ -221,7 +222,7 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
             bar = progress.add_task("", total=config.steps, completed=first)
             for step in range(first + 1, config.steps + 1):
                 with trace.step(step):
-                    with goodput.section("data"), deadline(config.data.timeout_seconds, step, config.data.source):
+                    with goodput.section("data"), deadline(seconds, f"batch of step {step}", config.data.source):
                         batch = sharding.put_batch(next(batches), mesh)
                     with goodput.section("steps" if step > first + 1 else "compile"):
                         state, metrics = program.step(state, program.frozen, batch, key)

@@ -1,7 +1,7 @@
 """What the loop must know of a stage: its state, its jitted functions and its data, bound to a config and a mesh."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 
 from vqgan_jax import build, data
 from vqgan_jax import config as configs
-from vqgan_jax.train import sharding
+from vqgan_jax.train import sharding, signals
 from vqgan_jax.train.state import skipping
 
 
@@ -92,7 +92,12 @@ def image_batches(config: configs.Stage1 | configs.Stage2, source: data.Source) 
     )  # fmt: skip
 
 
-def summed(batches: data.Batches, mesh: jax.sharding.Mesh, sums: Callable[[dict[str, jax.Array]], Any]) -> Any:
+def in_time(config: configs.Stage1 | configs.Stage2, name: str, batches: data.Batches) -> Iterator[Any]:
+    """The batches, each within the config's timeout; `name`, and their number, are for the error."""
+    return signals.in_time(batches, config.data.timeout_seconds, name, config.data.source)
+
+
+def summed(batches: Iterator[Any], mesh: jax.sharding.Mesh, sums: Callable[[dict[str, jax.Array]], Any]) -> Any:
     """`sums` of every batch, added up over all of them, on the host."""
     totals: dict[str, np.ndarray] = {}
     for batch in batches:

@@ -2,8 +2,10 @@
 
 import contextlib
 import faulthandler
+import itertools
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -33,8 +35,8 @@ class Stop:
 
 
 @contextlib.contextmanager
-def deadline(seconds: int, step: int, source: str) -> Iterator[None]:
-    """What waits inside, for the batch of a step from a source, may take so long, 0 for ever; in the main thread only.
+def deadline(seconds: int, batch: str, source: str) -> Iterator[None]:
+    """What waits inside, for a named batch from a source, may take so long; 0, and other threads, wait for ever.
 
     Raises:
       TimeoutError: it took longer. Where each thread stands is printed to stderr.
@@ -43,11 +45,14 @@ def deadline(seconds: int, step: int, source: str) -> Iterator[None]:
     def late(*_: Any) -> None:
         faulthandler.dump_traceback()
         raise TimeoutError(
-            f"the batch of step {step} must come within config.data.timeout_seconds = {seconds}; process "
+            f"the {batch} must come within config.data.timeout_seconds = {seconds}; process "
             f"{jax.process_index()} of {jax.process_count()} got none from {source}. Where its threads are "
             "is printed above. Look at that storage, then run the same command again; or raise the timeout."
         )
 
+    if threading.current_thread() is not threading.main_thread():  # only that one is given signals
+        yield
+        return
     previous = signal.signal(signal.SIGALRM, late)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -55,3 +60,15 @@ def deadline(seconds: int, step: int, source: str) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
+
+
+def in_time(batches: Iterable[Any], seconds: int, name: str, source: str) -> Iterator[Any]:
+    """The batches, each in time; they are counted from 1 for the error of `deadline`."""
+    waiting = iter(batches)
+    for number in itertools.count(1):
+        with deadline(seconds, f"{name} {number}", source):
+            try:
+                batch = next(waiting)
+            except StopIteration:
+                return
+        yield batch

@@ -47,7 +47,7 @@ def stage1_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> program.P
 
 def start(config: configs.Stage1, task: stage1.Task, mesh: jax.sharding.Mesh, where: Any, source: data.Source) -> Any:
     """A fresh state, born sharded, from the first batches."""
-    batches = program.image_batches(config, source)
+    batches = program.in_time(config, "batch of the start", program.image_batches(config, source))
     images = np.stack([next(batches)["image"] for _ in range(max(config.quantizer.kmeans_batches, 1))])
     images = sharding.put_batch({"image": images}, mesh, spec=jax.P(None, *sharding.BATCH))["image"]
     init = functools.partial(stage1.init, task, kmeans_start=config.quantizer.kmeans_batches > 0)
@@ -70,10 +70,11 @@ def evaluation(
         in_shardings=(generator, rows),
         out_shardings=everywhere,
     )
-    batches = lambda count: data.evaluation_batches(
+    held_out = lambda count: data.evaluation_batches(
         data.spread(source, count), image_size=config.data.image_size, batch_size=config.batch_size,
         fields=build.views(config), **program.share(),
     )  # fmt: skip
+    batches = lambda count: program.in_time(config, "held-out batch", held_out(count))
 
     def evaluate(state: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         params = state.ema.get("generator", state.params["generator"])

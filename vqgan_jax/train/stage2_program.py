@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -113,14 +114,15 @@ def training_batches(config: configs.Stage2, source: Any) -> data.Batches:
     return program.image_batches(config, source)
 
 
-def evaluation_batches(config: configs.Stage2, source: Any, count: int, batch_size: int) -> data.Batches:
+def evaluation_batches(config: configs.Stage2, source: Any, count: int, batch_size: int) -> Iterator[Any]:
     """Each of `count` held-out examples once, spread over the source."""
-    source = data.spread(source, count)
+    source, size, views = data.spread(source, count), config.data.image_size, build.views(config)
+    share = program.share()
     if "tokens" in source[0]:
-        return data.evaluation_token_batches(source, batch_size=batch_size, **program.share())
-    return data.evaluation_batches(
-        source, image_size=config.data.image_size, batch_size=batch_size, fields=build.views(config), **program.share()
-    )
+        batches = data.evaluation_token_batches(source, batch_size=batch_size, **share)
+    else:
+        batches = data.evaluation_batches(source, image_size=size, batch_size=batch_size, fields=views, **share)
+    return program.in_time(config, "held-out batch", batches)
 
 
 def evaluation(
