@@ -4,6 +4,7 @@ import importlib
 import os
 import pkgutil
 import sys
+import traceback
 from collections.abc import Sequence
 
 from vqgan_jax import cli
@@ -26,12 +27,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return importlib.import_module(f"vqgan_jax.cli.{verb}").main(rest)
     except TimeoutError as error:
-        print(f"vqgan {verb}: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(1)  # the interpreter's own end would wait for the thread that hangs
+        print(f"vqgan {verb}: {error}", file=sys.stderr)
+        leave()  # the interpreter's own end would wait for the thread that hangs
     except (cli.UsageError, ValueError, FloatingPointError, OSError) as error:
         print(f"vqgan {verb}: {error}", file=sys.stderr)
-        return 1
+        if one_of_several():
+            leave()
+    except Exception:
+        if not one_of_several():
+            raise
+        traceback.print_exc()
+        leave()
+    return 1
+
+
+def one_of_several() -> bool:
+    """Whether this process has joined others; they wait for it, and at the interpreter's end JAX waits for them."""
+    jax = sys.modules.get("jax")
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def leave() -> None:
+    """Ends the process, and waits for nothing."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 if __name__ == "__main__":

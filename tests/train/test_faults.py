@@ -131,6 +131,24 @@ def test_of_a_pair_a_worker_that_hangs_ends_both(tmp_path):
     assert "process 1 of 2" in second.output()
 
 
+@pytest.mark.slow
+def test_of_a_pair_an_error_ends_both_soon(tmp_path):
+    """Without waiting for the other at the barrier of the interpreter's end."""
+    broken = HANGS.replace("threading.Event().wait()", "raise OSError('this disk is broken')")
+    assert broken != HANGS
+    flags = (*HUNG, "--config.mesh.data=2", "--config.mesh.fsdp=4")
+    first, second = pair(tmp_path, "broken", *flags, **QUICK, **spoiled(tmp_path, broken))
+    with first, second:
+        while "this disk is broken" not in second.output():
+            assert time.perf_counter() - second.began < 300, second.output()
+            time.sleep(0.2)
+        began = time.perf_counter()
+        assert second.finish(60) == 1, second.output()
+        print(f"exit {second.process.returncode} after {time.perf_counter() - began:.0f} s")
+        assert first.finish(200) != 0, first.output()
+        print(f"exit {first.process.returncode} of the other after {time.perf_counter() - began:.0f} s")
+
+
 # A disk that is full
 
 
