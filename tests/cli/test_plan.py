@@ -1,11 +1,18 @@
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.experimental import serialize_executable
 
+from vqgan_jax import cli
 from vqgan_jax.__main__ import main
-from vqgan_jax.plan import outcome
+from vqgan_jax.plan import lowering, outcome
+from vqgan_jax.train import program
 
 TRAIN = Path(__file__).parents[1] / "train"
 PRIOR = f"--config={TRAIN / 'tiny_prior.py'}:plain"
@@ -45,11 +52,16 @@ def test_a_plan_for_this_machine_and_its_cache(capsys, tmp_path, monkeypatch):
     assert json.loads(file.read_text()) == [one, two]
 
 
-def test_an_executable_is_written_and_is_one_program(capsys, tmp_path):
+def test_an_executable_is_one_program_and_computes_what_its_function_does(capsys, tmp_path):
     file = tmp_path / "decode.bin"
     flags = [f"--config={TRAIN / 'tiny.py'}", "--topology=cpu:1", "--batch=1", "--what=decode", f"--cache={tmp_path}"]
     assert main(["plan", *flags, f"--executable={file}"]) == 0
-    assert file.stat().st_size > 10_000
+    config = dataclasses.replace(cli.load_config(str(TRAIN / "tiny.py")), batch_size=1)
+    function, shapes = lowering.call(config, program.make_mesh(config, jax.devices()[:1]), "decode")
+    trees = jax.tree.structure((shapes, {})), jax.tree.structure(function.lower(*shapes).out_info)
+    loaded = serialize_executable.deserialize_and_load(file.read_bytes(), *trees, execution_devices=jax.devices()[:1])
+    tokenizer, indices = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
+    np.testing.assert_array_equal(loaded(tokenizer, indices), function(tokenizer, indices))
     assert "one topology and one batch" in fails(capsys, *flags[:1], "--topology=cpu:1,cpu:2", f"--executable={file}")
 
 
