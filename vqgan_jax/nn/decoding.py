@@ -91,7 +91,8 @@ def step(
         keys[layer], values[layer] = form.put(keys[layer], k, position), form.put(values[layer], v, position)
         return repeated(form.attend(q[:, 0], keys[layer], values[layer], position)[:, None])
 
-    times = form.positions if tokens.shape[0] <= FEW else 1
+    many = isinstance(tokens.shape[0], int) and tokens.shape[0] > FEW  # in an export their number is a symbol
+    times = 1 if many else form.positions
     repeated = lambda x: jnp.broadcast_to(x, (x.shape[0], times, *x.shape[2:]))
     x: Any = module.apply({"params": weights.outer}, tokens[:, None], position, method="embed")
     x = layers(module, weights, repeated(x), module.turns_at(position, 1), attend, step=True)
