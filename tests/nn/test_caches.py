@@ -33,6 +33,16 @@ def test_it_attends_to_every_position_so_far(form, parts, position, dtype, atol,
     )
 
 
+def test_groups_of_heads_fill_rows_of_128():
+    found = {(n, p): caches.heads_of_a_group(n, p) for n, p in [(16, 96), (12, 64), (16, 128), (8, 64), (4, 8)]}
+    assert found == {(16, 96): 4, (12, 64): 2, (16, 128): 2, (8, 64): 2, (4, 8): 4}
+    q = jax.random.normal(jax.random.key(0), (2, 4, 64))
+    keys, values = jax.random.normal(jax.random.key(1), (2, 2, 10, 4, 64))
+    assert caches.ACCELERATOR.start(keys, 16).shape == (2, 2, 16, 128)
+    wanted, got = (attended(form, q, keys, values, 9) for form in FORMS.values())
+    np.testing.assert_allclose(got, wanted, atol=1e-6)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_what_stands_behind_the_position_is_not_seen(form):
     form = FORMS[form]

@@ -60,6 +60,20 @@ def test_a_tokenizer_compiles_and_sums_its_gradients_over_the_chips(name, tmp_pa
     assert {"VQGAN.encode", "VQGAN.decode", "PatchDiscriminator"} <= modules
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5p:2x2x1", "v6e:2x2"])
+def test_sampling_with_cut_heads_sends_sums_and_no_kernels(name, tmp_path):
+    """In the loop over tokens: less than one cut kernel of queries, keys and values a token."""
+    config, target = cli.load_config(PAGES["prior"] + ":plain"), topology.describe(name)
+    mesh = sharding.make_mesh(1, 1, 4, devices=target.devices)
+    function, arguments = lowering.call(config, mesh, "sample")
+    found, _ = outcome.compiled(function.lower(*arguments), target, mesh, tmp_path)
+    kernel = arguments[0]["layers"]["qkv"]["kernel"]
+    gathered = found.collectives.get("all-gather", {}).get("tensor", 0)
+    assert gathered < lowering.items(config) // config.batch_size * kernel.size * kernel.dtype.itemsize // 4
+    assert found.collectives["all-reduce"]["tensor"] > 0
+
+
 def test_what_does_not_fit_is_told_with_what_it_needs(tmp_path):
     import jax
     import jax.numpy as jnp

@@ -74,34 +74,43 @@ def attend(q: Float[Array, "b n p"], keys: Parts, values: Parts, position: Int[A
     return sum(attended[1:], attended[0]).astype(q.dtype)
 
 
-def flat(x: Float[Array, "b s n p"], length: int) -> Float[Array, "b t m"]:
-    """One array, with the heads side by side."""
+def grouped(x: Float[Array, "b s n p"], length: int) -> Float[Array, "b g t c"]:
+    """One array; the heads of a group stand side by side."""
     b, s, n, p = x.shape
-    return jnp.pad(x.reshape(b, s, n * p), ((0, 0), (0, length - s), (0, 0)))
+    heads = heads_of_a_group(n, p)
+    x = jnp.swapaxes(x.reshape(b, s, n // heads, heads * p), 1, 2)
+    return jnp.pad(x, ((0, 0), (0, 0), (0, length - s), (0, 0)))
 
 
-def put_flat(
-    cache: Float[Array, "b t m"], new: Float[Array, "b 1 n p"], position: Int[Array, ""]
-) -> Float[Array, "b t m"]:
+def heads_of_a_group(n: int, p: int) -> int:
+    """The fewest, but two, of n heads of width p that fill whole rows of 128 numbers, a TPU's width; else all."""
+    return next((heads for heads in range(2, n + 1) if n % heads == 0 and heads * p % 128 == 0), n)
+
+
+def put_grouped(
+    cache: Float[Array, "b g t c"], new: Float[Array, "b 1 n p"], position: Int[Array, ""]
+) -> Float[Array, "b g t c"]:
     """The cache with one position written, in place."""
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.reshape(new.shape[0], 1, -1), position, axis=1)
+    b, g, _, c = cache.shape
+    return jax.lax.dynamic_update_slice_in_dim(cache, new.reshape(b, g, 1, c), position, axis=2)
 
 
-def attend_flat(
-    q: Float[Array, "b n p"], keys: Float[Array, "b t m"], values: Float[Array, "b t m"], position: Int[Array, ""]
+def attend_grouped(
+    q: Float[Array, "b n p"], keys: Float[Array, "b g t c"], values: Float[Array, "b g t c"], position: Int[Array, ""]
 ) -> Float[Array, "b n p"]:
-    """Attention with the queries of all heads on a block diagonal, one product an example.
+    """Attention with the queries of a group's heads on a block diagonal, one product a group.
 
-    A single query with its own head is a product that TPUs take element by element. All that is multiplied in vain, n
-    times as much, a matrix unit has done before the cache is read.
+    A single query with its own head is a product that TPUs take element by element. What is multiplied in vain, as many
+    times as a group has heads, a matrix unit has done before the cache is read.
     """
     b, n, p = q.shape
-    own = (jnp.arange(n)[:, None] == jnp.arange(n * p)[None] // p)[None]
-    queries = jnp.where(own, q.reshape(b, 1, n * p), 0)
-    logits = jnp.einsum("bnm,btm->bnt", queries, keys, preferred_element_type=jnp.float32)
-    weights = seen_softmax(logits, q, position)
-    attended = jnp.einsum("bnt,btm->bnm", weights, values, preferred_element_type=jnp.float32)
-    return jnp.where(own, attended, 0).sum(1).reshape(b, n, p).astype(q.dtype)
+    _, g, _, c = keys.shape
+    own = (jnp.arange(c // p)[:, None] == jnp.arange(c)[None] // p)[None, None]
+    queries = jnp.where(own, q.reshape(b, g, 1, c), 0)
+    logits = jnp.einsum("bghc,bgtc->bght", queries, keys, preferred_element_type=jnp.float32)
+    weights = seen_softmax(logits.reshape(b, n, -1), q, position).reshape(logits.shape)
+    attended = jnp.einsum("bght,bgtc->bghc", weights, values, preferred_element_type=jnp.float32)
+    return jnp.where(own, attended, 0).sum(2).reshape(b, n, p).astype(q.dtype)
 
 
 def seen_softmax(
@@ -114,4 +123,4 @@ def seen_softmax(
 
 CPU = Form(split, put, attend, positions=1)
 # With a single row a TPU would take a kernel's product, too, element by element: a second position costs less.
-ACCELERATOR = Form(flat, put_flat, attend_flat, positions=2)
+ACCELERATOR = Form(grouped, put_grouped, attend_grouped, positions=2)

@@ -73,10 +73,11 @@ class Projection(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
         if step:
-            together = x @ kernel.reshape(len(kernel), -1) + bias.reshape(1, 1, -1)
+            flat = lambda w: w.reshape(*w.shape[:-2], -1)  # heads side by side, which `tensor` cuts alike
+            together = jnp.einsum("btm,mkc->btkc", x, flat(kernel)) + flat(bias)[None, None]
             # Without the barrier the compiler would cut the input, and not compute the second position at all.
-            first = jnp.split(jax.lax.optimization_barrier(together)[:, :1], 3, axis=-1)
-            return tuple(part.reshape(x.shape[0], 1, *shape[1:]) for part in first)
+            first = jax.lax.optimization_barrier(together)[:, :1]
+            return tuple(first[:, :, i].reshape(x.shape[0], 1, *shape[1:]) for i in range(3))
         return tuple(jnp.einsum("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
 
 
