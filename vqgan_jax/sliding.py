@@ -89,6 +89,15 @@ def buckets(lengths: Int[np.ndarray, "n"]) -> list[int]:
     return sorted({int(min(np.unique(lengths), key=waste)), longest})
 
 
+def check_order(prior: CodePrior) -> None:
+    """ValueError if the codes do not come row by row."""
+    if prior.order != "raster":
+        raise ValueError(
+            f"a sliding window needs a prior whose order is 'raster'; this one's is {prior.order!r}. Sample its own "
+            f"grid, {prior.grid[0]} x {prior.grid[1]}."
+        )
+
+
 def sample(
     prior: CodePrior,
     params: Tree,
@@ -124,11 +133,7 @@ def sample(
       ValueError: another order, a grid that is smaller than the prior's along an axis, an unknown rule, or a stride
         that is not in 1 .. half the window.
     """
-    if prior.order != "raster":
-        raise ValueError(
-            f"a sliding window needs a prior whose order is 'raster'; this one's is {prior.order!r}. Sample its own "
-            f"grid, {prior.grid[0]} x {prior.grid[1]}."
-        )
+    check_order(prior)
     stretches = runs(grid, prior.grid, rule, stride)
     lengths = buckets(stretches.before)
     batch, total = len(keys), grid[0] * grid[1]
@@ -151,13 +156,13 @@ def sample(
     stretches = tuple(jnp.asarray(x, jnp.int32) for x in (*stretches, np.searchsorted(lengths, stretches.before)))
 
     def draw_all(form: caches.Form) -> Int[Array, "b t"]:
-        refill = lambda tokens, places: decoding.prefill(module, weights, tokens, size, form, places)[1]
-        refills = [lambda tokens, places, n=n: refill(tokens[:, : length + n], places) for n in lengths]
+        fill = lambda tokens, places: decoding.prefill(module, weights, tokens, size, form, places)[1]
+        fills = [lambda tokens, places, n=n: fill(tokens[:, : length + n], places) for n in lengths]
 
         def run(codes: Array, stretch: tuple[Array, ...]) -> tuple[Array, None]:
             first, count, row, column, before, bucket = stretch
             tokens, places = sequence(codes, row, column)
-            cache = jax.lax.switch(bucket, refills, tokens, places)
+            cache = jax.lax.switch(bucket, fills, tokens, places)
             # The token before the first code is fed once more: so a run's first code is drawn as all others are.
             last = length + before - 1
             fed = jax.lax.dynamic_index_in_dim(tokens, last, axis=1, keepdims=False)
@@ -166,9 +171,8 @@ def sample(
                 codes, fed, cache = carry
                 at = lambda rows: jax.lax.dynamic_index_in_dim(rows, first + i, axis=1, keepdims=False)
                 logits, cache = decoding.step(module, weights, cache, fed, last + i, form)
-                drawn = jnp.where(
-                    at(is_given), at(given), sampling.next_tokens(logits, first + i, total, keys, settings)
-                )
+                drawn = sampling.next_tokens(logits, first + i, total, keys, settings)
+                drawn = jnp.where(at(is_given), at(given), drawn)
                 return jax.lax.dynamic_update_index_in_dim(codes, drawn, first + i, axis=1), twice(drawn), cache
 
             return jax.lax.fori_loop(0, count, draw, (codes, fed, cache))[0], None
