@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vqgan_jax.data import ImageError, open_source
-from vqgan_jax.data.coco import LIMBS, Coco, draw_limbs, read_annotations
+from vqgan_jax.data.coco import LIMBS, Coco, draw_limbs, objects_files, read_records
 
 THINGS = [{"id": 1, "name": "person"}, {"id": 2, "name": "bicycle"}, {"id": 10, "name": "traffic light"}]
 STUFF = [{"id": 92, "name": "banner"}, {"id": 100, "name": "cardboard"}, {"id": 183, "name": "other"}]
@@ -68,7 +68,7 @@ def test_small_objects_and_then_empty_and_crowded_images_are_left_out(tmp_path):
     annotations = [annotation(image, 1, box) for image, boxes in counts.items() for box in boxes]
     write(tmp_path, "instances", THINGS, annotations, images=counts)
     found = lambda **options: {
-        int(r.file_name[:-4]): len(r.boxes) for r in read_annotations(tmp_path, "val2017", **options)
+        int(r.file_name[:-4]): len(r.boxes) for r in read_records(objects_files(tmp_path, "val2017"), **options)
     }
     assert found() == {2: 2, 4: 30}
     assert found(min_objects=0) == {1: 1, 2: 2, 3: 1, 4: 30, 6: 0}
@@ -77,7 +77,7 @@ def test_small_objects_and_then_empty_and_crowded_images_are_left_out(tmp_path):
 
 def test_a_box_may_overhang_by_a_pixel_which_is_cut_off(tmp_path):
     write(tmp_path, "instances", THINGS, [annotation(7, 1, [-1, 90, 100, 11]), annotation(7, 1, [100.5, 0, 100, 50])])
-    (record,) = read_annotations(tmp_path, "val2017")
+    (record,) = read_records(objects_files(tmp_path, "val2017"))
     np.testing.assert_allclose(record.boxes, [[0, 0.9, 0.495, 0.1], [0.5025, 0, 0.4975, 0.5]], rtol=1e-12)
 
 
@@ -87,7 +87,7 @@ def test_a_box_may_overhang_by_a_pixel_which_is_cut_off(tmp_path):
 def test_a_box_further_out_is_refused_and_named(tmp_path, box):
     write(tmp_path, "instances", THINGS, [annotation(7, 1, [0, 0, 9, 9]), annotation(7, 2, box)])
     with pytest.raises(ValueError, match=r"annotation 7002 of 000000000007.png has .*\[.* image of 200 x 100"):
-        read_annotations(tmp_path, "val2017")
+        read_records(objects_files(tmp_path, "val2017"))
 
 
 def test_label_maps_come_along(coco):

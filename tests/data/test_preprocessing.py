@@ -4,13 +4,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqgan_jax.data.preprocessing import Augmentation, apply_geometry, augment, choose_geometry, evaluation
+from vqgan_jax.data.preprocessing import Augmentation, apply_geometry, choose_geometry, evaluation
 
 PLAIN = Augmentation(image_size=32, resize=(32, 32), crop="random", flip=False, small="upscale")
 
 
 def noise(height: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def augment(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    return apply_geometry(image, choose_geometry(*image.shape[:2], augmentation, rng))
 
 
 def resize_then_crop(image: np.ndarray, short: int, size: int, crop: str) -> list[np.ndarray]:

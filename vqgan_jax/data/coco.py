@@ -60,9 +60,9 @@ class Coco:
         """
         root, split = Path(path).expanduser(), SPLITS.get(split, split)
         self.name = f"coco:{os.fspath(path)}/{split}"
-        documents = _objects_files(root, split)
+        documents = objects_files(root, split)
         self.category_names = tuple(_ranked(documents).values())
-        self.records = _records(documents, MIN_AREA, MIN_OBJECTS, MAX_OBJECTS)
+        self.records = read_records(documents)
         if not self.records:
             raise ValueError(
                 f"{self.name} must hold images of {MIN_OBJECTS} to {MAX_OBJECTS} objects; it holds none. Correct the "
@@ -110,33 +110,7 @@ class Coco:
         return example
 
 
-def read_annotations(
-    path: str | os.PathLike[str],
-    split: str,
-    *,
-    min_area: float = MIN_AREA,
-    min_objects: int = MIN_OBJECTS,
-    max_objects: int = MAX_OBJECTS,
-) -> list[Record]:
-    """The objects of COCO's images, things before stuff, without the photos.
-
-    The number of a category is the rank of its id among those of things and stuff together, sorted as texts; stuff's
-    "other" is left out. That is how the published checkpoints number them.
-
-    Args:
-      path: the folder that holds `annotations/`.
-      split: "train2017" or such, and "train" and "validation" for those of 2017.
-      min_area: an object's box must cover more than this part of its image.
-      min_objects, max_objects: images with fewer or more of such objects are left out.
-
-    Raises:
-      ValueError: if there is no such file, or a box reaches more than a pixel out of its image; less is cut off.
-    """
-    documents = _objects_files(Path(path).expanduser(), SPLITS.get(split, split))
-    return _records(documents, min_area, min_objects, max_objects)
-
-
-def _objects_files(root: Path, split: str) -> list[Document]:
+def objects_files(root: Path, split: str) -> list[Document]:
     """Things and, where annotated, stuff."""
     things, stuff = (root / "annotations" / f"{kind}_{split}.json" for kind in ("instances", "stuff"))
     if not things.exists():
@@ -161,7 +135,20 @@ def _ranked(documents: Iterable[Document]) -> dict[int, str]:
     return {key: names[key] for key in sorted(names, key=str) if names[key] != "other"}
 
 
-def _records(documents: list[Document], min_area: float, min_objects: int, max_objects: int) -> list[Record]:
+def read_records(
+    documents: list[Document],
+    min_area: float = MIN_AREA,
+    min_objects: int = MIN_OBJECTS,
+    max_objects: int = MAX_OBJECTS,
+) -> list[Record]:
+    """The objects of COCO's images; those below a part of their image, and images with too few or many, are left out.
+
+    The number of a category is the rank of its id among those of things and stuff together, sorted as texts; stuff's
+    "other" is left out. That is how the published checkpoints number them.
+
+    Raises:
+      ValueError: a box reaches more than a pixel out of its image; less is cut off.
+    """
     numbers = {key: number for number, key in enumerate(_ranked(documents))}
     headers = {header["id"]: header for document in documents for header in document["images"]}
     annotations: dict[int, list[Document]] = {key: [] for key in headers}

@@ -163,12 +163,7 @@ def how_many(num_examples: int | None, length: int, name: str) -> int:
 
 
 def share(
-    data: grain.MapDataset,
-    local_size: int,
-    process_index: int,
-    process_count: int,
-    num_threads: int,
-    prefetch: int,
+    data: grain.MapDataset, local_size: int, process_index: int, process_count: int, num_threads: int, prefetch: int
 ) -> grain.DatasetIterator[Batch]:
     """This process's part of each global batch of `data`, made in threads."""
     data = data.batch(local_size, drop_remainder=True)[process_index::process_count]
@@ -198,11 +193,7 @@ def evaluation_view(
 
 
 def _training_example(
-    images: "_Decodable",
-    augmentation: Augmentation,
-    fields: Mapping[str, View],
-    index: int,
-    rng: np.random.Generator,
+    images: "_Decodable", augmentation: Augmentation, fields: Mapping[str, View], index: int, rng: np.random.Generator
 ) -> dict[str, Any]:
     index, example = images.next_decodable(index)
     height, width, _ = example["image"].shape

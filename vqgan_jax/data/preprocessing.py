@@ -99,11 +99,3 @@ def apply_geometry(image: UInt8[np.ndarray, "H W 3"], geometry: Geometry) -> UIn
     height, width = geometry.size
     resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC, box=box))
     return resized[:, ::-1] if geometry.flip else resized
-
-
-def augment(
-    image: UInt8[np.ndarray, "H W 3"], augmentation: Augmentation, rng: np.random.Generator
-) -> UInt8[np.ndarray, "s s 3"]:
-    """One square of `image`, uint8, height and width `augmentation.image_size`; see `Augmentation`."""
-    height, width, _ = image.shape
-    return apply_geometry(image, choose_geometry(height, width, augmentation, rng))

@@ -98,12 +98,7 @@ class Recorder:
     """Takes each step's metrics to the host one step late, checks them, and writes a window of them now and then."""
 
     def __init__(
-        self,
-        program: Program,
-        checkpoints: Checkpoints,
-        writer: metrics_lib.Writer,
-        goodput: Goodput,
-        console: Console,
+        self, program: Program, checkpoints: Checkpoints, writer: metrics_lib.Writer, goodput: Goodput, console: Console
     ):
         self.program, self.config = program, program.config
         self.checkpoints, self.writer, self.goodput, self.console = checkpoints, writer, goodput, console
