@@ -8,7 +8,7 @@ import pytest
 
 from vqgan_jax.nn.autoencoder import Decoder, Encoder
 from vqgan_jax.nn.blocks import AttnBlock, Downsample, GroupNorm, ResBlock, Upsample
-from vqgan_jax.nn.convolutions import convolve, convolve_doubled
+from vqgan_jax.nn.convolutions import convolve, convolve_copies, convolve_doubled, convolve_transposed
 from vqgan_jax.nn.quantizer import VectorQuantizer
 from vqgan_jax.nn.vqgan import VQGAN
 
@@ -101,7 +101,7 @@ def test_downsample_pads_below_and_to_the_right_only(getkey):
     x = jax.random.normal(getkey(), (1, 6, 8, 2))
 
     def chosen(dy, dx):
-        return Downsample().apply(one_hot_kernel(dy, dx, 2), x)
+        return Downsample().apply(one_hot_kernel(dy, dx, 2), x)[0]
 
     np.testing.assert_array_equal(chosen(0, 0), x[:, ::2, ::2])
     np.testing.assert_array_equal(chosen(1, 1), x[:, 1::2, 1::2])
@@ -114,7 +114,7 @@ def test_downsample_pads_below_and_to_the_right_only(getkey):
 def test_upsample_repeats_every_pixel_four_times(getkey):
     x = jax.random.normal(getkey(), (1, 3, 2, 2))
     doubled = np.asarray(x).repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_array_equal(Upsample().apply(one_hot_kernel(1, 1, 2), x), doubled)
+    np.testing.assert_array_equal(Upsample().apply(one_hot_kernel(1, 1, 2), x)[0], doubled)
 
 
 # Normalisation
@@ -144,6 +144,22 @@ def test_group_norm_equals_flaxs_with_its_gradients(getkey):
     theirs, their_vjp = jax.vjp(lambda p, x: flaxs.apply({"params": p}, x), params, x)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), our_vjp(cotangent), their_vjp(cotangent))
+
+
+@pytest.mark.parametrize("groups", [1, 4, 32])
+def test_a_bias_that_group_norm_adds_has_the_gradient_of_one_added_before(getkey, groups):
+    """Of what is not zero by itself: a shift of a whole group changes nothing."""
+    x, cotangent = jax.random.normal(getkey(), (2, 6, 5, 64)), jax.random.normal(getkey(), (2, 6, 5, 64))
+    shift, scale = jax.random.normal(getkey(), (64,)), jax.random.normal(getkey(), (64,))
+    variables = {"params": {"scale": scale, "bias": jnp.zeros(64)}}
+    norm = GroupNorm(groups=groups)
+    after, after_pull = jax.vjp(lambda x, shift: norm.apply(variables, x, shift), x, shift)
+    before, before_pull = jax.vjp(lambda x, shift: norm.apply(variables, x + shift[None, None, None]), x, shift)
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), after_pull(cotangent), before_pull(cotangent)
+    )
+    assert np.abs(after_pull(cotangent)[1]).max() > 1.0
 
 
 def test_group_norm_ignores_shift_and_scale_of_a_group(getkey):
@@ -196,6 +212,12 @@ def test_the_gradient_of_a_doubled_convolution_is_that_of_doubling_first(getkey)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), our_pull(cotangent), pull(cotangent))
 
 
+@pytest.mark.parametrize(("h", "w"), [(5, 6), (1, 4)])
+def test_a_doubled_convolution_is_one_with_zeros_between_the_pixels(getkey, h, w):
+    x, kernel = jax.random.normal(getkey(), (2, h, w, 8)), jax.random.normal(getkey(), (3, 3, 8, 7))
+    np.testing.assert_allclose(convolve_transposed(x, kernel), convolve_copies(x, kernel), atol=1e-5)
+
+
 def test_attention_is_blind_to_the_order_of_positions(getkey):
     x, order = jax.random.normal(getkey(), (1, 4, 4, 32)), jax.random.permutation(getkey(), 16)
     variables = AttnBlock().init(getkey(), x)
@@ -229,6 +251,18 @@ def test_a_residual_block_is_its_shortcut_where_its_last_kernel_is_zero(getkey, 
     p = params.get("shortcut", {"kernel": jnp.eye(32)[None, None], "bias": jnp.zeros(32)})
     expected = jnp.einsum("bhwc,cd->bhwd", x, p["kernel"][0, 0]) + p["bias"][None, None, None]
     np.testing.assert_allclose(ResBlock(channels).apply({"params": params}, x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("channels", [32, 64])
+def test_a_residual_block_takes_its_input_with_the_bias_apart(getkey, channels):
+    x, shift, cotangent = (jax.random.normal(getkey(), s) for s in ((2, 5, 4, 32), (32,), (2, 5, 4, channels)))
+    variables = ResBlock(channels).init(getkey(), x)
+    block = lambda variables, x, shift: ResBlock(channels).apply(variables, x, shift)
+    whole = lambda variables, x, shift: ResBlock(channels).apply(variables, x + shift[None, None, None])
+    ours, our_pull = jax.vjp(block, variables, x, shift)
+    theirs, their_pull = jax.vjp(whole, variables, x, shift)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), our_pull(cotangent), their_pull(cotangent))
 
 
 def test_dropout_is_in_training_only(variables, getkey):

@@ -10,9 +10,9 @@ from vqgan_jax.train import loop, sharding
 pytest.importorskip("libtpu", reason="the TPU's compiler is not installed: pip install 'vqgan_jax[test]'")
 
 
-def compiled(page: str, name: str, sizes: tuple[int, int, int], tmp_path):
+def compiled(page: str, name: str, sizes: tuple[int, int, int], tmp_path, flags: tuple[str, ...] = ()):
     """Outcome, model FLOPs and bytes of the state, of a device."""
-    config, target = cli.load_config(page), topology.describe(name)
+    config, target = cli.load_config(page, flags), topology.describe(name)
     mesh = sharding.make_mesh(*sizes, devices=target.devices)
     function, arguments = lowering.call(config, mesh, "step")
     found, _ = outcome.compiled(function.lower(*arguments), target, mesh, tmp_path)
@@ -48,9 +48,13 @@ def test_between_slices_a_chip_sends_its_share_of_the_gradients(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v5p:2x2x1", "v6e:2x2"])
-def test_a_tokenizer_compiles_and_sums_its_gradients_over_the_chips(name, tmp_path):
-    found, model_flops, _ = compiled(f"{TOKENIZER}:smooth", name, (4, 1, 1), tmp_path)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("v5p:2x2x1", "bfloat16"), ("v6e:2x2", "bfloat16"), ("v6e:2x2", "float32")]
+)
+def test_a_tokenizer_compiles_and_sums_its_gradients_over_the_chips(name, dtype, tmp_path):
+    found, model_flops, _ = compiled(
+        f"{TOKENIZER}:smooth", name, (4, 1, 1), tmp_path, (f"--config.model.dtype={dtype}",)
+    )
     assert found.fits
     assert found.flops is not None
     assert 0.8 * model_flops < found.flops < 1.5 * model_flops

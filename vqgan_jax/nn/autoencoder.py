@@ -37,17 +37,20 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b H W _"], *, train: bool = False) -> Float[Array, "b h w {self.out_channels}"]:
-        x = conv3x3(self.channels, self.dtype, "conv_in")(x)
+        if self.num_res_blocks < 1:
+            raise ValueError(f"`num_res_blocks` must be at least 1; got {self.num_res_blocks}.")
+        x, bias = conv3x3(self.channels, self.dtype, "conv_in").apart(x)
         for level, multiplier in enumerate(self.channel_multipliers):
             width, side = self.channels * multiplier, self.resolution >> level
             for block in range(self.num_res_blocks):
                 x = ResBlock(width, self.dropout, self.dtype, self.norm_groups, name=f"level_{level}_block_{block}")(
-                    x, train=train
+                    x, bias, train=train
                 )
+                bias = None
                 if side in self.attn_resolutions:
                     x = AttnBlock(self.dtype, self.norm_groups, name=f"level_{level}_attn_{block}")(x)
             if level < len(self.channel_multipliers) - 1:
-                x = Downsample(self.dtype, name=f"level_{level}_downsample")(x)
+                x, bias = Downsample(self.dtype, name=f"level_{level}_downsample")(x)
         x = middle(x, self.dropout, self.dtype, self.norm_groups, train=train)
         x = nn.swish(GroupNorm(self.dtype, self.norm_groups, name="norm_out")(x))
         return conv3x3(self.out_channels, self.dtype, "conv_out")(x)
@@ -72,17 +75,18 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w _"], *, train: bool = False) -> Float[Array, "b H W {self.out_channels}"]:
         x = conv3x3(self.channels * self.channel_multipliers[-1], self.dtype, "conv_in")(x)
-        x = middle(x, self.dropout, self.dtype, self.norm_groups, train=train)
+        x, bias = middle(x, self.dropout, self.dtype, self.norm_groups, train=train), None
         for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             width, side = self.channels * multiplier, self.resolution >> level
             for block in range(self.num_res_blocks + 1):
                 x = ResBlock(width, self.dropout, self.dtype, self.norm_groups, name=f"level_{level}_block_{block}")(
-                    x, train=train
+                    x, bias, train=train
                 )
+                bias = None
                 if side in self.attn_resolutions:
                     x = AttnBlock(self.dtype, self.norm_groups, name=f"level_{level}_attn_{block}")(x)
             if level > 0:
-                x = Upsample(self.dtype, name=f"level_{level}_upsample")(x)
+                x, bias = Upsample(self.dtype, name=f"level_{level}_upsample")(x)
         x = nn.swish(GroupNorm(self.dtype, self.norm_groups, name="norm_out")(x))
         return conv3x3(self.out_channels, self.dtype, "conv_out")(x).astype(jnp.float32)
 

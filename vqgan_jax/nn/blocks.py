@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ from vqgan_jax.nn.convolutions import convolve, convolve_doubled
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the paper's networks, biases included, were trained from.
 uniform_fan_in = variance_scaling(1 / 3, "fan_in", "uniform")
+PerChannel = Float[Array, "c"]
 
 
 class Conv(nn.Module):
@@ -33,19 +35,27 @@ class Conv(nn.Module):
     kernel_init: Callable[..., Array] = uniform_fan_in
     function: Callable[[Array, Array], Array] | None = None
 
-    @nn.compact
     def __call__(self, x: Float[Array, "b H W c"]) -> Float[Array, "b h w {self.channels}"]:
+        x, bias = self.apart(x)
+        return x if bias is None else added(x, bias)
+
+    @nn.compact
+    def apart(self, x: Float[Array, "b H W c"]) -> tuple[Float[Array, "b h w {self.channels}"], Any]:
+        """The result without its bias, and the bias (float32, channels), or None, for who adds it later."""
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.channels)
         kernel = self.param("kernel", self.kernel_init, shape)
         function = self.function or functools.partial(convolve, stride=self.stride, padding=self.padding)
         x = function(x.astype(self.dtype), kernel.astype(self.dtype))
-        if self.use_bias:
-            bound = (shape[0] * shape[1] * shape[2]) ** -0.5
-            bias = self.param(
-                "bias", lambda key: jax.random.uniform(key, (self.channels,), minval=-bound, maxval=bound)
-            )
-            x = x + bias.astype(self.dtype)[None, None, None]
-        return x
+        if not self.use_bias:
+            return x, None
+        bound = (shape[0] * shape[1] * shape[2]) ** -0.5
+        init = lambda key: jax.random.uniform(key, (self.channels,), minval=-bound, maxval=bound)
+        return x, self.param("bias", init)
+
+
+def added(x: Float[Array, "b h w c"], bias: PerChannel) -> Float[Array, "b h w c"]:
+    """With the bias, in the dtype of x."""
+    return x + bias.astype(x.dtype)[None, None, None]
 
 
 def conv3x3(channels: int, dtype: DTypeLike, name: str) -> Conv:
@@ -68,7 +78,7 @@ class GroupNorm(nn.Module):
     groups: int = 32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], shift: PerChannel | None = None) -> Float[Array, "b h w c"]:
         channels = x.shape[-1]
         if channels % self.groups:
             raise ValueError(
@@ -77,26 +87,31 @@ class GroupNorm(nn.Module):
             )
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        return group_norm(x, scale, bias, self.groups, jnp.dtype(self.dtype))
+        shift = jnp.zeros(channels) if shift is None else shift
+        return group_norm(x, shift, scale, bias, self.groups, jnp.dtype(self.dtype))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def group_norm(
-    x: Float[Array, "b h w c"], scale: Float[Array, "c"], bias: Float[Array, "c"], groups: int, dtype: np.dtype
+    x: Float[Array, "b h w c"], shift: PerChannel, scale: PerChannel, bias: PerChannel, groups: int, dtype: np.dtype
 ) -> Float[Array, "b h w c"]:
-    """Normalises every group of channels of every image (Wu and He 2018).
+    """Normalises every group of channels of every image of x + shift (Wu and He 2018).
 
     The gradient is written out: what JAX derives needs three sums over the image, one after the other, and this two at
     once, which TPUs take in the same pass as the convolution before. Sums over space come first and only then those
     over the few channels of a group: contiguous, three to six times as fast as `flax.linen.GroupNorm` on a CPU.
+
+    `shift` is the bias of the convolution before. Its gradient follows from these sums, so that nothing but that
+    convolution reads the gradient of x, which a TPU then computes while it convolves.
     """
-    return group_norm_forward(x, scale, bias, groups, dtype)[0]
+    return group_norm_forward(x, shift, scale, bias, groups, dtype)[0]
 
 
-def group_norm_forward(x: Array, scale: Array, bias: Array, groups: int, dtype: np.dtype) -> tuple[Array, tuple]:
+def group_norm_forward(x: Array, shift: Array, scale: Array, bias: Array, groups: int, dtype: np.dtype) -> tuple:
     """The value, and what the gradient needs."""
-    wide = x.astype(jnp.float32)
-    mean = group_mean(wide.mean((1, 2)), groups)
+    wide = x.astype(jnp.float32) + shift[None, None, None]
+    channel_mean = wide.mean((1, 2))
+    mean = group_mean(channel_mean, groups)
     if x.dtype == jnp.bfloat16:
         # In one pass: what cancels here in float32 is less than what rounding to bfloat16 took from x.
         variance = jnp.maximum(group_mean(jnp.square(wide).mean((1, 2)), groups) - jnp.square(mean), 0.0)
@@ -104,18 +119,21 @@ def group_norm_forward(x: Array, scale: Array, bias: Array, groups: int, dtype: 
         variance = group_mean(jnp.square(wide - mean).mean((1, 2)), groups)
     inverse_std = jax.lax.rsqrt(variance + 1e-6)
     y = (wide - mean) * (inverse_std * scale[None, None, None]) + bias[None, None, None]
-    return y.astype(dtype), (x, scale, mean, inverse_std)
+    return y.astype(dtype), (x, shift, scale, channel_mean, mean, inverse_std)
 
 
-def group_norm_backward(groups: int, dtype: np.dtype, saved: tuple, g: Array) -> tuple[Array, Array, Array]:
-    """Gradients of x, scale and bias."""
-    x, scale, mean, inverse_std = saved
-    g, normed = g.astype(jnp.float32), (x.astype(jnp.float32) - mean) * inverse_std
+def group_norm_backward(groups: int, dtype: np.dtype, saved: tuple, g: Array) -> tuple[Array, Array, Array, Array]:
+    """Gradients of x, shift, scale and bias."""
+    x, shift, scale, channel_mean, mean, inverse_std = saved
+    wide = x.astype(jnp.float32) + shift[None, None, None]
+    g, normed = g.astype(jnp.float32), (wide - mean) * inverse_std
     slope, offset = (g * normed).mean((1, 2)), g.mean((1, 2))
-    pixels = x.shape[1] * x.shape[2]
     along, level = group_mean(slope * scale[None], groups), group_mean(offset * scale[None], groups)
-    gradient = inverse_std * (g * scale[None, None, None] - level - normed * along)
-    return gradient.astype(x.dtype), pixels * slope.sum(0), pixels * offset.sum(0)
+    of_x = lambda g, normed: inverse_std * (g * scale[None, None, None] - level - normed * along)
+    # That of the shift sums `of_x` over the pixels: it is linear, so their means go through it instead.
+    of_means = of_x(offset[:, None, None], (channel_mean[:, None, None] - mean) * inverse_std)
+    over_images = lambda means: x.shape[1] * x.shape[2] * means.sum(0)
+    return of_x(g, normed).astype(x.dtype), over_images(of_means[:, 0, 0]), over_images(slope), over_images(offset)
 
 
 group_norm.defvjp(group_norm_forward, group_norm_backward)
@@ -128,7 +146,10 @@ def group_mean(v: Float[Array, "b c"], groups: int) -> Float[Array, "b 1 1 c"]:
 
 
 class ResBlock(nn.Module):
-    """Two 3x3 convolutions around a residual; the shortcut is 1x1, only where the width changes."""
+    """Two 3x3 convolutions around a residual; the shortcut is 1x1, only where the width changes.
+
+    `shift` is a bias that x still lacks, of the convolution before: see `group_norm`.
+    """
 
     channels: int
     dropout: float = 0.0
@@ -136,15 +157,21 @@ class ResBlock(nn.Module):
     groups: int = 32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w _"], *, train: bool = False) -> Float[Array, "b h w {self.channels}"]:
+    def __call__(
+        self, x: Float[Array, "b h w _c"], shift: Float[Array, "_c"] | None = None, *, train: bool = False
+    ) -> Float[Array, "b h w {self.channels}"]:
         residual = x
-        x = conv3x3(self.channels, self.dtype, "conv_1")(nn.swish(GroupNorm(self.dtype, self.groups, name="norm_1")(x)))
-        x = nn.swish(GroupNorm(self.dtype, self.groups, name="norm_2")(x))
+        x = nn.swish(GroupNorm(self.dtype, self.groups, name="norm_1")(x, shift))
+        x, bias = conv3x3(self.channels, self.dtype, "conv_1").apart(x)
+        x = nn.swish(GroupNorm(self.dtype, self.groups, name="norm_2")(x, bias))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        x = conv3x3(self.channels, self.dtype, "conv_2")(x)
+        x, bias = conv3x3(self.channels, self.dtype, "conv_2").apart(x)
         if residual.shape[-1] != self.channels:
+            residual = residual if shift is None else added(residual, shift)
             residual = conv1x1(self.channels, self.dtype, "shortcut")(residual)
-        return residual + x
+        elif shift is not None:
+            bias = bias + shift
+        return residual + added(x, bias)
 
 
 class AttnBlock(nn.Module):
@@ -163,20 +190,24 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the side (rounding down): one zero row below and one column to the right, then a 3x3 at stride 2."""
+    """Halves the side (rounding down): one zero row below and one column to the right, then a 3x3 at stride 2.
+
+    Gives the result without its bias, and the bias: `Conv.apart`.
+    """
 
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b H W c"]) -> Float[Array, "b h w c"]:
-        return Conv(x.shape[-1], 3, stride=2, padding=(0, 1), dtype=self.dtype, name="conv")(x)
+    def __call__(self, x: Float[Array, "b H W c"]) -> tuple[Float[Array, "b h w c"], Float[Array, "c"]]:
+        return Conv(x.shape[-1], 3, stride=2, padding=(0, 1), dtype=self.dtype, name="conv").apart(x)
 
 
 class Upsample(nn.Module):
-    """Doubles the side: every pixel four times, then a 3x3."""
+    """Doubles the side: every pixel four times, then a 3x3. Gives the result without its bias, and the bias."""
 
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
-        return Conv(x.shape[-1], 3, padding=(1, 1), dtype=self.dtype, function=convolve_doubled, name="conv")(x)
+    def __call__(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b H W c"], Float[Array, "c"]]:
+        conv = Conv(x.shape[-1], 3, padding=(1, 1), dtype=self.dtype, function=convolve_doubled, name="conv")
+        return conv.apart(x)

@@ -25,12 +25,27 @@ def convolve(
 def convolve_doubled(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
     """The 3x3 convolution of x with every pixel four times, which keeps that side: nearest upsampling and after it.
 
-    Its gradient is that of a 4x4 at stride 2 on the small grid, with four of nine products. The value could be one too,
-    by zeros between the pixels; but a CPU has no fast convolution of that kind, and the compiler of v6e crashes.
+    It is a 4x4 that is transposed, at stride 2, on the small grid: four of nine products. The gradient is always taken
+    of that form, the value on TPUs in bfloat16: a CPU has no fast transposed convolution, and in float32 the compiler
+    of v6e crashes on it (libtpu 0.0.42).
     """
+    if x.dtype != jnp.bfloat16:
+        return convolve_copies(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, tpu=convolve_transposed, default=convolve_copies)
+
+
+def convolve_copies(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
+    """As it is defined."""
     b, h, w, c = x.shape
     doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
     return convolve(doubled, kernel, 1, (1, 1))
+
+
+def convolve_transposed(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
+    """The same with zeros between the pixels."""
+    return jax.lax.conv_general_dilated(
+        x, folded(kernel), (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def folded(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "4 4 c d"]:
