@@ -156,7 +156,7 @@ def play(state, frozen, images):
     (recon, quant_loss), pull = jax.vjp(generate, state.params["generator"])
     (nll, terms), gradient = jax.value_and_grad(rec_loss, has_aux=True)(recon)
     fake = stage1.judge(TASK, state.params["discriminator"], state.stats["discriminator"], recon)
-    weighted, gen_gradient, gen = stage1.generator_game(TASK, state.step, fake, gradient, pull)
+    weighted, gen_gradient, _, gen = stage1.generator_game(TASK, state.step, fake, gradient, pull)
     real = stage1.judge(TASK, state.params["discriminator"], fake.stats, images)
     disc = stage1.discriminator_game(TASK, state.step, real, fake)[1]
     values = terms | gen | disc | {"nll_loss": nll, "quant_loss": quant_loss, "total_loss": nll + quant_loss + weighted}

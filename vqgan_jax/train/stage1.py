@@ -177,12 +177,12 @@ def play(
     (recon, code), pull, (quantized, metrics) = jax.vjp(forward, state.params["generator"], has_aux=True)
     rec_loss = lambda recon: reconstruction_loss(task, frozen, images, recon, keys[1])
     (total, terms), gradient = jax.value_and_grad(rec_loss, has_aux=True)(recon)
-    metrics, total, grads = metrics | terms, total + code, {}
+    metrics, total, grads, last_kernel = metrics | terms, total + code, {}, {}
 
     if task.discriminator is not None:
         fake = judge(task, state.params["discriminator"], stats, recon)
         stats = fake.stats
-        weighted, gen_gradient, terms = generator_game(task, state.step, fake, gradient, pull)
+        weighted, gen_gradient, last_kernel, terms = generator_game(task, state.step, fake, gradient, pull)
         metrics, total, gradient = metrics | terms, total + weighted, gradient + gen_gradient
         if task.loss.shared_forward:
             real = judge(task, state.params["discriminator"], stats, images)
@@ -191,6 +191,7 @@ def play(
             metrics |= terms
 
     grads["generator"] = pull((gradient, jnp.ones(())))[0]
+    grads["generator"]["decoder"]["conv_out"] |= last_kernel
     return stats, (grads, metrics | {"total_loss": total}), quantized
 
 
@@ -224,18 +225,10 @@ def reconstruction_loss(
     terms = {"rec_loss": rec}
     total = task.loss.pixel_weight * rec
     if task.loss.perceptual_weight:
-        perceptual = perceptual_loss(task.lpips, frozen, images, recon, rngs={"dropout": key}).mean()
+        perceptual = task.lpips.apply({"params": frozen["lpips"]}, images, recon, rngs={"dropout": key}).mean()
         terms["perceptual_loss"] = perceptual
         total += task.loss.perceptual_weight * perceptual
     return total, terms
-
-
-def perceptual_loss(
-    lpips: LPIPS, frozen: Tree, images: Float[Array, "b H W c"], recon: Float[Array, "b H W c"], **options: Any
-) -> Float[Array, "b"]:
-    """LPIPS of each pair; a single channel is shown to it as three equal ones."""
-    three = lambda x: jnp.repeat(x, 3, axis=-1) if x.shape[-1] == 1 else x
-    return lpips.apply({"params": frozen["lpips"]}, three(images), three(recon), **options)
 
 
 class Judged(NamedTuple):
@@ -259,23 +252,27 @@ def judge(task: Task, params: Tree, stats: Tree, images: Float[Array, "b H W c"]
 
 def generator_game(
     task: Task, step: Int[Array, ""], fake: Judged, rec_gradient: Float[Array, "b H W c"], pull: Callable[..., Any]
-) -> tuple[Float[Array, ""], Float[Array, "b H W c"], Metrics]:
+) -> tuple[Float[Array, ""], Float[Array, "b H W c"], Tree, Metrics]:
     """The generator's side: its weighted loss, that loss's gradient at the reconstruction, and what to log.
 
     The adaptive weight (equation 7 of the paper) needs two pulls that end at the decoder's last kernel; the compiler
-    drops the rest of them. It is one global value: the kernel's gradients are sums over the global batch.
+    drops the rest of them. It is one global value: the kernel's gradients are sums over the global batch. They make the
+    whole gradient of that kernel, which is given too (third) and saves another pull.
     """
     loss = task.loss
     value, to_logits = jax.value_and_grad(
         lambda logits: losses.ADVERSARIAL[loss.adversarial].generator_loss(logits).mean()
     )(fake.logits)
-    gradient = fake.pull(to_logits)[1]
-    last_kernel = lambda cotangent: pull((cotangent, jnp.zeros(())))[0]["decoder"]["conv_out"]["kernel"]
-    adaptive = losses.adaptive_weight(last_kernel(rec_gradient), last_kernel(gradient)) if loss.adaptive else 1.0
-    weight = jnp.asarray(loss.disc_weight * adaptive)
+    gradient, adaptive, last_kernel = fake.pull(to_logits)[1], 1.0, {}
     gate = jnp.clip((step - loss.disc_start + 1) / max(loss.disc_ramp, 1), 0.0, 1.0)
+    if loss.adaptive:
+        to_kernel = lambda cotangent: pull((cotangent, jnp.zeros(())))[0]["decoder"]["conv_out"]["kernel"]
+        rec, gen = jax.vmap(to_kernel)(jnp.stack((rec_gradient, gradient)))
+        adaptive = losses.adaptive_weight(rec, gen)
+        last_kernel = {"kernel": rec + loss.disc_weight * adaptive * gate * gen}
+    weight = jnp.asarray(loss.disc_weight * adaptive)
     terms = {"generator_loss": value, "adaptive_weight": weight, "disc_gate": gate}
-    return weight * gate * value, weight * gate * gradient, terms
+    return weight * gate * value, weight * gate * gradient, last_kernel, terms
 
 
 def discriminator_game(task: Task, step: Int[Array, ""], real: Judged, fake: Judged) -> tuple[Tree, Metrics]:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Num
 
 from vqgan_jax.nn.pixels import to_output
 from vqgan_jax.nn.quantizer import Quantized
-from vqgan_jax.train.stage1 import Metrics, Task, Tree, perceptual_loss
+from vqgan_jax.train.stage1 import Metrics, Task, Tree
 
 
 def reconstruct(
@@ -36,7 +36,7 @@ def eval_step(
         mse = jnp.square(original - rounded).mean((1, 2, 3)) / 4.0  # of values in [0, 1]
         sums = {
             "psnr": -10.0 * jnp.log10(jnp.maximum(mse, 1e-10)),
-            "lpips": perceptual_loss(task.lpips.clone(dropout=False), frozen, original, rounded),
+            "lpips": task.lpips.clone(dropout=False).apply({"params": frozen["lpips"]}, original, rounded),
             "l1": jnp.abs(original - rounded).mean((1, 2, 3)),
         }
     sums["count"] = jnp.ones(len(images))
