@@ -144,7 +144,8 @@ def normalise(x: Float[Array, "b h w c"], parts: int = 1) -> Float[Array, "b h w
 def part_sums(x: Float[Array, "b h w c"], parts: int) -> Float[Array, "b h w c"]:
     """The sum of each of equal parts of the channels, at each of its channels.
 
-    As a product: a sum over a part of a TPU's lanes costs more.
+    As a product: a sum over a part of a TPU's lanes costs more. HIGH is three products of bfloat16, which hold the 16
+    bits of a squared bfloat16.
     """
     width = x.shape[-1] // parts
     same = jnp.kron(jnp.eye(parts), jnp.ones((width, width)))
