@@ -50,7 +50,7 @@ class Encoder(nn.Module):
                 if side in self.attn_resolutions:
                     x = AttnBlock(self.dtype, self.norm_groups, name=f"level_{level}_attn_{block}")(x)
             if level < len(self.channel_multipliers) - 1:
-                x, bias = Downsample(self.dtype, name=f"level_{level}_downsample")(x)
+                x = Downsample(self.dtype, name=f"level_{level}_downsample")(x)
         x = middle(x, self.dropout, self.dtype, self.norm_groups, train=train)
         x = nn.swish(GroupNorm(self.dtype, self.norm_groups, name="norm_out")(x))
         return conv3x3(self.out_channels, self.dtype, "conv_out")(x)
@@ -75,18 +75,17 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b h w _"], *, train: bool = False) -> Float[Array, "b H W {self.out_channels}"]:
         x = conv3x3(self.channels * self.channel_multipliers[-1], self.dtype, "conv_in")(x)
-        x, bias = middle(x, self.dropout, self.dtype, self.norm_groups, train=train), None
+        x = middle(x, self.dropout, self.dtype, self.norm_groups, train=train)
         for level, multiplier in reversed(list(enumerate(self.channel_multipliers))):
             width, side = self.channels * multiplier, self.resolution >> level
             for block in range(self.num_res_blocks + 1):
                 x = ResBlock(width, self.dropout, self.dtype, self.norm_groups, name=f"level_{level}_block_{block}")(
-                    x, bias, train=train
+                    x, train=train
                 )
-                bias = None
                 if side in self.attn_resolutions:
                     x = AttnBlock(self.dtype, self.norm_groups, name=f"level_{level}_attn_{block}")(x)
             if level > 0:
-                x, bias = Upsample(self.dtype, name=f"level_{level}_upsample")(x)
+                x = Upsample(self.dtype, name=f"level_{level}_upsample")(x)
         x = nn.swish(GroupNorm(self.dtype, self.norm_groups, name="norm_out")(x))
         return conv3x3(self.out_channels, self.dtype, "conv_out")(x).astype(jnp.float32)
 

@@ -190,24 +190,20 @@ class AttnBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the side (rounding down): one zero row below and one column to the right, then a 3x3 at stride 2.
-
-    Gives the result without its bias, and the bias: `Conv.apart`.
-    """
+    """Halves the side (rounding down): one zero row below and one column to the right, then a 3x3 at stride 2."""
 
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b H W c"]) -> tuple[Float[Array, "b h w c"], Float[Array, "c"]]:
-        return Conv(x.shape[-1], 3, stride=2, padding=(0, 1), dtype=self.dtype, name="conv").apart(x)
+    def __call__(self, x: Float[Array, "b H W c"]) -> Float[Array, "b h w c"]:
+        return Conv(x.shape[-1], 3, stride=2, padding=(0, 1), dtype=self.dtype, name="conv")(x)
 
 
 class Upsample(nn.Module):
-    """Doubles the side: every pixel four times, then a 3x3. Gives the result without its bias, and the bias."""
+    """Doubles the side: every pixel four times, then a 3x3."""
 
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b H W c"], Float[Array, "c"]]:
-        conv = Conv(x.shape[-1], 3, padding=(1, 1), dtype=self.dtype, function=convolve_doubled, name="conv")
-        return conv.apart(x)
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W c"]:
+        return Conv(x.shape[-1], 3, padding=(1, 1), dtype=self.dtype, function=convolve_doubled, name="conv")(x)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vqgan_jax.nn.blocks import Conv, GroupNorm, Upsample, added, conv3x3
+from vqgan_jax.nn.blocks import Conv, GroupNorm, Upsample, conv3x3
 
 
 class ResBlock(nn.Module):
@@ -95,7 +95,7 @@ class Decoder(nn.Module):
                 x, f"level_{level}", self.channels * multiplier, self.num_res_blocks, self.dtype, self.norm_groups
             )
             if level > 0:
-                x = added(*Upsample(self.dtype, name=f"level_{level}_upsample")(x))
+                x = Upsample(self.dtype, name=f"level_{level}_upsample")(x)
         x = nn.swish(GroupNorm(self.dtype, self.norm_groups, name="norm_out")(x))
         return 2 * conv3x3(self.out_channels, self.dtype, "conv_out")(x).astype(jnp.float32) - 1
 
