@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not one_of_several():
             raise
         traceback.print_exc()
+        hint = "where another process is gone, the same command goes on from the newest checkpoint"
+        print(f"vqgan {verb}: this process of several ended by the error above; {hint}.", file=sys.stderr)
         leave()
     return 1
 

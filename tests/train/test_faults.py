@@ -191,7 +191,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays_whole(tmp_path, sma
 
 @pytest.mark.slow
 def test_of_a_pair_the_other_ends_too_and_both_go_on_as_if_nothing_had_happened(tmp_path):
-    """The survivor waits in a collective until the cluster misses the heartbeats of the dead one."""
+    """The survivor ends as its collective finds the connection gone, or, blind to that, by the heartbeats it misses."""
     # No compilation cache: who finds more in it waits half a minute for the other, which may not be enough.
     flags = (*FLAGS, "--config.mesh.data=2", "--config.mesh.fsdp=4", "--compilation_cache=")
     first, second = pair(tmp_path, "killed", *flags, **QUICK)
@@ -201,8 +201,8 @@ def test_of_a_pair_the_other_ends_too_and_both_go_on_as_if_nothing_had_happened(
         began = time.perf_counter()
         status = first.finish(200)
         print(f"exit {status} of the survivor after {time.perf_counter() - began:.0f} s")
-    assert status == -signal.SIGABRT, first.output()
-    assert "another task died" in first.output()
+    said = {-signal.SIGABRT: "another task died", 1: "the same command goes on from the newest checkpoint"}
+    assert said.get(status, "no other status") in first.output()
     saved = newest(second.workdir)
     assert 3 <= saved < 9
     for name in ("killed", "whole"):
