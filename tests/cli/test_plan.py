@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 from jax.experimental import serialize_executable
 
 from vqgan_jax import cli
-from vqgan_jax.__main__ import main
-from vqgan_jax.plan import lowering, outcome
+from vqgan_jax.__main__ import TPU_FLAGS, main
+from vqgan_jax.plan import lowering, outcome, topology
 from vqgan_jax.train import program
 
 TRAIN = Path(__file__).parents[1] / "train"
@@ -50,6 +51,31 @@ def test_a_plan_for_this_machine_and_its_cache(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(outcome, "compile_now", lambda *_: pytest.fail("this program's outcome is kept"))
     assert main(["plan", *flags]) == 0
     assert json.loads(file.read_text()) == [one, two]
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        (None, TPU_FLAGS),
+        ("--xla_tpu_scoped_vmem_limit_kib=65536", f"{TPU_FLAGS} --xla_tpu_scoped_vmem_limit_kib=65536"),
+        (f"{TPU_FLAGS} --xla_of_mine=1", f"{TPU_FLAGS} --xla_of_mine=1"),
+    ],
+)
+def test_the_compiler_of_tpus_has_our_flags_before_the_callers(capsys, monkeypatch, tmp_path, given, found):
+    monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
+    if given is not None:
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", given)
+    fails(capsys, PRIOR, "--topology=none:1")
+    assert os.environ["LIBTPU_INIT_ARGS"] == found
+
+
+def test_a_kept_plan_is_of_its_flags(monkeypatch, tmp_path):
+    lowered, target = jax.jit(jnp.tanh).lower(1.0), topology.describe("cpu:1")
+    files = []
+    for flags in ("", "--xla_of_mine=1"):
+        monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
+        files.append(outcome.cached(lowered, target, tmp_path))
+    assert files[0] != files[1]
 
 
 def test_an_executable_is_one_program_and_computes_what_its_function_does(capsys, tmp_path):

@@ -40,11 +40,6 @@ def test_a_scan_counts_every_round_and_dead_code_nothing():
     assert flops.count(jax.jit(layers), shape(4, 6), shape(9, 6, 6)) == 9 * 2 * 4 * 6 * 6
 
 
-def test_a_jitted_function_may_have_options_for_its_compiler():
-    step = jax.jit(lambda a, b: a @ b, compiler_options={"xla_tpu_scoped_vmem_limit_kib": "32768"})
-    assert flops.count(step, shape(3, 5), shape(5, 7)) == 2 * 3 * 5 * 7
-
-
 def test_of_branches_the_dearest_counts():
     function = lambda x, y: jax.lax.cond(x[0, 0] > 0, lambda x, y: x @ y, lambda x, y: y, x, y)
     assert flops.count(function, shape(6, 6), shape(6, 6)) == 2 * 6**3

@@ -1,13 +1,14 @@
 """The real compiler for chips that are not here; needs libtpu, no TPU."""
 
-import jax
-import jax.numpy as jnp
+import subprocess
+import sys
+
 import pytest
 from plan_cases import PAGES, TOKENIZER
 
 from vqgan_jax import cli
 from vqgan_jax.plan import flops, lowering, outcome, topology
-from vqgan_jax.train import loop, program, sharding
+from vqgan_jax.train import loop, sharding
 
 pytest.importorskip("libtpu", reason="the TPU's compiler is not installed: pip install 'vqgan_jax[test]'")
 
@@ -80,22 +81,28 @@ def test_sampling_with_cut_heads_sends_sums_and_no_kernels(name, tmp_path):
     assert found.collectives["all-reduce"]["tensor"] > 0
 
 
-def test_a_step_takes_its_options_to_the_compiler_and_its_kept_plan_knows_them(monkeypatch, tmp_path):
-    """By one that the compiler does not know; a lowered program's text is the same with any."""
-    config, target = cli.load_config(PAGES["prior"] + ":plain"), topology.describe("v5p:2x2x1")
-    mesh = sharding.make_mesh(4, 1, 1, devices=target.devices)
-    kept = []
-    for module in (program, outcome):
-        monkeypatch.setattr(module, "TPU_OPTIONS", {"xla_tpu_no_such_option": "1"})
-        function, arguments = lowering.call(config, mesh, "step")
-        lowered = function.lower(*arguments)
-        kept.append(outcome.cached(lowered, target, tmp_path))
-        with pytest.raises(jax.errors.JaxRuntimeError, match="xla_tpu_no_such_option"):
-            lowered.compile()
-    assert kept[0] != kept[1]
+WITH_A_WRONG_FLAG = """
+import os
+from vqgan_jax.__main__ import main
+main(["plan", "--config=none.py", "--topology=v5p:2x2x1"])
+os.environ["LIBTPU_INIT_ARGS"] += " --xla_tpu_no_such_flag=1"
+from vqgan_jax.plan import topology
+topology.describe("v5p:2x2x1")
+"""
+
+
+def test_the_compiler_reads_the_flags_that_every_verb_sets():
+    """By one that it does not know, behind ours."""
+    ran = subprocess.run([sys.executable, "-c", WITH_A_WRONG_FLAG], capture_output=True, text=True, timeout=120)
+    assert ran.returncode != 0
+    assert "xla_tpu_no_such_flag" in ran.stderr
+    assert "scoped_vmem" not in ran.stderr
 
 
 def test_what_does_not_fit_is_told_with_what_it_needs(tmp_path):
+    import jax
+    import jax.numpy as jnp
+
     target = topology.describe("v6e:2x2")
     mesh = sharding.make_mesh(4, 1, 1, devices=target.devices)
     big = lowering.whole(jax.ShapeDtypeStruct((3_000_000, 8192), jnp.float32), mesh)

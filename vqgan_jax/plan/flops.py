@@ -19,9 +19,8 @@ RESTATED = {"doubled_gradients": 9 / 4, "convolve_paired": 1 / 2, "part_sums": 0
 
 def count(function: Callable[..., Any], *args: Any) -> float:
     """FLOPs of a function of arrays or of their shapes; of a `cond` the dearest branch, of a `while` one round."""
-    # A jitted function is traced as it is: inside of another it may not bring options for a compiler.
-    jitted = function if hasattr(function, "trace") else jax.jit(function)
-    return jaxpr_flops(jitted.trace(*args).jaxpr.jaxpr)  # type: ignore[attr-defined]
+    closed = jax.make_jaxpr(function)(*args)
+    return jaxpr_flops(closed.jaxpr)
 
 
 def jaxpr_flops(jaxpr: Any) -> float:

@@ -14,7 +14,6 @@ import jax
 
 from vqgan_jax.plan import program_text
 from vqgan_jax.plan.topology import Topology
-from vqgan_jax.train.program import TPU_OPTIONS
 
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 CONTROL = ("while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "vmap", "pjit")
@@ -49,7 +48,7 @@ class Outcome:
 
 
 def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: Path) -> tuple[Outcome, Any]:
-    """Compiles a lowered program, unless `cache` has its outcome under its text, topology and compiler.
+    """Compiles a lowered program, unless `cache` has its outcome under its text, topology, compiler and flags.
 
     Returns:
       The outcome; the executable, or None where there is none or it was not made.
@@ -70,8 +69,9 @@ def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: P
 
 
 def cached(lowered: Any, topology: Topology, cache: Path) -> Path:
-    """The file that keeps the outcome of this program for this topology by this compiler with these options."""
-    digest = hashlib.sha256(f"5 {topology.name} {topology.compiler} {TPU_OPTIONS}\n{lowered.as_text()}".encode())
+    """The file that keeps the outcome of this program for this topology by this compiler with these flags."""
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    digest = hashlib.sha256(f"5 {topology.name} {topology.compiler} {flags}\n{lowered.as_text()}".encode())
     return cache / f"{digest.hexdigest()[:32]}.json"
 
 

@@ -12,10 +12,6 @@ from vqgan_jax import config as configs
 from vqgan_jax.train import sharding, signals
 from vqgan_jax.train.state import skipping
 
-# How much of a TPU core's own memory one operation may take, KiB. Of v5p the compiler's measure is half of it, which
-# cuts large products so small that a step of either stage takes 6 to 13% longer; of v6e it is this.
-TPU_OPTIONS = {"xla_tpu_scoped_vmem_limit_kib": "32768"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -72,7 +68,6 @@ def compiled_step(
         in_shardings=(where, everywhere, rows, everywhere),
         out_shardings=(where, everywhere),
         donate_argnums=0,
-        compiler_options=TPU_OPTIONS if mesh.devices.flat[0].platform == "tpu" else None,
     )
 
 
