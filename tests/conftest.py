@@ -1,8 +1,15 @@
 """Eight CPU devices, strict arrays, and every annotated shape checked while the tests run."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# One cache of compiled programs for all workers and what they start: tiny runs compile the same ones again and again.
+OURS = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+if OURS:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="vqgan_jax_")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 from jaxtyping import install_import_hook
 
@@ -18,6 +25,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_collection_modifyitems(items):
     """Fast tests first: a broken layer shows in seconds, not after the drills."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+def pytest_unconfigure():
+    """Workers found the cache in their environment; who made it takes it away."""
+    if OURS:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -21,9 +21,11 @@ CLOCKS = ("images_per_second", "input_wait", "input_wait_slowest", "slowest_proc
 TIMED = ("time", *(f"train/{name}" for name in (*CLOCKS, "step_seconds_slowest")))  # what two equal runs may differ in
 
 
-def environment(folder: Path, **extra: str) -> dict[str, str]:
-    """CPU, warnings on, and one compilation cache a drill, so that a restart takes seconds."""
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+def environment(**extra: str) -> dict[str, str]:
+    """CPU, warnings on, and the tests' compilation cache, so that a start takes seconds."""
+    cache = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    if kept := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache["JAX_COMPILATION_CACHE_DIR"] = kept
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     return ours | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"} | cache | extra
 
@@ -37,9 +39,7 @@ class Job:
         self.workdir, self.log = folder / name, folder / f"{log or name}.log"
         command = [sys.executable, "-m", "vqgan_jax", verb, f"--config={page}", f"--workdir={self.workdir}", *flags]
         with self.log.open("w") as out:
-            self.process = subprocess.Popen(
-                command, stdout=out, stderr=subprocess.STDOUT, env=environment(folder, **env)
-            )
+            self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(**env))
         self.began = time.perf_counter()
 
     def finish(self, timeout: float = 300) -> int:

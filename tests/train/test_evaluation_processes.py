@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
 def start(folder: Path, name: str, flags: tuple[str, ...], **env: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "vqgan_jax", "evaluate", f"--output={folder / name}", "--batch_size=16", *flags]
     with (folder / f"{name}{env.get('SLURM_PROCID', '')}.log").open("w") as out:
-        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(folder, **env))
+        return subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(**env))
 
 
 def finish(folder: Path, name: str, *jobs: subprocess.Popen) -> list[dict]:

@@ -87,7 +87,7 @@ def test_what_four_saved_two_and_one_restore_to_the_last_bit(folder, four):
     for count in (2, 1):
         target = folder / f"restored{count}"
         command = [sys.executable, str(Path(__file__).with_name("restored.py")), str(source), str(target), *LEGS[count]]
-        jobs = [subprocess.Popen(command, env=environment(folder, **env)) for env in cluster(count)]
+        jobs = [subprocess.Popen(command, env=environment(**env)) for env in cluster(count)]
         assert [job.wait(200) for job in jobs] == [0] * count
         found = arrays(target)
         assert found.keys() == saved.keys()

@@ -64,16 +64,17 @@ def test_the_flag_is_two_steps():
 )
 def test_what_is_compiled_is_kept_where_the_flag_says(tmp_path, getkey, flag, environment, kept):
     path = lambda name: name and str(tmp_path / name)
+    settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: jax.config.values[name] for name in settings}
     jax.config.update("jax_compilation_cache_dir", path(environment))
-    before = jax.config.values["jax_persistent_cache_min_compile_time_secs"]
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
         with compilation_cache(path(flag), path("default")):
             jax.jit(lambda x: jnp.sin(x) * 1.25)(jax.random.normal(getkey(), (3,)))
         assert jax.config.values["jax_compilation_cache_dir"] == path(environment)
     finally:
-        jax.config.update("jax_compilation_cache_dir", None)
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
     assert {folder.name for folder in tmp_path.iterdir() if any(folder.iterdir())} == ({kept} if kept else set())
 
 
