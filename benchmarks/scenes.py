@@ -11,10 +11,10 @@ import argparse
 from pathlib import Path
 
 import numpy as np
+import obedience
 
 import vqgan_jax as vq
 from vqgan_jax import build, data, drawing, inputs, pictures
-from vqgan_jax.evaluate import obedience
 from vqgan_jax.train import program
 
 MEASURES = {

@@ -1,10 +1,10 @@
 """Obedience is near 1 for true images, and near chance for those of other scenes."""
 
 import numpy as np
+import obedience
 import pytest
 
 from vqgan_jax.data.scenes import Scenes
-from vqgan_jax.evaluate import obedience
 
 COUNT = 48
 
