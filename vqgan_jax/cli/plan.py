@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from typing import Any
 
 from vqgan_jax import cli
 
@@ -14,6 +15,9 @@ EXAMPLES = """examples:
 Compiles what would run, for chips that are only described: pip install 'vqgan_jax[tpu]' brings the compiler, no TPU is
 needed. Every key of the config is a flag, as for `vqgan train`. A large model takes minutes a topology; outcomes are
 kept in --cache under the program itself, so that only what changed is compiled again.
+
+Of sampling: what a token of each row takes in the loop, over a floor: the time to read the parameters and half of the
+full cache of keys and values at the datasheet's bandwidth.
 
 Seconds by cycles: the compiler's own estimate of every operation, loops times their trips, over the clock. Optimal:
 its roofline. Neither waits for a collective that nothing hides. MFU: model FLOPs (matrix products and convolutions,
@@ -131,8 +135,14 @@ def one(config, flags, name: str, batch: int | None, console):
     held = lowering.bytes_a_device((state.opt_state, state.ema)) if flags.what == "step" else 0
     parameters = state.params if flags.what == "step" else arguments[0]
     counted, shapes = lowering.call(lowering.without_remat(config), mesh, flags.what)
+    drawn: dict[str, Any] = {}
+    if flags.what == "sample":
+        drawn = {
+            "rounds": lowering.items(config) // config.batch_size - 1,
+            "token_bytes": lowering.token_bytes(config, mesh),
+        }
     return report.Plan(
         config=flags.config, what=flags.what, topology=target, mesh=dict(mesh.shape), batch_size=config.batch_size,
         parameter_bytes=lowering.bytes_a_device(parameters), optimizer_bytes=held,
-        model_flops=flops.count(counted, *shapes) / mesh.size, items=lowering.items(config), outcome=found,
+        model_flops=flops.count(counted, *shapes) / mesh.size, items=lowering.items(config), outcome=found, **drawn,
     )  # fmt: skip

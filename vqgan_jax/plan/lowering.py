@@ -20,7 +20,6 @@ from vqgan_jax.train import loop, program, sharding, stage1, stage2
 
 Config = configs.Stage1 | configs.Stage2
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
-WHAT = ("step", "encode", "decode", "sample")
 
 
 def without_remat(config: Config) -> Config:
@@ -100,6 +99,22 @@ def sample(config: configs.Stage2, mesh: jax.sharding.Mesh) -> Call:
         return priors.sample(prior, params, condition, keys, build.settings(config.sampling), prompt, known)
 
     return jax.jit(draw), (state.params["transformer"], *arguments)
+
+
+def token_bytes(config: configs.Stage2, mesh: jax.sharding.Mesh) -> float:
+    """What a device must read to draw a token of each of its rows: parameters, and half of all keys and values.
+
+    In the dtype of the transformer. Half, because that many are there on average.
+    """
+    module, prior = build.transformer(config), priors.from_config(config)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(loop.abstract_state(config, mesh).params["transformer"]))
+    rows = (
+        config.batch_size
+        / (mesh.shape["data"] * mesh.shape["fsdp"])
+        * (1 if build.settings(config.sampling).guidance is None else 2)
+    )
+    cache = 2 * module.depth * module.width * (prior.condition.length + prior.forward.size - 1) * rows
+    return (parameters + cache / 2) / mesh.shape["tensor"] * jnp.dtype(module.dtype).itemsize
 
 
 def images(config: configs.Stage1) -> jax.ShapeDtypeStruct:

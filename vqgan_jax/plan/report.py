@@ -25,6 +25,8 @@ class Plan:
       model_flops: of a device in a run of the function.
       items: images or tokens of the global batch.
       outcome: what the compiler says.
+      rounds: of the loop over tokens, for "sample".
+      token_bytes: that a device must read in each; see `lowering.token_bytes`.
     """
 
     config: str
@@ -37,6 +39,8 @@ class Plan:
     model_flops: float
     items: int
     outcome: Outcome
+    rounds: int = 0
+    token_bytes: float = 0.0
 
     @property
     def seconds(self) -> float | None:
@@ -47,6 +51,16 @@ class Plan:
     def utilisation(self, seconds: float | None) -> float | None:
         """Model FLOPs over what the datasheet could do in that time."""
         return self.model_flops / seconds / self.topology.chip.flops if seconds and self.topology.chip else None
+
+    @property
+    def token_seconds(self) -> tuple[float, float | None, float] | None:
+        """Of a token of each row: by the cycles of the loop, by the roofline, and what reading `token_bytes` takes."""
+        chip, outcome = self.topology.chip, self.outcome
+        if chip is None or not outcome.cycles or not self.rounds:
+            return None
+        share = sum(cycles for *_, runs, cycles in outcome.costs if runs >= self.rounds) / outcome.cycles / self.rounds
+        optimal = outcome.optimal_seconds and outcome.optimal_seconds * share
+        return outcome.cycles / chip.clock * share, optimal, self.token_bytes / chip.bandwidth
 
     @property
     def held(self) -> int:
@@ -66,6 +80,7 @@ class Plan:
     def record(self) -> dict[str, Any]:
         """For JSON; what is not known is None. Bytes, FLOPs and seconds are those of one chip and one run."""
         outcome, chips, seconds = self.outcome, len(self.topology.devices), self.seconds
+        token, token_optimal, token_floor = self.token_seconds or (None, None, None)
         return {
             "config": self.config, "topology": self.topology.name, "chips": chips,
             "batch_per_chip": self.batch_size / chips, "fits": self.fits, "hbm_bytes": outcome.hbm_bytes,
@@ -77,7 +92,8 @@ class Plan:
             "free_bytes": self.free_bytes, "estimated_cycles": outcome.cycles,
             "optimal_seconds": outcome.optimal_seconds,
             "optimal_utilisation": self.utilisation(outcome.optimal_seconds), "unestimated": outcome.unestimated,
-            "compiler": self.topology.compiler,
+            "compiler": self.topology.compiler, "token_seconds": token, "token_optimal_seconds": token_optimal,
+            "token_floor_seconds": token_floor,
         }  # fmt: skip
 
     def advice(self) -> str:
@@ -91,10 +107,11 @@ class Plan:
 
 
 def tables(plans: list[Plan]) -> list[Table]:
-    """Memory, speed and traffic; in the first two a row a plan."""
+    """Memory, speed, what a token takes, and traffic; in the first two a row a plan."""
     memory = headed("GiB a chip", "topology", "batch", "fits", "needs", "params", "optim.", "rest", "compile s")
     title = f"{plans[0].what} of {plans[0].config}, a chip: by cycles (by the roofline)"
     speed = headed(title, "topology", "batch", "ms", "items/s", "TFLOP", "compiler's", "MFU")
+    drawing = headed("a token of each row, ms", "topology", "batch", "by cycles", "by the roofline", "floor", "over it")
     traffic = headed("sent by a chip", "topology", "batch", "kind", "over", "MiB")
     for plan in plans:
         r, outcome = plan.record(), plan.outcome
@@ -108,10 +125,14 @@ def tables(plans: list[Plan]) -> list[Table]:
             number(outcome.flops, 2, 1e-12),
             f"{number(r['model_flops_utilisation'], 2)} ({number(r['optimal_utilisation'], 2)})",
         )  # fmt: skip
+        if plan.token_seconds:
+            token, optimal, floor = plan.token_seconds
+            over = f"{number(token, 1, 1 / floor)} ({number(optimal, 1, 1 / floor)})"
+            drawing.add_row(*name, *(number(seconds, 2, 1e3) for seconds in plan.token_seconds), over)
         for kind, by_axes in outcome.collectives.items():
             for axes, size in by_axes.items():
                 traffic.add_row(*name, kind, axes, number(size, 2, 2**-20))
-    return [memory, speed, *([traffic] if traffic.row_count else [])]
+    return [memory, speed, *(table for table in (drawing, traffic) if table.row_count)]
 
 
 def headed(title: str, *heads: str) -> Table:
