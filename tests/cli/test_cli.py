@@ -1,5 +1,7 @@
 import argparse
+import os
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,21 @@ def test_an_unknown_verb_is_named_with_the_known_ones(capsys):
     message = fails(capsys, "trian", status=2)
     assert "'trian'" in message
     assert "train" in message.replace("'trian'", "")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are asked for by glibc's own variable")
+@pytest.mark.parametrize(("verb", "times"), [("train", 1), ("reconstruct", 0)])
+def test_who_trains_starts_anew_once_for_huge_pages(capsys, monkeypatch, verb, times):
+    started = []
+    monkeypatch.setenv("GLIBC_TUNABLES", "")  # so that it is gone again afterwards
+    monkeypatch.delenv("GLIBC_TUNABLES")
+    monkeypatch.setattr(os, "execv", lambda *command: started.append(command))
+    monkeypatch.setattr(sys, "argv", ["vqgan", verb])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "-X", "dev", "-m", "vqgan_jax", verb])
+    for _ in range(2):  # without a config both end in a usage error
+        with pytest.raises(SystemExit, match="2"):
+            main()
+    assert started == times * [(sys.executable, [sys.executable, "-X", "dev", "-m", "vqgan_jax", verb])]
 
 
 def test_no_config_is_a_usage_error(capsys):
