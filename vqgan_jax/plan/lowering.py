@@ -108,11 +108,8 @@ def token_bytes(config: configs.Stage2, mesh: jax.sharding.Mesh) -> float:
     """
     module, prior = build.transformer(config), priors.from_config(config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(loop.abstract_state(config, mesh).params["transformer"]))
-    rows = (
-        config.batch_size
-        / (mesh.shape["data"] * mesh.shape["fsdp"])
-        * (1 if build.settings(config.sampling).guidance is None else 2)
-    )
+    guided = build.settings(config.sampling).guidance is not None
+    rows = (2 if guided else 1) * config.batch_size / (mesh.shape["data"] * mesh.shape["fsdp"])
     cache = 2 * module.depth * module.width * (prior.condition.length + prior.forward.size - 1) * rows
     return (parameters + cache / 2) / mesh.shape["tensor"] * jnp.dtype(module.dtype).itemsize
 
