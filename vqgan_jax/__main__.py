@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def take_huge_pages() -> None:
     """Starts the process anew, once, as one whose memory comes in huge pages; the caller's `GLIBC_TUNABLES` stay.
 
-    XLA takes a program's memory anew at every run. On a CPU a training step waits a sixth of its time for small pages.
+    XLA takes a program's memory anew at every run, and a training step on a CPU waits for each small page of it.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"

@@ -61,7 +61,7 @@ def test_a_plan_for_this_machine_and_its_cache(capsys, tmp_path, monkeypatch):
         (f"{TPU_FLAGS} --xla_of_mine=1", f"{TPU_FLAGS} --xla_of_mine=1"),
     ],
 )
-def test_the_compiler_of_tpus_has_our_flags_before_the_callers(capsys, monkeypatch, tmp_path, given, found):
+def test_the_compiler_of_tpus_has_our_flags_before_the_callers(capsys, monkeypatch, given, found):
     monkeypatch.delenv("LIBTPU_INIT_ARGS", raising=False)
     if given is not None:
         monkeypatch.setenv("LIBTPU_INIT_ARGS", given)

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
 from plan_cases import PAGES, TOKENIZER
 
@@ -100,9 +102,6 @@ def test_the_compiler_reads_the_flags_that_every_verb_sets():
 
 
 def test_what_does_not_fit_is_told_with_what_it_needs(tmp_path):
-    import jax
-    import jax.numpy as jnp
-
     target = topology.describe("v6e:2x2")
     mesh = sharding.make_mesh(4, 1, 1, devices=target.devices)
     big = lowering.whole(jax.ShapeDtypeStruct((3_000_000, 8192), jnp.float32), mesh)
