@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "vqgan_jax").rglob("*.py"))
 PAGES = sorted((ROOT / "experiments").glob("*.py"))
 
-LAYER_0 = ("nn", "nn.*", "ordering")
+LAYER_0 = ("compat", "nn", "nn.*", "ordering")
 LAYER_1 = (
     "losses", "sampling", "config", "build", "parsing", "pictures", "report", "data", "data.*", "train.sharding",
     "train.checkpoint", "train.goodput", "train.metrics",
@@ -33,7 +33,8 @@ CONDITIONS = ("data.conditions", "data.layouts", "data.views")
 
 # The first pattern that fits a module decides what it may import of ours.
 MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("", ("api", "models")),  # the package's own __init__
+    ("", ("api", "compat", "models")),  # the package's own __init__
+    ("compat", ()),
     ("nn*", ("nn", "nn.*")),
     ("ordering", ()),
     ("pictures", ()),
@@ -163,6 +164,60 @@ def test_only_one_file_knows_orbax_and_none_knows_torch():
         assert "orbax" not in heads or name == "train.checkpoint", name
         assert not heads & {"torch", "clu"}, name
         assert "tensorflow" not in heads, name
+
+
+# What JAX does not promise to keep, and our libraries behind an underscore.
+PRIVATE = (
+    "jax.core",
+    "jax.extend",
+    "jax.interpreters",
+    "jax.lib",
+    "jaxlib",
+    "jax.experimental.serialize_executable",
+    "jax.experimental.topologies",
+)
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "absl", "etils", "ml_collections", "numpy")
+
+
+def private_names(path: Path) -> set[str]:
+    """The private names of libraries that a file imports or reaches by an attribute of a module."""
+    tree, modules = ast.parse(path.read_text()), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            modules |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    heads = ((modules.get(name.split(".")[0]), name.partition(".")[2]) for name in attributes)
+    names = imports(path) | {f"{head}.{rest}" for head, rest in heads if head}
+    ours = {name for name in names if name.split(".")[0] in LIBRARIES}
+    hidden = {name for name in ours if any(part.startswith("_") and part[-2:] != "__" for part in name.split("."))}
+    return hidden | {name for name in ours if any(f"{name}.".startswith(f"{prefix}.") for prefix in PRIVATE)}
+
+
+def test_only_one_file_knows_private_names_of_jax():
+    folders = ("vqgan_jax", "experiments", "benchmarks")
+    found = {
+        str(path.relative_to(ROOT)) for name in folders for path in (ROOT / name).rglob("*.py") if private_names(path)
+    }
+    assert found == {"vqgan_jax/compat.py"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from jax._src import core",
+        "import jax\njax.core.Tracer",
+        "import jaxlib",
+        "import jax.interpreters.ad as ad",
+        "from jax import core",
+        "import numpy as np\nnp._core",
+        "from jax.extend.core import Jaxpr",
+    ],
+)
+def test_a_private_name_is_found_however_it_is_spelt(tmp_path, text):
+    (tmp_path / "page.py").write_text(text)
+    assert private_names(tmp_path / "page.py")
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 from vqgan_jax import prefixes, sampling, sliding, tiling
 from vqgan_jax import prior as priors
+from vqgan_jax.compat import Tracer
 from vqgan_jax.data.conditions import Objects
 from vqgan_jax.models import Prior, Tokenizer
 from vqgan_jax.nn import pixels

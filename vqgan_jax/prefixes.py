@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Int
 
+from vqgan_jax.compat import Tracer
 from vqgan_jax.data.conditions import ClassLabel, Codes, Condition, Coordinates, Objects
 from vqgan_jax.models import Prior
 

@@ -128,7 +128,7 @@ def one(config, flags, name: str, batch: int | None, console):
             outcome.cached(lowered, target, cache).unlink(missing_ok=True)
         found, executable = outcome.compiled(lowered, target, mesh, cache)
     if flags.executable and executable is not None:
-        from jax.experimental import serialize_executable
+        from vqgan_jax.compat import serialize_executable
 
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
     state = loop.abstract_state(config, mesh)
