@@ -13,15 +13,21 @@ TPU = os.environ.get("TPU_SKIP_MDS_QUERY") != "1"  # JAX has looked
 LIBTPU = pytest.mark.skipif(TPU or not importlib.util.find_spec("libtpu"), reason="of libtpu without a TPU")
 HOST = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_HOST_BOUNDS": "1,1,1"}
 TINY = [
-    "--config.model.channels=32", "--config.model.channel_multipliers=(1,1)", "--config.quantizer.codebook_size=16",
-    "--config.discriminator.channels=8", "--config.batch_size=8", "--config.data.source=photos",
+    "--config.model.channels=32",
+    "--config.model.channel_multipliers=(1,1)",
+    "--config.quantizer.codebook_size=16",
+    "--config.discriminator.channels=8",
+    "--config.batch_size=8",
+    "--config.data.source=photos",
 ]
 
 
 def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A process that has the environment of a shell: no platform is chosen, and nothing is known of a TPU."""
     plain = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS" and not k.startswith(("TPU_", "LIBTPU_"))}
-    return subprocess.run([sys.executable, *command], env=plain | variables, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *command], env=plain | variables, capture_output=True, text=True, timeout=120
+    )
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ No other file takes a name from `jax.core`, `jax.extend`, `jax.interpreters`, `j
 import os
 from pathlib import Path
 
-import jax  # looks for TPU chips on the PCI bus, and sets TPU_SKIP_MDS_QUERY where it finds none
 from jax.core import Tracer  # the values of a traced array cannot be checked; JAX has no other test for one
 from jax.experimental import serialize_executable, topologies  # to compile for absent TPUs and to keep the program
 from jax.extend.core import ClosedJaxpr, Jaxpr  # to find the functions within an operation of a traced function
@@ -21,7 +20,8 @@ def quiet_libtpu() -> None:
     JAX tries every platform that is installed, a TPU first. Without one libtpu complains that it knows no host; JAX
     then takes a GPU or the CPU. This function describes one host to libtpu, by environment variables of libtpu's own,
     and chooses no platform: what JAX tries, and `JAX_PLATFORMS`, stay as they are. It does nothing where JAX found a
-    chip, where there is a TPU's device file, or where `JAX_FORCE_TPU_INIT` announces a TPU that JAX cannot see.
+    chip on the PCI bus (where it finds none, importing it sets TPU_SKIP_MDS_QUERY), where there is a TPU's device file,
+    or where `JAX_FORCE_TPU_INIT` announces a TPU that JAX cannot see.
     """
     device_files = (*Path("/dev").glob("accel*"), *Path("/dev/vfio").glob("[0-9]*"))
     if os.environ.get("TPU_SKIP_MDS_QUERY") != "1" or "JAX_FORCE_TPU_INIT" in os.environ or device_files:

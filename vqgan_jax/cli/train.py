@@ -15,10 +15,9 @@ EXAMPLES = """examples:
 
 Every key of the config is a flag: --config.optimizer.learning_rate=3e-4. Run the same command again to resume.
 
-environment:
-  GLIBC_TUNABLES=glibc.malloc.hugetlb=1  huge pages for a run on a CPU under Linux: 6% more images a second on two cores
-  LIBTPU_INIT_ARGS                       flags of the TPU compiler; vqgan puts --xla_tpu_scoped_vmem_limit_kib=32768 first
-  JAX_PLATFORMS                          cpu, cuda or tpu; default: the best that is there
+environment (docs/pods.md tells more):
+  GLIBC_TUNABLES=glibc.malloc.hugetlb=1  huge pages: 6% more images a second on two CPU cores under Linux
+  LIBTPU_INIT_ARGS="--xla_tpu_..."       flags of the TPU compiler; `vqgan` puts its own before them
 """
 
 

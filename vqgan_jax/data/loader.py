@@ -22,8 +22,8 @@ from vqgan_jax.data.views import View
 MAX_BAD_FRACTION = 0.01
 
 Batch: TypeAlias = dict[str, np.ndarray]
-# Orbax saves and restores it. `get_state()` is `{"next_index": number of the next batch}`, the same in every process and
-# for any number of processes; `set_state` continues there.
+# Orbax saves and restores it. `get_state()` is `{"next_index": number of the next batch}`, the same in every process
+# and for any number of processes; `set_state` continues there.
 Batches: TypeAlias = grain.DatasetIterator[Batch]
 
 
