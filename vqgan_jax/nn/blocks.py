@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqgan_jax.nn.convolutions import convolve, convolve_doubled
+from vqgan_jax.nn.precision import attention
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the paper's networks, biases included, were trained from.
 uniform_fan_in = variance_scaling(1 / 3, "fan_in", "uniform")
@@ -185,7 +186,7 @@ class AttnBlock(nn.Module):
         b, h, w, c = x.shape
         normed = GroupNorm(self.dtype, self.groups, name="norm")(x)
         q, k, v = (conv1x1(c, self.dtype, name)(normed).reshape(b, h * w, 1, c) for name in ("q", "k", "v"))
-        attended = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+        attended = attention(q, k, v).reshape(b, h, w, c)
         return x + conv1x1(c, self.dtype, "out")(attended)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vqgan_jax.nn.caches import Form
+from vqgan_jax.nn.precision import attention
 from vqgan_jax.nn.transformer import Block, Transformer, Turns, causal_mask
 
 FEW = 32  # rows, of all devices together: one device may have a single one
@@ -69,7 +70,7 @@ def prefill(
     def attend(_: int, q: Array, k: Array, v: Array) -> Array:
         keys.append(form.start(k, length))
         values.append(form.start(v, length))
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+        return attention(q, k, v, mask)
 
     x: Any = module.apply({"params": weights.outer}, prefix, method="embed")
     x = layers(module, weights, x, module.turns_at(0, prefix.shape[1], places), attend)
