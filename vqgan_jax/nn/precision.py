@@ -1,7 +1,11 @@
 """float32 is float32: accelerators multiply float32 in fewer bits unless each product says otherwise."""
 
 import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -19,6 +23,11 @@ def precision_of(dtype: DTypeLike) -> jax.lax.Precision | None:
 def product(equation: str, x: Array, y: Array, out: DTypeLike | None = None) -> Array:
     """Computes `jnp.einsum` at the precision of the dtype of x; `out` is the dtype of the sums, if another."""
     return jnp.einsum(equation, x, y, precision=precision_of(x.dtype), preferred_element_type=out)
+
+
+def dense_in(dtype: DTypeLike, **fields: Any) -> Callable[..., nn.DenseGeneral]:
+    """Returns `flax.linen.DenseGeneral` that computes in `dtype` at its precision; call it with the features."""
+    return functools.partial(nn.DenseGeneral, dtype=dtype, precision=precision_of(dtype), **fields)
 
 
 def attention(

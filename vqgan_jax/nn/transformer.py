@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vqgan_jax.nn.precision import attention, precision_of, product
+from vqgan_jax.nn.precision import attention, dense_in, precision_of, product
 
 Turns = Float[Array, "_ 2 _"] | Float[Array, "b _ 2 _"]  # of every position or, in a cached step, of the first
 
@@ -96,10 +96,7 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        precision = precision_of(self.dtype)
-        dense = functools.partial(
-            nn.DenseGeneral, use_bias=self.bias, kernel_init=normal, dtype=self.dtype, precision=precision
-        )
+        dense = dense_in(self.dtype, use_bias=self.bias, kernel_init=normal)
         norm = functools.partial(Norm, self.norm, self.dtype)
         self.norm1, self.norm2 = norm(), norm()
         self.qkv = Projection(self.num_heads, self.bias, self.dtype)
@@ -160,8 +157,7 @@ class Transformer(nn.Module):
       depth, width, num_heads: layers, channels and heads.
       extra_vocab: rows of the embedding behind the vocabulary, for a prefix that shares no row with the codes.
       bidirectional_prefix: so many first positions see each other both ways.
-      norm: a name of NORMS.
-      mlp: a name of MLPS.
+      norm, mlp: names of NORMS and MLPS.
       positions: "learned", one vector a position, or "rope2d" and "rope2d_blank", which turn queries and keys by
         `coordinates`.
       coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
@@ -211,9 +207,7 @@ class Transformer(nn.Module):
         )
         self.layers = stack(**self.block_fields)
         self.norm_out = Norm(self.norm, self.dtype, name="norm")
-        self.head = nn.Dense(
-            self.vocab_size, use_bias=False, kernel_init=normal, dtype=self.dtype, precision=precision_of(self.dtype)
-        )
+        self.head = dense_in(self.dtype, use_bias=False, kernel_init=normal)(self.vocab_size)
 
     @property
     def block_fields(self) -> dict:
