@@ -77,7 +77,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("quickstart_report", ("report", "train.metrics")),
     ("stablehlo", (*LAYER_0, *LAYER_1, *LAYER_2, "api")),
     ("plan*", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS, "train.loop", "api", "plan", "plan.*")),
-    ("drawing", ("api", "models", "build", "config", "train.sharding")),
+    ("drawing", ("api", "models", "prefixes", "build", "config", "train.sharding")),
     ("inputs", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "train.program")),
     ("cli", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("cli.*", ("", "cli", *LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),

@@ -62,7 +62,7 @@ def prior(
     if config.condition.tokenizer.workdir:
         tokenizers = tokenizers[0], tokenizer(config.condition.tokenizer.codebook_size, config.condition.num_classes)
     module = priors.from_config(config, models.condition_module(*tokenizers))
-    return vq.Prior(params, tokenizers[0], module, config, tokenizers[1])
+    return vq.Prior(params, tokenizers[0], module, tokenizers[1], run=models.Run(config, 0))
 
 
 def save_tokenizer(workdir: Path, scale: float = 0.1) -> Path:

@@ -127,8 +127,8 @@ def check_labels(kind: ClassLabel, labels: Any) -> Int[Array, "b 1"]:
             f"`labels` must be integers of shape (b,), the class of each image; got {dtype} of shape "
             f"{jnp.shape(labels)}."
         )
-    _within("labels", labels, kind.num_classes)
-    return jnp.asarray(labels, jnp.int32)[:, None]
+    check_range("labels", labels, kind.num_classes)
+    return marked(labels, kind.num_classes)[:, None]
 
 
 def check_map(prior: Prior, kind: Codes, maps: Any) -> None:
@@ -149,8 +149,8 @@ def check_map(prior: Prior, kind: Codes, maps: Any) -> None:
             f"{jnp.shape(maps)}."
         )
     if kind.field == "segmentation":
-        _within("condition", maps, channels)
-    factor, training = kind.module.downsample_factor, prior.config.data.image_size
+        check_range("condition", maps, channels)
+    factor, training = kind.module.downsample_factor, prior.image_size
     if not kind.size and (maps.shape[1] % factor or maps.shape[2] % factor):
         raise ValueError(
             f"the sides of a {kind.field} must be multiples of {factor}, its tokenizer's downsample factor; got "
@@ -174,16 +174,27 @@ def check_objects(prior: Prior, kind: Objects, tokens: Any, grid: tuple[int, int
             f"`condition` must be integers of shape {('b', *shape)}, as `Layout.{made_by}` gives them; got "
             f"{jnp.result_type(tokens)} of shape {jnp.shape(tokens)}."
         )
-    _within("condition", tokens, kind.layout.num_tokens)
-    return jnp.asarray(tokens, jnp.int32)
+    check_range("condition", tokens, kind.layout.num_tokens)
+    return marked(tokens, kind.layout.num_tokens)
 
 
-def _within(name: str, values: Any, limit: int) -> None:
-    if not isinstance(values, Tracer) and not bool(jnp.all((values >= 0) & (values < limit))):
+def on_host(values: Any) -> bool:
+    """Whether values can be looked at without waiting for a device: NumPy's and Python's, but no `jax.Array`."""
+    return not isinstance(values, jax.Array)
+
+
+def check_range(name: str, values: Any, limit: int, hint: str = "Leave the others out.") -> None:
+    """Raises ValueError for values on the host that are outside [0, limit)."""
+    if on_host(values) and not np.all((np.asarray(values) >= 0) & (np.asarray(values) < limit)):
         raise ValueError(
-            f"`{name}` must be in [0, {limit}); got values in [{int(jnp.min(values))}, {int(jnp.max(values))}]. Leave "
-            "the others out."
+            f"`{name}` must be in [0, {limit}); got values in [{np.min(values)}, {np.max(values)}]. {hint}"
         )
+
+
+def marked(values: Any, limit: int) -> Int[Array, "..."]:
+    """Values as int32, those outside [0, limit) as -1: what cannot raise, because it is on a device, shows."""
+    values = jnp.asarray(values)
+    return jnp.where((values >= 0) & (values < limit), values, -1).astype(jnp.int32)
 
 
 def _agree(size: tuple[int, int] | None, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -193,7 +204,7 @@ def _agree(size: tuple[int, int] | None, shape: tuple[int, ...]) -> tuple[int, i
 
 
 def _explain(prior: Prior, name: str, wanted: str) -> str:
-    kind = prior.config.condition.kind
+    kind = prior.module.condition.kind
     if name == wanted:
         needs = {"labels": "the class of each image", "condition": f"the {kind} of each image"}
         return f"this prior's condition is {kind!r}: it needs `{name}`, {needs[name]}; none were given."

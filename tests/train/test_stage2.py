@@ -155,7 +155,7 @@ def test_images_cost_what_their_codes_cost(evaluate):
         indices = TOKENIZER.apply({"params": frozen["tokenizer"]}, batch["image"] / 127.5 - 1, method="encode").indices
         return (
             indices,
-            stage2.codes(NOISY, frozen, batch),
+            stage2.codes(NOISY.prior, NOISY.tokenizer, frozen, batch),
             stage2.eval_step(NOISY, params, frozen, batch, jnp.asarray(everything)),
         )
 

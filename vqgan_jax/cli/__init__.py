@@ -44,6 +44,17 @@ def join_cluster(flags: argparse.Namespace) -> None:
         jax.distributed.initialize(*elsewhere)
 
 
+def add_step_flag(parser: argparse.ArgumentParser, default: str = "newest", of: str = "") -> None:
+    """`--step`, of every verb that loads a run, as `models.load_tokenizer` takes it."""
+    parser.add_argument(
+        "--step",
+        type=lambda text: int(text) if text.isdecimal() else text,
+        default=default,
+        metavar="N",
+        help=f"checkpoint{of}: its number, newest or best, by what was held out; default: newest",
+    )
+
+
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the verbs that read other people's files; `checkpoint_options` reads all but `--from`."""
     parser.add_argument("--from", dest="format", metavar="FORMAT", help="default: told by the names of the tensors")

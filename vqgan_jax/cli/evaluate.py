@@ -28,6 +28,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "vqgan evaluate", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", help="of the run to judge")
+    cli.add_step_flag(parser)
     parser.add_argument("--metrics", help="with commas between; default: all common ones that need no file")
     parser.add_argument("--weights", choices=("ema", "raw"), default="", help="default: ema where there are any")
     parser.add_argument(
@@ -126,7 +127,7 @@ def evaluate(flags, overrides: Sequence[str], request) -> tuple:
         )
         lead = f"{flags.samples_from} against {flags.reference}."
         return sets.results, "Two sets of images", lead, [], sets.reference.summary
-    nested = dataclasses.asdict(models.config_of(flags.workdir))
+    nested = dataclasses.asdict(models.config_of(flags.workdir, step=flags.step))
     cli.override(nested, overrides)
     config = parsing.parse(nested)
     if isinstance(config, configs.Stage2):
@@ -134,7 +135,7 @@ def evaluate(flags, overrides: Sequence[str], request) -> tuple:
     split = flags.reference or "validation"
     if split not in ("validation", "train"):
         raise cli.UsageError(f"`--reference` of a tokenizer must be validation or train; got {split!r}.")
-    model = models.load_tokenizer(flags.workdir, weights=flags.weights)
+    model = models.load_tokenizer(flags.workdir, step=flags.step, weights=flags.weights)
     told = of_tokenizer.evaluate(model, config, request, workdir=flags.workdir, split=split)
     count = told.found.originals.count
     lead = f"{flags.workdir}, step {model.step}, {model.weights} weights, on {count:,} images: each once, centre crop."
@@ -154,13 +155,17 @@ def evaluate_prior(flags, config, request) -> tuple:
     from vqgan_jax.evaluate import of_prior, of_samples, page
 
     prior = models.load_prior(
-        flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer, weights=flags.weights
+        flags.workdir,
+        tokenizer=flags.tokenizer,
+        condition=flags.condition_tokenizer,
+        step=flags.step,
+        weights=flags.weights,
     )
     if flags.tokenizer:  # its config names the images of a run on a token cache
         config = dataclasses.replace(
             config, tokenizer=dataclasses.replace(config.tokenizer, workdir=str(flags.tokenizer))
         )
-    prior = dataclasses.replace(prior, config=config)
+    prior = dataclasses.replace(prior, run=models.Run(config, prior.step, prior.weights))
     given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config.sampling)}
     changed = {name: value for name, value in given.items() if value is not None}
     base = drawing.options_of(dataclasses.replace(config.sampling, **changed))

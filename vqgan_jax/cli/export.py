@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from vqgan_jax import cli
+
 TARGETS = ("taming", "llamagen", "diffusers", "safetensors", "stablehlo")
 EXAMPLES = """examples:
   vqgan export --workdir=runs/imagenet --to=taming --output=imagenet.ckpt
@@ -22,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
         "vqgan export", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="of a run, or a converted model's folder")
+    cli.add_step_flag(parser)
     parser.add_argument("--to", required=True, choices=TARGETS)
     parser.add_argument("--output", required=True, help="a file, for diffusers and stablehlo a folder; not there yet")
     parser.add_argument("--weights", choices=("ema", "raw"), default="", help="default: ema where there are any")
@@ -33,13 +36,12 @@ def main(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from vqgan_jax import cli
     from vqgan_jax.convert import export, folders, loading
 
     output = Path(flags.output).absolute()
     if output.exists():
         raise cli.UsageError(f"`--output` must not be there yet; {output} is. Name another, or delete it.")
-    converted = folders.read(flags.workdir, weights=flags.weights)
+    converted = folders.read(flags.workdir, step=flags.step, weights=flags.weights)
     if flags.to == "stablehlo":
         from vqgan_jax import stablehlo
 

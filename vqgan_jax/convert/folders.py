@@ -85,16 +85,18 @@ def _naming(config: Stage2, folder: Path, marks: dict[str, str]) -> Stage2:
     return replace(config, condition=replace(config.condition, tokenizer=second))
 
 
-def read(path: epath.PathLike, *, weights: str = "") -> Converted:
-    """Reads a run's newest whole checkpoint: every network, and a prior's tokenizers; the optimisers are left out.
+def read(path: epath.PathLike, *, step: int | str = "newest", weights: str = "") -> Converted:
+    """Reads a run's checkpoint: every network, and a prior's tokenizers; the optimisers are left out.
 
     Args:
       path: the `--workdir` of a run, or a converted model's folder.
+      step: of the checkpoint: a number, "newest" or "best"; see `models.load_tokenizer`.
       weights: "ema" or "raw"; "" takes the averaged parameters of the networks that have them.
 
     Raises:
       FileNotFoundError: no such folder, no whole checkpoint in it, or no tokenizer.
-      ValueError: a tokenizer is another than the one that the prior was trained with, or there are no such weights.
+      ValueError: a tokenizer is another than the one that the prior was trained with, or there are no such weights or
+        no such step.
     """
 
     def networks(state: TrainState) -> dict[str, Any]:
@@ -102,7 +104,7 @@ def read(path: epath.PathLike, *, weights: str = "") -> Converted:
         averaged = models.parameters(main, weights)(state)
         return {"stats": state.stats} | averaged | {"params": state.params}
 
-    restored, config = models.restore(path, (Stage1, Stage2), networks)
+    restored, config = models.restore(path, (Stage1, Stage2), networks, step=step)
     state = jax.tree.map(np.asarray, restored.state)
     params = state["params"] | state.get("ema", {})
     main = params["transformer" if isinstance(config, Stage2) else "generator"]
@@ -119,8 +121,9 @@ def read(path: epath.PathLike, *, weights: str = "") -> Converted:
 def _tokenizer(wanted: Frozen, role: str, near: epath.PathLike) -> Converted:
     """One of a prior's tokenizers, as the prior was trained with: with averaged parameters where there are any."""
     place = models.find_tokenizer(wanted.workdir, role, near)
-    models.check_tokenizer(wanted, models.load_tokenizer(place), role)
-    return read(place)
+    loaded = models.load_marked(place, wanted.fingerprint)
+    models.check_tokenizer(wanted, loaded, role)
+    return read(place, step=loaded.step)
 
 
 def _state(converted: Converted) -> dict[str, Any]:

@@ -50,13 +50,13 @@ def model(converted: Converted, place: Callable[[trees.Tree], trees.Tree] = lamb
     """A `Tokenizer` or a `Prior`, its parameters as `place` gives them."""
     config = converted.config
     if isinstance(config, Stage1):
-        return Tokenizer(place(converted.params), build.vqgan(config), converted.step)
+        return Tokenizer(place(converted.params), build.vqgan(config), run=models.Run(config, converted.step))
     first, second = model(cast(Converted, converted.tokenizer), place), None
     if converted.condition is not None:
         second = model(converted.condition, place)
     module = prior.from_config(config, models.condition_module(first, second))
-    config = models.with_fingerprints(config, first, second)
-    return Prior(place(converted.params), first, module, config, second, converted.step)
+    run = models.Run(models.with_fingerprints(config, first, second), converted.step)
+    return Prior(place(converted.params), first, module, second, run=run)
 
 
 def _placed(params: trees.Tree, where: Any) -> trees.Tree:

@@ -22,6 +22,16 @@ class Condition(Protocol):
     """One kind of prefix."""
 
     @property
+    def kind(self) -> str:
+        """Its name in a config."""
+        ...
+
+    @property
+    def droppable(self) -> bool:
+        """Whether training dropped it now and then, so that there is a null token, as guidance needs."""
+        ...
+
+    @property
     def field(self) -> str:
         """What of a batch it reads; empty if nothing."""
         ...
@@ -56,6 +66,8 @@ class Condition(Protocol):
 class Unconditional:
     """One token that is always the same, for the first code to follow."""
 
+    kind = "none"
+    droppable = False
     field = ""
     grid = None
     length = 1
@@ -78,6 +90,7 @@ class ClassLabel:
 
     num_classes: int
     droppable: bool = False
+    kind = "class"
     field = "label"
     grid = None
     length = 1
@@ -122,6 +135,11 @@ class Codes:
     module: Any = None
 
     @property
+    def kind(self) -> str:
+        """The map's."""
+        return self.field
+
+    @property
     def length(self) -> int:
         """One token a code."""
         return self.grid[0] * self.grid[1]
@@ -158,7 +176,7 @@ class Coordinates:
     grid: tuple[int, int]
     downsample_factor: int
     droppable: bool = False
-    field = "coordinates"
+    kind = field = "coordinates"
 
     @property
     def length(self) -> int:
@@ -194,6 +212,11 @@ class Objects:
     layout: Layout
     droppable: bool = False
     grid = None
+
+    @property
+    def kind(self) -> str:
+        """The field's."""
+        return self.field
 
     @property
     def length(self) -> int:

@@ -53,6 +53,15 @@ class Checkpoints:
         self.wait()
         return self.manager.latest_step()
 
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints, oldest first."""
+        return sorted(self.manager.all_steps())
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What was held out at a checkpoint's step; empty where nothing was."""
+        return self.manager.metrics(step) or {}
+
     def wait(self) -> None:
         """Until all that was saved is written.
 
@@ -84,7 +93,11 @@ class Checkpoints:
         return jax.process_count() > 1 and self.manager.reached_preemption(step)
 
     def newest(
-        self, abstract: Callable[[dict[str, Any], dict[str, Any]], Any], *, partial: bool = False
+        self,
+        abstract: Callable[[dict[str, Any], dict[str, Any]], Any],
+        *,
+        partial: bool = False,
+        only: int | None = None,
     ) -> Restored | None:
         """Restores the newest checkpoint that is whole; those that are not are named and set aside.
 
@@ -92,8 +105,9 @@ class Checkpoints:
           abstract: from the checkpoint's config and data state to the tree of `jax.ShapeDtypeStruct` to restore, with
             the shardings wanted now. It raises ValueError where that config does not fit, which is not caught here.
           partial: the tree may leave out parts of the state.
+          only: the step of the one checkpoint that may be read; None for all.
         """
-        for step, config, data in self.readable():
+        for step, config, data in self.readable(only):
             wanted = abstract(config, data)
             try:
                 state = self.restore_state(step, wanted, partial=partial)
@@ -103,9 +117,11 @@ class Checkpoints:
             return Restored(step, state, data, config)
         return None
 
-    def readable(self) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
-        """Step, config and data state of each checkpoint whose small files can be read, newest first."""
+    def readable(self, only: int | None = None) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+        """Step, config and data state of each checkpoint, or of one, whose small files can be read, newest first."""
         for step in sorted(self.manager.all_steps(), reverse=True):
+            if only not in (None, step):
+                continue
             try:
                 items = ocp.args.Composite(data=ocp.args.JsonRestore(), config=ocp.args.JsonRestore())
                 small = self.manager.restore(step, args=items)

@@ -43,7 +43,7 @@ def stage1_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> program.P
         start=functools.partial(start, config, task, mesh, where, source),
         optimizers=functools.partial(stage1.optimizers, task),
         evaluate=evaluation(config, task, mesh, where, frozen, held_out),
-        best="error" if config.data.field == "segmentation" else "lpips", shown=SHOWN,
+        best=models.best_figure(config), shown=SHOWN,
     )  # fmt: skip
 
 
