@@ -58,7 +58,8 @@ def draw(
         given: dict[str, Any] = {name: put(array) for name, array in rows.items()}
         if not given.keys() & {"labels", "condition"}:
             given["count"] = batch_size
-        indices = api.sample_indices(prior, keys(key, put(labels), put(numbers)), **given, **options)
+        own = jax.device_put(keys(key, put(labels), put(numbers)), split)  # for `jit` keys at rest are of one form only
+        indices = api.sample_indices(prior, own, **given, **options)
         pixels = api.to_uint8(api.decode(prior.tokenizer, indices, tile=2 * max(prior.module.grid)))
         images.append(np.asarray(pixels))
         codes.append(np.asarray(indices))

@@ -1,6 +1,7 @@
 """Checkpoints: state, data iterator and config of one step in one folder, by Orbax. The one file that knows Orbax."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -28,12 +29,17 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.Path, *, keep: int = 1, best: str = "lpips", read_only: bool = False) -> None:
+        def value(metrics: dict[str, float]) -> float:
+            return metrics[best] if math.isfinite(metrics.get(best, math.inf)) else math.inf
+
         preserve = [
             policies.LatestN(keep),
-            policies.BestN(get_metric_fn=lambda m: -m[best], n=1, keep_checkpoints_without_metrics=False),
+            policies.BestN(get_metric_fn=lambda m: -value(m), n=1, keep_checkpoints_without_metrics=False),
         ]
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=policies.PreemptionCheckpointingPolicy(),  # besides those that the loop forces
+            best_fn=value,  # without it no metrics are written, and the best is forgotten at the next start
+            best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy(preserve),
             create=not read_only,  # Orbax's own `read_only` warns about itself at every loading
         )
@@ -86,7 +92,8 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data), config=ocp.args.JsonSave(config)
         )
-        self.manager.save(step, args=items, metrics=metrics, force=True)
+        held_out = {name: float(value) for name, value in (metrics or {}).items()}  # of None Orbax would warn
+        self.manager.save(step, args=items, metrics=held_out, force=True)
 
     def preempted(self, step: int) -> bool:
         """Whether any process of a cluster got SIGTERM; true at the same step on all of them."""
