@@ -50,6 +50,7 @@ def prefill(
     length: int,
     form: Form,
     places: Float[Array, "b p 2"] | None = None,
+    last: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Runs the whole prefix.
 
@@ -60,9 +61,11 @@ def prefill(
       length: positions that the cache shall hold.
       form: of the cache.
       places: see `Transformer.__call__`.
+      last: position of the last token that counts, by default that of the last one. `step` writes over what the cache
+        holds behind it before anything sees it.
 
     Returns:
-      Logits of the token after the prefix, and the filled cache.
+      Logits of the token after the last one that counts, and the filled cache.
     """
     mask = causal_mask(prefix.shape[1], module.bidirectional_prefix)[None, None]
     keys, values = [], []
@@ -74,7 +77,8 @@ def prefill(
 
     x: Any = module.apply({"params": weights.outer}, prefix, method="embed")
     x = layers(module, weights, x, module.turns_at(0, prefix.shape[1], places), attend)
-    logits: Any = module.apply({"params": weights.outer}, x[:, -1:], method="readout")
+    x = x[:, -1:] if last is None else jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
+    logits: Any = module.apply({"params": weights.outer}, x, method="readout")
     return logits[:, 0], Cache(tuple(keys), tuple(values))
 
 
