@@ -47,7 +47,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("prior", PURE),
     ("sliding", (*PURE, "prior")),
     ("tiling", ()),
-    ("prefixes", (*PURE, "models")),
+    ("prefixes", (*PURE, "models", "sliding")),
     ("models", (*LAYER_0, *LAYER_1, "prior", "train.stage1", "train.stage2", "train.state")),
     ("data.conditions", ("data", "data.*", "pictures", "nn.pixels")),
     ("data*", ("data", "data.*", "pictures")),

@@ -17,8 +17,6 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 from vqgan_jax import prefixes, sampling, sliding, tiling
 from vqgan_jax import prior as priors
-from vqgan_jax.compat import Tracer
-from vqgan_jax.data.conditions import Objects
 from vqgan_jax.models import Prior, Tokenizer
 from vqgan_jax.nn import pixels
 
@@ -109,7 +107,8 @@ def sample_indices(
         `data.layouts.Layout` makes them: b s of an image of the training size, else b n m s, one for each window.
       count: how many, for a prior that has neither, without a prompt.
       size: height and width in pixels; by default the map's, or those of training. Larger images are drawn through a
-        sliding window of the training size (section 4.3 of the paper), which needs the order "raster".
+        sliding window of the training size (section 4.3 of the paper), which needs the order "raster". Of a map that
+        the config brings to another size, each window's part is encoded as in training.
       prompt: codes that are given, as `encode` gives them; complete grids.
       prompt_length: how many of these count, in the prior's order; by default the first half. It may change without a
         new compilation.
@@ -131,7 +130,7 @@ def sample_indices(
         )
     if prompt is not None and count is None and labels is None and condition is None:
         count = len(prompt)
-    prefix = prefixes.prefix(prior, labels=labels, condition=condition, count=count, size=size)
+    prefix = prefixes.prefix(prior, labels=labels, condition=condition, count=count, size=size, stride=stride)
     batch = len(prefix.tokens)
     if prompt is None and known is not None:
         raise ValueError("`known` says which codes of a `prompt` count; no prompt was given. Give both.")
@@ -228,7 +227,7 @@ def _sample_large(
     prior: Prior, key: Any, tokens: Any, prompt: Any, known: Any, settings: Any, grid: tuple[int, int], stride: int
 ) -> Any:
     at = prefixes.window_of(prior.module.condition, tokens, prior.module.grid)
-    rule = "scene" if isinstance(prior.module.condition, Objects) else "center"
+    rule = prefixes.rule_of(prior.module.condition)
     indices = sliding.sample(
         prior.module, prior.params, at, grid, keys_of(key, prompt), settings, prompt, known, rule=rule, stride=stride
     )

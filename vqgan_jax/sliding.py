@@ -89,6 +89,11 @@ def buckets(lengths: Int[np.ndarray, "n"]) -> list[int]:
     return sorted({int(min(np.unique(lengths), key=waste)), longest})
 
 
+def visited(runs: Runs) -> Int[np.ndarray, "n 2"]:
+    """Row and column of each origin at which the window stands, each once."""
+    return np.unique(np.stack([runs.row, runs.column], axis=1), axis=0)
+
+
 def check_order(prior: CodePrior) -> None:
     """ValueError if the codes do not come row by row."""
     if prior.order != "raster":

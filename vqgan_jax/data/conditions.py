@@ -149,6 +149,14 @@ class Codes:
         """Codes, and the null token."""
         return self.codebook_size + self.droppable
 
+    def is_cut(self, window: tuple[int, int]) -> bool:
+        """Whether a window of that many of the image's codes sees whole codes of a larger map wherever it stands.
+
+        Then the map is encoded once and its codes are cut. Else the part of the map in each window is encoded by
+        itself, as in training: it is brought to another size, or the window may stand in the middle of a code.
+        """
+        return not self.size and all(own % side == 0 for own, side in zip(self.grid, window, strict=True))
+
     def encode(self, frozen: Frozen, batch: dict[str, Array]) -> Int[Array, "b s"]:
         """Codes of the map, row by row; deterministic also for a Gumbel quantizer."""
         maps = batch[self.field]
