@@ -6,12 +6,11 @@ No other file takes a name from `jax.core`, `jax.extend`, `jax.interpreters`, `j
 import os
 from pathlib import Path
 
-from jax.core import Tracer  # the values of a traced array cannot be checked; JAX has no other test for one
 from jax.experimental import serialize_executable, topologies  # to compile for absent TPUs and to keep the program
 from jax.extend.core import ClosedJaxpr, Jaxpr  # to find the functions within an operation of a traced function
 from jax.interpreters.partial_eval import dce_jaxpr  # model FLOPs do not count what no output needs
 
-__all__ = ["ClosedJaxpr", "Jaxpr", "Tracer", "dce_jaxpr", "quiet_libtpu", "serialize_executable", "topologies"]
+__all__ = ["ClosedJaxpr", "Jaxpr", "dce_jaxpr", "quiet_libtpu", "serialize_executable", "topologies"]
 
 
 def quiet_libtpu() -> None:
