@@ -248,7 +248,7 @@ def test_pure_modules_touch_no_clock_and_no_file(module):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_file_is_one_idea(path):
-    assert len(path.read_text().splitlines()) <= 300
+    assert len(path.read_text().splitlines()) <= 450
     assert path.stem not in ("utils", "common", "misc", "helpers")
 
 

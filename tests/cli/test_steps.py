@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import untrained
 from etils import epath
+from PIL import Image
 
 import vqgan_jax as vq
 from vqgan_jax import cli, models
@@ -43,18 +44,23 @@ def succeeds(*argv) -> None:
 
 @pytest.mark.slow
 def test_verbs_load_it(capsys, tokenizer, tmp_path):
-    succeeds("reconstruct", f"--workdir={tokenizer}", "--input=photos", f"--output={tmp_path / 'r'}", "--step=best")
+    for split in ("train", "validation"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "images" / split / "0.png")
+    images = str(tmp_path / "images")
+    succeeds("reconstruct", f"--workdir={tokenizer}", f"--input={images}", f"--output={tmp_path / 'r'}", "--step=best")
     assert "step 1 of" in " ".join(capsys.readouterr().out.split())
     flags = f"--workdir={tokenizer}", "--to=safetensors", f"--output={tmp_path / 'one.safetensors'}"
     succeeds("export", *flags, "--step=1")
     succeeds("convert", tmp_path / "one.safetensors", f"--output={tmp_path / 'converted'}")
     converted = vq.load_tokenizer(tmp_path / "converted", step=1)
     assert models.fingerprint(converted) == models.fingerprint(vq.load_tokenizer(tokenizer, step="best"))
-    succeeds("evaluate", f"--workdir={tokenizer}", "--step=1", "--metrics=psnr", f"--output={tmp_path / 'e'}")
+    flags = f"--workdir={tokenizer}", "--metrics=psnr", f"--config.data.source=folder:{images}"
+    succeeds("evaluate", *flags, f"--output={tmp_path / 'e'}", "--step=1")
     (row,) = json.loads((tmp_path / "e" / "evaluation.json").read_text())["results"]
     assert row["step"] == 1
     capsys.readouterr()
-    assert main(["reconstruct", f"--workdir={tokenizer}", "--input=photos", f"--output={tmp_path}", "--step=3"]) == 1
+    assert main(["reconstruct", f"--workdir={tokenizer}", f"--input={images}", f"--output={tmp_path}", "--step=3"]) == 1
     message = " ".join(capsys.readouterr().err.split())
     assert "got 3." in message
     assert "has step 1, 2." in message
