@@ -52,7 +52,7 @@ def test_verbs_load_it(capsys, tokenizer, tmp_path):
     assert "step 1 of" in " ".join(capsys.readouterr().out.split())
     flags = f"--workdir={tokenizer}", "--to=safetensors", f"--output={tmp_path / 'one.safetensors'}"
     succeeds("export", *flags, "--step=1")
-    succeeds("convert", tmp_path / "one.safetensors", f"--output={tmp_path / 'converted'}")
+    succeeds("convert", f"--input={tmp_path / 'one.safetensors'}", f"--output={tmp_path / 'converted'}")
     converted = vq.load_tokenizer(tmp_path / "converted", step=1)
     assert models.fingerprint(converted) == models.fingerprint(vq.load_tokenizer(tokenizer, step="best"))
     flags = f"--workdir={tokenizer}", "--metrics=psnr", f"--config.data.source=folder:{images}"
