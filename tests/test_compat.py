@@ -26,7 +26,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A process that has the environment of a shell: no platform is chosen, and nothing is known of a TPU."""
     plain = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS" and not k.startswith(("TPU_", "LIBTPU_"))}
     return subprocess.run(
-        [sys.executable, *command], env=plain | variables, capture_output=True, text=True, timeout=120
+        [sys.executable, *command], env=plain | variables, capture_output=True, text=True, timeout=300
     )
 
 

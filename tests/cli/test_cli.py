@@ -56,7 +56,7 @@ def test_a_reader_that_leaves_early_ends_a_verb_quietly(verb):
     os.close(reader)
     command = [sys.executable, "-m", "vqgan_jax", *verb.split(), "--help"]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=buffered, text=True, timeout=120)
+    ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=buffered, text=True, timeout=300)
     os.close(writer)
     assert (ran.returncode, ran.stderr) == (1, "")
 
