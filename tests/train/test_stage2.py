@@ -91,7 +91,7 @@ def test_a_fresh_prior_is_as_good_as_guessing(codes):
 class Three:
     """A condition of three tokens."""
 
-    field, grid, length, vocab_size = "", None, 3, 5
+    kind, droppable, field, grid, length, vocab_size = "three", True, "", None, 3, 5
 
     def encode(self, frozen, batch):
         raise NotImplementedError
