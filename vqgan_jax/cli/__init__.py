@@ -2,10 +2,11 @@
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +130,30 @@ def run_page(path: Path, variant: str) -> dict[str, Any]:
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
-    sys.path.insert(0, str(path.parent))  # a page may import its neighbours
-    try:
+    with neighbours(path.parent):
         module_spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
-    if not hasattr(module, "get_config"):
-        raise UsageError(f"a config file must define `get_config(variant)`; {path} does not. See experiments/.")
-    config = module.get_config(variant) if variant else module.get_config()
+        if not hasattr(module, "get_config"):
+            raise UsageError(f"a config file must define `get_config(variant)`; {path} does not. See experiments/.")
+        config = module.get_config(variant) if variant else module.get_config()
     return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+@contextlib.contextmanager
+def neighbours(folder: Path) -> Iterator[None]:
+    """Lets a page import the files of its folder, and nothing else by their names; afterwards they are forgotten.
+
+    Each folder may have a `recipe.py` of its own. A name of the standard library stays the library's.
+    """
+    names = {path.stem for path in folder.glob("*.py")} - sys.stdlib_module_names
+    others = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in names & sys.modules.keys():
+            del sys.modules[name]
+        sys.modules.update(others)
 
 
 def size(text: str) -> tuple[int, int]:
