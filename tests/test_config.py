@@ -286,6 +286,30 @@ def test_the_published_temperature(config):
         assert float(temperature(jnp.asarray(step))) == pytest.approx(value, abs=1e-6), step
 
 
+# Library users build without parsing
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "make"),
+    [
+        ("quantizer", "kind", build.vqgan),
+        ("model", "kind", build.vqgan),
+        ("optimizer", "schedule", lambda config: build.schedule(config.optimizer, 1.0, 10)),
+    ],
+)
+def test_a_module_of_a_kind_that_there_is_not_is_an_error(config, section, key, make):
+    changed = dataclasses.replace(getattr(config, section), **{key: "fsq"})
+    with pytest.raises(ValueError, match=rf"`config\.{section}\.{key}` must be one of .*got 'fsq'"):
+        make(dataclasses.replace(config, **{section: changed}))
+
+
+def test_a_condition_of_a_kind_that_there_is_not_is_an_error():
+    config = load_config(str(ROOT / "experiments" / "stage2_imagenet.py"))
+    condition = dataclasses.replace(config.condition, kind="text")
+    with pytest.raises(ValueError, match=r"`config\.condition\.kind` must be one of .*got 'text'"):
+        build.condition(dataclasses.replace(config, condition=condition))
+
+
 # Rule 3: every key is read
 
 
