@@ -14,8 +14,8 @@ PAGES = sorted((ROOT / "experiments").glob("*.py"))
 
 LAYER_0 = ("compat", "nn", "nn.*", "ordering")
 LAYER_1 = (
-    "losses", "sampling", "config", "build", "parsing", "pictures", "report", "data", "data.*", "train.sharding",
-    "train.checkpoint", "train.goodput", "train.metrics",
+    "losses", "sampling", "config", "build", "parsing", "stored", "pictures", "report", "data", "data.*",
+    "train.sharding", "train.checkpoint", "train.goodput", "train.metrics",
     "train.profile", "train.signals",
 )  # fmt: skip
 LAYER_2 = (
@@ -44,6 +44,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("config", ()),
     ("build", (*LAYER_0, "sampling", "config", *CONDITIONS)),
     ("parsing", (*LAYER_0, "losses", "sampling", "config", "build")),
+    ("stored", ("config", "parsing")),
     ("prior", PURE),
     ("sliding", (*PURE, "prior")),
     ("tiling", ()),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vqgan_jax import build, parsing, prior
+from vqgan_jax import build, prior, stored
 from vqgan_jax import config as configs
 from vqgan_jax.nn.vqgan import VQGAN
 from vqgan_jax.train import sharding, stage1, stage2
@@ -273,7 +273,7 @@ def config_of(path: epath.PathLike, *, step: int | str = "newest") -> configs.St
     """The config of a run's checkpoint; FileNotFoundError without one, ValueError without this `step`."""
     with Checkpoints(folder_of(path), read_only=True) as checkpoints:
         for _, config, _ in checkpoints.readable(chosen(checkpoints, step)):
-            return parsing.parse(config)
+            return stored.from_json(config)
     raise FileNotFoundError(f"{path} holds no whole checkpoint{_of(step)}; train longer or give another run.")
 
 
@@ -299,7 +299,7 @@ def chosen(checkpoints: Checkpoints, step: int | str) -> int | None:
     if step != "best":
         raise ValueError(f'`step` must be "newest", "best" or a checkpoint\'s number; got {step!r}. {there}.')
     _, config, _ = next(checkpoints.readable())
-    figure = best_figure(parsing.parse(config))
+    figure = best_figure(stored.from_json(config))
     found = {step: checkpoints.metrics(step).get(figure, math.nan) for step in steps}
     found = {step: value for step, value in found.items() if math.isfinite(value)}
     if not found:
@@ -348,7 +348,7 @@ def restore(
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
     def wanted(saved: dict[str, Any], _: Any) -> Any:
-        config = parsing.parse(saved)
+        config = stored.from_json(saved)
         if not isinstance(config, stages):
             name = stages.__name__ if isinstance(stages, type) else " or ".join(each.__name__ for each in stages)
             raise ValueError(f"{workdir} must be a run of {name}; it is one of stage {config.stage}.")
@@ -361,7 +361,7 @@ def restore(
         raise FileNotFoundError(
             f"{workdir / 'checkpoints'} holds no whole checkpoint{_of(step)}; train longer or give another run."
         )
-    return restored, parsing.parse(restored.config)
+    return restored, stored.from_json(restored.config)
 
 
 def parameters(network: str, weights: str = "") -> Callable[[TrainState], dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from vqgan_jax import parsing
+from vqgan_jax import parsing, stored
 
 
 class UsageError(Exception):
@@ -102,7 +102,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
 
     Args:
       spec: `FILE` or `FILE:variant`; the file defines `get_config(variant: str) -> ConfigDict`. Or the `config.json` of
-        a run, to go on with it or to do it again.
+        a run, of this version or an earlier one, to go on with it or to do it again.
       overrides: `--config.section.key=value`, values as Python literals or plain text.
 
     Returns:
@@ -119,7 +119,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
             "`--config` must name a Python file, such as experiments/stage1_photos.py, or the config.json of a run; "
             f"{file!r} is none."
         )
-    nested = json.loads(path.read_text()) if path.suffix == ".json" else run_page(path, variant)
+    nested = stored.current(json.loads(path.read_text())) if path.suffix == ".json" else run_page(path, variant)
     override(nested, overrides)
     return parsing.parse(nested)
 

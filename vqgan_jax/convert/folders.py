@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from etils import epath
 
-from vqgan_jax import build, models
+from vqgan_jax import build, models, stored
 from vqgan_jax.config import Frozen, Stage1, Stage2
 from vqgan_jax.convert import native, trees
 from vqgan_jax.convert.trees import Converted, Report
@@ -56,7 +56,7 @@ def _write(planned: Converted, part: Path, final: Path) -> None:
         config = _naming(config, final, marks)
     converted = trees.read(planned._replace(tokenizer=None, condition=None))
     part.mkdir(parents=True, exist_ok=True)
-    settings = dataclasses.asdict(config)
+    settings = stored.to_json(config)
     data = {"next_index": 0} if converted.moments else {}  # by which the loop knows whether there are optimisers
     with Checkpoints(epath.Path(part)) as checkpoints:
         checkpoints.save(converted.step, _state(converted), data, settings, None)

@@ -3,12 +3,11 @@
 A prior's tokenizers are in the same file, below names of their own.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vqgan_jax import parsing
+from vqgan_jax import stored
 from vqgan_jax.config import Stage1
 from vqgan_jax.convert import names, trees
 from vqgan_jax.convert.names import Row, Table
@@ -38,7 +37,7 @@ def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> Converted:
 
 def metadata(converted: Converted, name: str = "") -> dict[str, str]:
     """What the file says besides tensors: config and step of the model and of its tokenizers."""
-    settings = {"config": dataclasses.asdict(converted.config), "step": converted.step}
+    settings = {"config": stored.to_json(converted.config), "step": converted.step}
     found = {f"{CONFIG}.{name}".rstrip("."): json.dumps(settings)}
     for part in PARTS:
         below = getattr(converted, part)
@@ -69,7 +68,7 @@ def _model(tensors: Tensors, metadata: Mapping[str, str], name: str = "") -> Con
 def _config(metadata: Mapping[str, str], key: str) -> tuple[Any, int]:
     try:
         found = json.loads(metadata[key])
-        return parsing.parse(found["config"]), int(found["step"])
+        return stored.from_json(found["config"]), int(found["step"])
     except (KeyError, TypeError, ValueError) as error:
         raise ConvertError(
             f"a file of ours must have its config under `{key}` in its metadata, as `vqgan export --to=safetensors` "

@@ -17,7 +17,7 @@ Turns = Float[Array, "_ 2 _"] | Float[Array, "b _ 2 _"]  # of every position or,
 
 NORMS = ("layer", "rms")
 MLPS = ("gelu", "swiglu")
-POSITIONS = ("learned", "rope2d", "rope2d_blank")
+POSITIONS = ("learned", "rope2d", "rope2d_blank", "rope2d_line")
 REMAT = {
     "none": None,
     # Products of a kernel with their biases, and the statistics of norms: what is given to `kept`.
@@ -158,8 +158,8 @@ class Transformer(nn.Module):
       extra_vocab: rows of the embedding behind the vocabulary, for a prefix that shares no row with the codes.
       bidirectional_prefix: so many first positions see each other both ways.
       norm, mlp: names of NORMS and MLPS.
-      positions: "learned", one vector a position, or "rope2d" and "rope2d_blank", which turn queries and keys by
-        `coordinates`.
+      positions: "learned", one vector a position, or "rope2d", "rope2d_blank" and "rope2d_line", which turn queries and
+        keys by `coordinates`. Only under "rope2d" do the tokens of a layout stand where they say instead: `places`.
       coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
         "rope2d_blank" gives to a prefix, makes queries and keys there zero, as LlamaGen's models were trained.
       qk_norm: normalises queries and keys, head by head.
