@@ -69,12 +69,12 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_options(flags: argparse.Namespace) -> dict[str, Any]:
     """What these flags say: options of a format's `plan`; None where nothing is said."""
-    from vqgan_jax.convert import formats, settings
-    from vqgan_jax.convert.files import open_checkpoint
+    from vqgan_jax import convert
+    from vqgan_jax.convert import taming
 
-    told = settings.read(flags.config) if flags.config else {}
+    told = taming.read_options(flags.config) if flags.config else {}
     if flags.tokenizer:
-        told["tokenizer"] = formats.plan(open_checkpoint(flags.tokenizer))
+        told["tokenizer"] = convert.plan(convert.open_checkpoint(flags.tokenizer))
     given = {"num_heads": flags.heads, "condition": flags.condition, "num_codes": flags.codes, "allow": flags.allow}
     return told | {key: value for key, value in given.items() if value is not None}
 

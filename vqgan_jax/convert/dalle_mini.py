@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from vqgan_jax.convert import infer, names, trees
 from vqgan_jax.convert.names import SAME, Entry
-from vqgan_jax.convert.weights import Checkpoint
+from vqgan_jax.convert.tensors import Checkpoint
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}  # there, and of taming's
 
@@ -22,18 +22,14 @@ def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converte
     """
     tensors = checkpoint.tensors
     config = infer.stage1({_taming(name): _torch(tensor.shape) for name, tensor in tensors.items()})
-    shapes = trees.stage1_shapes(config)
-    converted = trees.tokenizer(config, shapes, entries(shapes), tensors)
-    trees.check(converted.report, allow)
-    return converted
+    return trees.tokenizer(config, entries, tensors, allow=allow)
 
 
 def entries(shapes: Mapping[str, names.Shape]) -> dict[str, Entry]:
     """Every tensor by its name there; its numbers lie as ours do."""
-    table = names.autoencoder(names.taming_places())
     return {
         _flax(name, entry.path.rsplit("/", 1)[1]): Entry(entry.path, entry.index, shapes[entry.path], SAME)
-        for name, entry in names.entries(table, shapes).items()
+        for name, entry in names.entries(names.autoencoder(), shapes).items()
     }
 
 

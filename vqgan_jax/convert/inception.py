@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from vqgan_jax.convert import trees
-from vqgan_jax.convert.files import open_checkpoint
 from vqgan_jax.convert.names import CONV, OUT, Row
+from vqgan_jax.convert.read import open_checkpoint
 from vqgan_jax.nn.inception import SIDE, Inception
 
 # As published: of pytorch-fid, of torch-fidelity, of jax-fid. The first that is there is taken; all hold the same.

@@ -6,21 +6,20 @@ optimiser. Heads and conditions of published sizes are known; all else is upstre
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from vqgan_jax import build, parsing
 from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert import defaults
-from vqgan_jax.convert.weights import ConvertError
+from vqgan_jax.convert.tensors import ConvertError
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 RESOLUTION = 256  # the side at which attention is placed; upstream's is nominal too, and 256 everywhere
 MOST_LEVELS = 9  # then an image of that side is one code
 
-HEADS = 16  # of each published size
-WIDTHS = (1024, 1280, 1408, 1536, 1664)
+HEADS: dict[int, int] = dict.fromkeys((1024, 1280, 1408, 1536, 1664), 16)  # by width, of the published models
 # Conditions of published sizes, by layers and channels, where the length alone does not tell.
 CONDITIONS: dict[tuple[int, int], dict[str, Any]] = {
     (24, 1664): {"kind": "none"},  # FFHQ, CelebA-HQ
@@ -46,12 +45,12 @@ def shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     return shapes[name]
 
 
-def count(shapes: Shapes, pattern: str) -> int:
+def count(names: Iterable[str], pattern: str) -> int:
     """How many numbers the group of a pattern, at the beginning of a name, stands for.
 
     Not the largest of them: a name in a file must not be able to ask for a network larger than the file.
     """
-    matches = (re.match(pattern, name) for name in shapes)
+    matches = (re.match(pattern, name) for name in names)
     return len({match[1] for match in matches if match})
 
 
@@ -136,10 +135,15 @@ def _quantizer(shapes: Shapes) -> dict[str, Any]:
     gumbel = "quantize.embed.weight" in shapes
     rows = shape(shapes, "quantize.embed.weight" if gumbel else "quantize.embedding.weight", 2)[0]
     return {
-        **{"kind": "gumbel" if gumbel else "vq", "codebook_size": rows},
+        "kind": "gumbel" if gumbel else "vq",
+        "codebook_size": rows,
         "embed_dim": shape(shapes, "quant_conv.weight", 4)[0],
+        "unit_length": False,
         "ema": "quantize.embedding.cluster_size" in shapes,
-        **{"unit_length": False, "decay": 0.99, "revive_below": 0.0, "kmeans_batches": 0, "noisy_eval": False},
+        "decay": 0.99,
+        "revive_below": 0.0,
+        "kmeans_batches": 0,
+        "noisy_eval": False,
         "temperature": (0.9, 1e-6, 1_000_001) if gumbel else (1.0, 1.0, 1),
     }
 
@@ -203,8 +207,14 @@ def stage2(
     size = side * factor
     frozen = {"fingerprint": "", "codebook_size": tokenizer.quantizer.codebook_size, "downsample_factor": factor}
     section["size"] = section["size"] if section["size"] != size else 0
-    sizes = {"depth": depth, "width": width, "num_heads": _heads(width, num_heads), "max_len": positions}
-    sizes |= {"bidirectional_prefix": bidirectional_prefix, "order": order}
+    sizes = {
+        "depth": depth,
+        "width": width,
+        "num_heads": heads(width, num_heads, HEADS),
+        "max_len": positions,
+        "bidirectional_prefix": bidirectional_prefix,
+        "order": order,
+    }
     config = parsed(
         defaults.RUN
         | {"stage": 2, "batch_size": 2, "data": defaults.DATA | {"image_size": size, "resize": (size, size)}}
@@ -222,13 +232,14 @@ def stage2(
     return config
 
 
-def _heads(width: int, num_heads: int | None) -> int:
-    if num_heads is None and width not in WIDTHS:
+def heads(width: int, num_heads: int | None, known: Mapping[int, int]) -> int:
+    """Returns the number of heads: `num_heads`, or the `known` one of a published width."""
+    if num_heads is None and width not in known:
         raise ConvertError(
-            f"the number of heads cannot be seen in the tensors; it is known for widths {', '.join(map(str, WIDTHS))}, "
+            f"the number of heads cannot be seen in the tensors; it is known for widths {', '.join(map(str, known))}, "
             f"this one is {width}. Give num_heads (`n_head` of the model's own config)."
         )
-    return num_heads or HEADS
+    return num_heads or known[width]
 
 
 def _codes(positions: int, maps: bool) -> int:
@@ -269,14 +280,14 @@ def _condition(
             f"{length}. Name it: {', '.join(build.CONDITIONS)}; or give num_codes."
         )
     factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1) if tokenizer else 16
-    return {
-        **{"num_tokens": vocab, "max_objects": 30, "crop_points": True, "paper": False},
-        **{"size": math.isqrt(length) * factor if tokenizer else 0, "shared_vocab": True, "drop": 0.0},
+    section = {
+        "num_tokens": vocab,
+        "size": math.isqrt(length) * factor if tokenizer else 0,
         "tokenizer": {
             "workdir": "condition" if tokenizer and own else "",
             "fingerprint": "",
             "codebook_size": tokenizer.quantizer.codebook_size if tokenizer else 1024,
             "downsample_factor": factor,
         },
-        **known,
     }
+    return defaults.CONDITION | section | known

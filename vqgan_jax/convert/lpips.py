@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from vqgan_jax.convert import names, trees
-from vqgan_jax.convert.files import open_checkpoint
 from vqgan_jax.convert.names import CHANNELS, Layout, Row, Table
+from vqgan_jax.convert.read import open_checkpoint
 from vqgan_jax.nn.perceptual import LPIPS
 
 HEAD = Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(1, 1, -1, 1))

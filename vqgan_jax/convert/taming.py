@@ -3,25 +3,48 @@
 Nothing is read before every name and shape is accounted for, and then one tensor after the other, each into its place.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import yaml
 
 from vqgan_jax import ordering
 from vqgan_jax.config import Stage1
 from vqgan_jax.convert import infer, names, trees
 from vqgan_jax.convert.names import Entry
+from vqgan_jax.convert.tensors import Checkpoint, ConvertError, Tensor
 from vqgan_jax.convert.trees import Converted, Moments, Report, Shapes, Tensors
-from vqgan_jax.convert.weights import Checkpoint, ConvertError, Tensor
 
 # What trained networks do not need: constants, counters, and what can be computed.
 DROPPED = (
-    *("*colorize", "*.num_batches_tracked", "*.initialized", "*.attn.mask", "*freqs_cis", "*codebook_used"),
-    *("*loss.perceptual_loss.scaling_layer.shift", "*loss.perceptual_loss.scaling_layer.scale"),
+    "*colorize",
+    "*.num_batches_tracked",
+    "*.initialized",
+    "*.attn.mask",
+    "*freqs_cis",
+    "*codebook_used",
+    "*loss.perceptual_loss.scaling_layer.shift",
+    "*loss.perceptual_loss.scaling_layer.scale",
 )
 FIRST, SECOND, PERMUTER = "first_stage_model.", "cond_stage_model.", "permuter."
+# Upstream's names of the condition's entry in a batch, by our kinds, and of modules that make one of nothing.
+KINDS = {
+    "class": ("class_label", "class", "label"),
+    "depth": ("depth",),
+    "coordinates": ("coord",),
+    "segmentation": ("segmentation", "seg"),
+    "keypoints": ("pkeypoints", "keypoints"),
+    "boxes": ("objects_bbox",),
+    "centers": ("objects_center_points",),
+    "edges": ("edge", "canny"),
+    "low_resolution": ("lr", "LR_image"),
+}
+NOTHING = ("__is_unconditional__", "SOSProvider")
+LARGEST = 2**20  # bytes of a config file
 ORDER = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")  # of upstream's optimiser
 
 
@@ -62,6 +85,33 @@ def plan(
     return converted._replace(step=step if isinstance(step, int) else 0)
 
 
+def read_options(path: str | Path) -> dict[str, Any]:
+    """Reads options of `plan` out of upstream's YAML, or the same as JSON: "num_heads" and "condition" where told.
+
+    Raises:
+      ConvertError: the file is not of that kind.
+      OSError: there is no such file.
+    """
+    path = Path(path)
+    if path.stat().st_size > LARGEST:
+        raise ConvertError(f"a model's config must have at most {LARGEST} bytes; {path} has {path.stat().st_size}.")
+    try:
+        text = path.read_text()
+        params = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))["model"]["params"]
+        heads = params.get("transformer_config", {}).get("params", {}).get("n_head")
+        stage = params.get("cond_stage_config", "")
+        target = stage if isinstance(stage, str) else str(stage.get("target"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise ConvertError(
+            f"a model's config must be upstream's YAML, or JSON, with `model.params`; {path} gives "
+            f"{type(error).__name__}: {str(error)[:200]}. Leave it out, and give --heads and --condition."
+        ) from error
+    key = params.get("cond_stage_key")
+    kind = "none" if target.endswith(NOTHING) else next((kind for kind, keys in KINDS.items() if key in keys), None)
+    options = {"num_heads": heads if isinstance(heads, int) else None, "condition": kind}
+    return {key: value for key, value in options.items() if value is not None}
+
+
 def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = None) -> Converted:
     """The VQ model whose names begin with `prefix`."""
     mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
@@ -74,8 +124,8 @@ def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = 
     d = config.discriminator
     entries = names.entries(names.vq_model(config.quantizer.kind, d.num_layers, d.norm), shapes)
     orders = _stage1_orders(mine, entries, config.quantizer.ema)
-    converted = trees.tokenizer(config, shapes, entries, mine, DROPPED, prefix)
-    return converted._replace(moments=_moments(other or {}, orders, shapes, entries))
+    found = trees.planned(config, shapes, entries, mine, DROPPED, prefix)
+    return found._replace(moments=_moments(other or {}, orders, shapes, entries))
 
 
 def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **unseen: Any) -> Converted:
@@ -100,7 +150,7 @@ def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **
     shapes = trees.stage2_shapes(config)
     entries = names.entries(names.gpt(), shapes)
     rest = trees.compare({}, _rest(tensors, own is not None or bool(shared)))
-    found = trees.transformer(config, shapes, entries, mine, DROPPED)
+    found = trees.planned(config, shapes, entries, mine, DROPPED)
     reports = [tokenizer.report, *([own.report] if own else []), found.report]
     reports += [Report(used=permuter, dropped=shared), rest]
     return found._replace(

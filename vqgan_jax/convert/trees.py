@@ -2,7 +2,7 @@
 
 import fnmatch
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -14,7 +14,7 @@ from vqgan_jax import build
 from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert import names
 from vqgan_jax.convert.names import Entry
-from vqgan_jax.convert.weights import ConvertError, Tensor
+from vqgan_jax.convert.tensors import ConvertError, Tensor
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.quantizer import CodebookStats
 from vqgan_jax.train.sharding import path_name
@@ -55,27 +55,37 @@ class Converted(NamedTuple):
 
     Attributes:
       config: of a run that would have made it.
-      params: of the generator, or of the transformer, float32.
-      discriminator: its parameters, where they are in the file.
-      stats: as `TrainState` has them: of the discriminator's norms, and of a codebook that is a running average.
-      lpips: parameters of `nn.perceptual.LPIPS`, where they are in the file.
+      networks: trees of float32 arrays by the networks of `names`: "generator" or "transformer", and as far as the file
+        has them "discriminator", "batch_stats" (of its norms), "codebook" (a running average) and "lpips".
+      report: on every tensor of the file.
       moments: Adam's, by network, where they are in the file.
       step: of the training.
       tokenizer: of the images that a transformer makes.
       condition: the tokenizer of a transformer's condition, where it has one of its own.
-      report: on every tensor of the file.
     """
 
     config: Stage1 | Stage2
-    params: Tree
-    discriminator: Tree | None
-    stats: Tree
-    lpips: Tree | None
-    moments: dict[str, Moments]
-    step: int
-    tokenizer: "Converted | None"
-    condition: "Converted | None"
+    networks: Tree
     report: Report
+    moments: dict[str, Moments]
+    step: int = 0
+    tokenizer: "Converted | None" = None
+    condition: "Converted | None" = None
+
+    @property
+    def params(self) -> Tree:
+        """Parameters of the generator or of the transformer."""
+        return self.networks["generator" if isinstance(self.config, Stage1) else "transformer"]
+
+    @property
+    def stats(self) -> Tree:
+        """Statistics as `TrainState` has them."""
+        found, networks = {}, self.networks
+        if "discriminator" in networks:
+            found["discriminator"] = networks.get("batch_stats", {})
+        if "codebook" in networks:
+            found["codebook"] = CodebookStats(**networks["codebook"])
+        return found
 
 
 def compare(entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[str] = (), prefix: str = "") -> Report:
@@ -87,17 +97,18 @@ def compare(entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[st
       dropped: patterns, as of file names, of tensors that are not needed.
       prefix: of all names, in the report only.
     """
-    fits = {name for name, entry in entries.items() if name in tensors and _fits(entry, tensors[name])}
-    over = [name for name in tensors if name not in entries]
-    needless = {name for name in over if any(fnmatch.fnmatchcase(name, pattern) for pattern in dropped)}
-    lists = (
-        [name for name in tensors if name in fits],
-        [name for name in entries if name not in tensors],
-        [name for name in over if name not in needless],
-        [name for name in tensors if name in entries and name not in fits],
-        [name for name in over if name in needless],
-    )
-    return Report(*(tuple(prefix + name for name in each) for each in lists))
+    found: dict[str, list[str]] = {field: [] for field in Report._fields}
+    for name, tensor in tensors.items():
+        if name in entries:
+            found["used" if _fits(entries[name], tensor) else "misshaped"].append(prefix + name)
+        else:
+            found["dropped" if _any(name, dropped) else "unexpected"].append(prefix + name)
+    found["missing"] = [prefix + name for name in entries if name not in tensors]
+    return Report(**{field: tuple(names) for field, names in found.items()})
+
+
+def _any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def joined(reports: Sequence[Report]) -> Report:
@@ -109,7 +120,7 @@ def check(report: Report, allow: Sequence[str] = ()) -> None:
     """Raises ConvertError if tensors are missing, unexpected or of another shape that no pattern of `allow` fits."""
     found = []
     for kind in ("missing", "unexpected", "misshaped"):
-        wrong = [n for n in getattr(report, kind) if not any(fnmatch.fnmatchcase(n, pattern) for pattern in allow)]
+        wrong = [name for name in getattr(report, kind) if not _any(name, allow)]
         more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         found += [f"{kind} ({len(wrong)}): {', '.join(wrong[:20])}{more}"] if wrong else []
     if found:
@@ -174,59 +185,30 @@ def _fits(entry: Entry, tensor: Tensor) -> bool:
     return tuple(tensor.shape) == entry.shape and bool(jnp.issubdtype(tensor.dtype, jnp.floating))
 
 
-def tokenizer(
-    config: Stage1,
+def planned(
+    config: Stage1 | Stage2,
     shapes: Shapes,
     entries: Mapping[str, Entry],
     tensors: Tensors,
     dropped: Sequence[str] = (),
     prefix: str = "",
 ) -> Converted:
-    """A VQ model, and what it is trained with, out of a file's tensors; see `assemble` and `compare`."""
-    found = assemble(shapes, entries, tensors)
-    stats = {"discriminator": found.get("batch_stats", {})} if "discriminator" in found else {}
-    stats |= {"codebook": CodebookStats(**found["codebook"])} if "codebook" in found else {}
-    return Converted(
-        config=config,
-        params=found["generator"],
-        discriminator=found.get("discriminator"),
-        stats=stats,
-        lpips=found.get("lpips"),
-        moments={},
-        step=0,
-        tokenizer=None,
-        condition=None,
-        report=compare(entries, tensors, dropped, prefix),
-    )
+    """Returns a model whose arrays are read when they are asked for; see `assemble` and `compare`."""
+    return Converted(config, assemble(shapes, entries, tensors), compare(entries, tensors, dropped, prefix), {})
 
 
-def transformer(
-    config: Stage2, shapes: Shapes, entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[str] = ()
+def tokenizer(
+    config: Stage1,
+    entries: Callable[[Shapes], Mapping[str, Entry]],
+    tensors: Tensors,
+    dropped: Sequence[str] = (),
+    allow: Sequence[str] = (),
 ) -> Converted:
-    """A transformer out of a file's tensors, without its tokenizers; see `assemble` and `compare`."""
-    return Converted(
-        config=config,
-        params=assemble(shapes, entries, tensors)["transformer"],
-        discriminator=None,
-        stats={},
-        lpips=None,
-        moments={},
-        step=0,
-        tokenizer=None,
-        condition=None,
-        report=compare(entries, tensors, dropped),
-    )
-
-
-def arrays(converted: Converted) -> dict[str, Any]:
-    """All arrays of a model but its tokenizers' and the optimisers', by path; see `names`."""
-    if isinstance(converted.config, Stage2):
-        return by_path({"transformer": converted.params})
-    found = {"generator": converted.params, "lpips": converted.lpips, "discriminator": converted.discriminator}
-    found |= {"batch_stats": converted.stats.get("discriminator")}
-    if converted.config.quantizer.ema and "codebook" in converted.stats:
-        found |= {"codebook": converted.stats["codebook"]._asdict()}
-    return by_path({name: tree for name, tree in found.items() if tree})
+    """Returns the generator of a tokenizer; ConvertError if the file has not exactly its tensors, see `check`."""
+    shapes = stage1_shapes(config)
+    found = planned(config, shapes, entries(shapes), tensors, dropped)
+    check(found.report, allow)
+    return found
 
 
 def by_path(tree: Any) -> dict[str, Any]:
