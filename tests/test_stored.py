@@ -16,7 +16,7 @@ from etils import epath
 from vqgan_jax import cli, models, parsing, stored
 from vqgan_jax import prior as priors
 from vqgan_jax.__main__ import main
-from vqgan_jax.convert import native, weights
+from vqgan_jax.convert import ConvertError, write
 from vqgan_jax.train import loop, program, sharding
 from vqgan_jax.train.checkpoint import Checkpoints
 
@@ -193,8 +193,8 @@ def test_a_run_keeps_the_positions_it_began_with(tmp_path):
 @pytest.mark.parametrize("generation", ["693769a", NEWEST])
 def test_an_export_of_an_earlier_commit_has_its_config(generation):
     nested = GENERATIONS[generation]["prior"]
-    found, step = native._config({"key": json.dumps({"config": nested, "step": 7})}, "key")
+    found, step = write.read_config({"key": json.dumps({"config": nested, "step": 7})}, "key")
     assert (found, step) == (stored.from_json(nested), 7)
     newer = json.dumps({"config": nested | {"version": stored.VERSION + 1}, "step": 7})
-    with pytest.raises(weights.ConvertError, match=r"config\.version"):
-        native._config({"key": newer}, "key")
+    with pytest.raises(ConvertError, match=r"config\.version"):
+        write.read_config({"key": newer}, "key")

@@ -188,14 +188,7 @@ def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> Converted:
 def _model(tensors: Tensors, metadata: Mapping[str, str], name: str = "") -> Converted:
     """Returns the model whose tensors lie below `name`."""
     prefix, key = (f"{name}/", f"{CONFIG}.{name}") if name else ("", CONFIG)
-    try:
-        settings = json.loads(metadata[key])
-        config, step = stored.from_json(settings["config"]), int(settings["step"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConvertError(
-            f"a file of ours must have its config under `{key}` in its metadata, as `vqgan export --to=safetensors` "
-            f"writes it; {type(error).__name__}: {str(error)[:300]}. Export it again."
-        ) from error
+    config, step = read_config(metadata, key)
     below = {part: _model(tensors, metadata, part) for part in PARTS if not name and f"{CONFIG}.{part}" in metadata}
     mine = {each.removeprefix(prefix): tensor for each, tensor in tensors.items() if each.startswith(prefix)}
     mine = {each: tensor for each, tensor in mine.items() if each.split("/")[0] not in below}
@@ -207,6 +200,18 @@ def _model(tensors: Tensors, metadata: Mapping[str, str], name: str = "") -> Con
     found = trees.planned(config, shapes, names.entries((Row("(.+)", r"\1"),), shapes), mine, prefix=prefix)
     report = trees.joined([found.report, *(each.report for each in below.values())])
     return found._replace(step=step, report=report, **below)
+
+
+def read_config(metadata: Mapping[str, str], key: str) -> tuple[Stage1 | Stage2, int]:
+    """Returns the config and the step of a model out of a file's metadata; ConvertError if they are not there."""
+    try:
+        settings = json.loads(metadata[key])
+        return stored.from_json(settings["config"]), int(settings["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConvertError(
+            f"a file of ours must have its config under `{key}` in its metadata, as `vqgan export --to=safetensors` "
+            f"writes it; {type(error).__name__}: {str(error)[:300]}. Export it again."
+        ) from error
 
 
 def _metadata(converted: Converted, key: str = CONFIG) -> dict[str, str]:
