@@ -30,7 +30,7 @@ LENGTHS = {62: "centers", 63: "centers", 92: "boxes", 93: "boxes"}
 
 
 def shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
-    """One shape that nothing can be inferred without.
+    """Returns one shape that nothing can be inferred without.
 
     Raises:
       ConvertError: there is no such tensor, or it is empty or of another rank.
@@ -46,7 +46,7 @@ def shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """How many numbers the group of a pattern, at the beginning of a name, stands for.
+    """Returns how many numbers the group of a pattern, at the beginning of a name, stands for.
 
     Not the largest of them: a name in a file must not be able to ask for a network larger than the file.
     """
@@ -55,7 +55,7 @@ def count(names: Iterable[str], pattern: str) -> int:
 
 
 def parsed(config: dict[str, Any]) -> Any:
-    """The config, checked like one from a file; ConvertError if it contradicts itself."""
+    """Returns the config, checked like one from a file; ConvertError if it contradicts itself."""
     try:
         return parsing.parse(config)
     except ValueError as error:
@@ -63,7 +63,7 @@ def parsed(config: dict[str, Any]) -> Any:
 
 
 def stage1(shapes: Shapes, *, norm_groups: int = 32) -> Stage1:
-    """Config of a VQ model by taming's names.
+    """Returns the config of a VQ model by taming's names.
 
     An image of three channels is a picture, one of one channel depth, one of any other number a label map.
 
@@ -96,7 +96,7 @@ def stage1(shapes: Shapes, *, norm_groups: int = 32) -> Stage1:
 
 
 def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
-    """The autoencoder's section."""
+    """Returns the autoencoder's section."""
     width = shape(shapes, "encoder.conv_in.weight", 4)[0]
     latent = shape(shapes, "decoder.conv_in.weight", 4)[1]
     made = shape(shapes, "encoder.conv_out.weight", 4)[0]
@@ -131,7 +131,7 @@ def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
 
 
 def _quantizer(shapes: Shapes) -> dict[str, Any]:
-    """The codebook's section; a Gumbel quantizer encodes to its likeliest codes, without noise."""
+    """Returns the codebook's section; a Gumbel quantizer encodes to its likeliest codes, without noise."""
     gumbel = "quantize.embed.weight" in shapes
     rows = shape(shapes, "quantize.embed.weight" if gumbel else "quantize.embedding.weight", 2)[0]
     return {
@@ -149,7 +149,7 @@ def _quantizer(shapes: Shapes) -> dict[str, Any]:
 
 
 def _discriminator(shapes: Shapes) -> dict[str, Any] | None:
-    """The discriminator's section; None without one."""
+    """Returns the discriminator's section; None without one."""
     prefix = "loss.discriminator.main."
     if not any(name.startswith(prefix) for name in shapes):
         return None
@@ -177,7 +177,7 @@ def stage2(
     num_codes: int | None = None,
     bidirectional_prefix: int = 0,
 ) -> Stage2:
-    """Config of a transformer by taming's names, which begin with `transformer.`.
+    """Returns the config of a transformer by taming's names, which begin with `transformer.`.
 
     Args:
       shapes: of the tensors, by name.
@@ -243,7 +243,7 @@ def heads(width: int, num_heads: int | None, known: Mapping[int, int]) -> int:
 
 
 def _codes(positions: int, maps: bool) -> int:
-    """Codes of one image: a square that leaves a prefix of a known length; 256 if there is none.
+    """Returns the codes of one image: a square that leaves a prefix of a known length; 256 if there is none.
 
     The last token is never an input, so that prefix and codes need one position less than they are; upstream's
     configs often have that one all the same.
@@ -258,7 +258,7 @@ def _codes(positions: int, maps: bool) -> int:
 
 
 def _known(length: int, codes: int, vocab: int, tokenizer: Stage1 | None, size: tuple[int, int]) -> dict[str, Any]:
-    """What is known of a condition by its tokenizer, its length (or one more than that), and the prior's size."""
+    """Returns what a tokenizer, a length (or one more than that) and the size of the prior tell of a condition."""
     known = {"num_classes": min(1000, vocab)} | CONDITIONS.get(size, {})
     if tokenizer:
         channels = tokenizer.model.image_channels
@@ -272,7 +272,7 @@ def _known(length: int, codes: int, vocab: int, tokenizer: Stage1 | None, size: 
 def _condition(
     length: int, tokenizer: Stage1 | None, own: bool, vocab: int, known: dict[str, Any], wanted: Any
 ) -> dict[str, Any]:
-    """The condition's section: what is known of it, and before that what is wanted."""
+    """Returns the condition's section: what is known of it, and before that what is wanted."""
     known = known | ({"kind": wanted} if isinstance(wanted, str) else dict(wanted or {}))
     if known["kind"] is None:
         raise ConvertError(

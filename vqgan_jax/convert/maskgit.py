@@ -42,7 +42,7 @@ def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converte
 
 
 def vq_model(levels: int, blocks: int) -> Table:
-    """The table of a tokenizer of so many levels, and residual blocks a level."""
+    """Returns the table of a tokenizer of so many levels, and residual blocks a level."""
     last = levels - 1
     # Levels as they run: down and the middle; the middle and up.
     runs = {
@@ -70,7 +70,7 @@ def vq_model(levels: int, blocks: int) -> Table:
 
 
 def _renamed(shapes: infer.Shapes, levels: int, blocks: int) -> dict[str, tuple[int, ...]]:
-    """As much as a config is inferred from, in taming's names and layout."""
+    """Returns as much as a config is inferred from, in taming's names and layout."""
     kernels = {
         "encoder.conv_in": f"{ENCODER}/Conv_0",
         # What stands between features and codes is one convolution, which counts as three.

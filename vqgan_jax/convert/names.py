@@ -90,7 +90,7 @@ _pattern = functools.cache(re.compile)
 
 
 def entries(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Entry]:
-    """Every tensor that holds a part of our arrays, by its name there.
+    """Returns every tensor that holds a part of our arrays, by its name there.
 
     Args:
       table: the first row that fits a path decides.
@@ -125,7 +125,7 @@ def put(entry: Entry, array: np.ndarray, tensor: np.ndarray) -> None:
 
 
 def take(entry: Entry, array: np.ndarray) -> np.ndarray:
-    """Their tensor out of our array; a view where NumPy can."""
+    """Returns their tensor out of our array; a view where NumPy can."""
     return entry.layout.theirs(array[entry.index])
 
 
@@ -203,7 +203,7 @@ def renamed(name: str, pairs: Sequence[tuple[str, str]], levels: int, *, back: b
 
 
 def discriminator(num_layers: int, norm: str, prefix: str = "loss.discriminator.main") -> Table:
-    """The patch discriminator, a numbered list: a convolution, then `num_layers` of convolution, norm, activation."""
+    """Returns the table of the patch discriminator, there a list: a convolution, then layers of three modules each."""
     rows = [*leaves("discriminator/conv_0", f"{prefix}.0")]
     for layer in range(1, num_layers + 1):
         rows += leaves(f"discriminator/conv_{layer}", f"{prefix}.{3 * layer - 1}")
@@ -225,13 +225,18 @@ VGG16 = tuple(
 
 
 def lpips(prefix: str = "loss.perceptual_loss") -> Table:
-    """LPIPS: VGG16 and its heads, whose number 0 is a dropout."""
+    """Returns the table of LPIPS: VGG16 and its heads, whose number 0 is a dropout."""
     vgg = [row for i, name in enumerate(VGG16) for row in leaves(f"lpips/vgg/conv_{i}", f"{prefix}.net.{name}")]
     return (*vgg, Row(r"lpips/head_(\d)", rf"{prefix}.lin\1.model.1.weight", CHANNELS))
 
 
 def vq_model(kind: str, num_layers: int, norm: str) -> Table:
-    """A whole file of stage 1: `kind` of the quantizer, layers and norm of the discriminator, as configs name them."""
+    """Returns the table of a whole file of stage 1.
+
+    Args:
+      kind: of the quantizer, as configs name it.
+      num_layers, norm: of the discriminator, likewise.
+    """
     codebook = {"vq": "quantize.embedding", "gumbel": "quantize.embed"}[kind]
     return (*autoencoder(codebook), *discriminator(num_layers, norm), *lpips())
 
@@ -243,7 +248,7 @@ QKV = ("query", "key", "value")
 
 
 def gpt(prefix: str = "transformer.") -> Table:
-    """Upstream's GPT; our layers are one stack, and our queries, keys and values one kernel."""
+    """Returns the table of upstream's GPT; our layers are one stack, and our queries, keys and values one kernel."""
     ours, block = "transformer/layers", f"{prefix}blocks.{{layer}}"
     attn = f"{block}.attn.{{part}}"
     return (

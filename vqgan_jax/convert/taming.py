@@ -113,7 +113,7 @@ def read_options(path: str | Path) -> dict[str, Any]:
 
 
 def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = None) -> Converted:
-    """The VQ model whose names begin with `prefix`."""
+    """Returns the VQ model whose names begin with `prefix`."""
     mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     config = infer.stage1({name: tensor.shape for name, tensor in mine.items()})
     shapes = trees.stage1_shapes(
@@ -129,7 +129,7 @@ def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = 
 
 
 def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **unseen: Any) -> Converted:
-    """The transformer and all that is stored with it; `unseen` is what `infer.stage2` cannot infer."""
+    """Returns the transformer and all that is stored with it; `unseen` is what `infer.stage2` cannot infer."""
     mine = {name: tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
     tokenizer, second, shared = _tokenizer(tensors, FIRST), None, ()
     if f"{SECOND}encoder.conv_in.weight" in tensors:
@@ -162,13 +162,13 @@ def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **
 
 
 def _rest(tensors: Tensors, condition: bool) -> dict[str, Tensor]:
-    """What is neither the transformer's nor a tokenizer's."""
+    """Returns what is neither the transformer's nor a tokenizer's."""
     known = ("transformer.", FIRST, PERMUTER, *([SECOND] if condition else []))
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(known)}
 
 
 def _shared(tensors: Tensors) -> tuple[str, ...]:
-    """Names of the condition's tokenizer if it is the images' own, stored twice; else none."""
+    """Returns names of the condition's tokenizer if it is the images' own, stored twice; else none."""
     ours, second = ({n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)} for p in (FIRST, SECOND))
     if any(name not in ours or ours[name].shape != tensor.shape for name, tensor in second.items()):
         return ()
@@ -178,7 +178,7 @@ def _shared(tensors: Tensors) -> tuple[str, ...]:
 
 
 def _order(tensors: Tensors) -> tuple[str, int | None, tuple[str, ...]]:
-    """Name of the order that a permuter's buffers hold, codes of an image, and the buffers; without any, row by row."""
+    """Returns the order that a permuter's buffers hold, codes of an image, and the buffers; without any, row by row."""
     found = tuple(name for name in tensors if name.startswith(PERMUTER))
     if f"{PERMUTER}forward_shuffle_idx" not in found:
         return "raster", None, ()
@@ -198,7 +198,7 @@ def _order(tensors: Tensors) -> tuple[str, int | None, tuple[str, ...]]:
 
 
 def _bidirectional(tensors: Tensors) -> int:
-    """Positions that see each other both ways: ones in the first row of the mask; 1 is the causal mask itself."""
+    """Returns how many positions see each other both ways: ones in the first row of the mask; 1 is the causal mask."""
     mask = tensors.get("transformer.blocks.0.attn.mask")
     if mask is None or len(mask.shape) != 4 or 0 in mask.shape:
         return 0
@@ -207,7 +207,7 @@ def _bidirectional(tensors: Tensors) -> int:
 
 
 def _stage1_orders(tensors: Tensors, entries: Mapping[str, Entry], ema: bool) -> dict[str, list[str]]:
-    """Names by their number in upstream's two optimisers, in the order of the file; a moving codebook has none."""
+    """Returns names in the order of upstream's two optimisers, which is the file's; a moving codebook has none."""
     of = lambda network, name: name in entries and entries[name].path.startswith(f"{network}/")
     parts = [part for part in ORDER if not (ema and part == "quantize.")]
     generator = [name for part in parts for name in tensors if name.startswith(part) and of("generator", name)]
@@ -215,7 +215,7 @@ def _stage1_orders(tensors: Tensors, entries: Mapping[str, Entry], ema: bool) ->
 
 
 def _stage2_order(entries: Mapping[str, Entry]) -> list[str]:
-    """Upstream's: what decays, then the rest, each sorted as strings, so that block 10 comes before block 2."""
+    """Returns names in upstream's order: what decays, then the rest, each as strings, block 10 before block 2."""
     decays = lambda name: name.endswith(".weight") and any(part in name for part in (".attn.", ".mlp.", ".head."))
     return sorted(filter(decays, entries)) + sorted(name for name in entries if not decays(name))
 
@@ -223,7 +223,7 @@ def _stage2_order(entries: Mapping[str, Entry]) -> list[str]:
 def _moments(
     other: Mapping[str, Any], orders: Mapping[str, Sequence[str]], shapes: Shapes, entries: Mapping[str, Entry]
 ) -> dict[str, Moments]:
-    """Adam's state of each network, the first optimiser's first; of those only that are in the file and fit."""
+    """Returns Adam's state of each network that has one in the file, where it fits."""
     states = other.get("optimizer_states")
     found = {}
     for (network, order), state in zip(orders.items(), states if isinstance(states, list) else [], strict=False):
@@ -240,7 +240,7 @@ def _moments(
 def _averages(
     state: Any, order: Sequence[str], entries: Mapping[str, Entry]
 ) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
-    """Steps and both running averages by name; None unless there is one of each parameter, in its shape."""
+    """Returns steps and both running averages by name; None unless each parameter has them, in its shape."""
     try:
         numbers = [number for group in state["param_groups"] for number in group["params"]]
         each = [state["state"][number] for number in numbers]

@@ -74,12 +74,12 @@ class Converted(NamedTuple):
 
     @property
     def params(self) -> Tree:
-        """Parameters of the generator or of the transformer."""
+        """Returns the parameters of the generator or of the transformer."""
         return self.networks["generator" if isinstance(self.config, Stage1) else "transformer"]
 
     @property
     def stats(self) -> Tree:
-        """Statistics as `TrainState` has them."""
+        """Returns statistics as `TrainState` has them."""
         found, networks = {}, self.networks
         if "discriminator" in networks:
             found["discriminator"] = networks.get("batch_stats", {})
@@ -112,7 +112,7 @@ def _any(name: str, patterns: Sequence[str]) -> bool:
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """One report of several."""
+    """Returns one report of several."""
     return Report(*(sum(lists, start=()) for lists in zip(*reports, strict=True)))
 
 
@@ -131,7 +131,7 @@ def check(report: Report, allow: Sequence[str] = ()) -> None:
 
 
 def assemble(shapes: Shapes, entries: Mapping[str, Entry], tensors: Tensors) -> Tree:
-    """Nested dicts of float32 arrays, each a `Tensor` that reads its parts when it is read itself.
+    """Returns nested dicts of float32 arrays, each a `Tensor` that reads its parts when it is read itself.
 
     What the file lacks, or has in another shape, is zero: see `compare`.
     """
@@ -156,7 +156,7 @@ def load(
     tensors: Tensors,
     dropped: Sequence[str] = (),
 ) -> Tree:
-    """Parameters of a module whose every shape is known, as jax Arrays of their own.
+    """Returns parameters of a module whose every shape is known, as jax Arrays of their own.
 
     Args:
       module, inputs: tell the shapes.
@@ -174,7 +174,7 @@ def load(
 
 
 def _read(shape: tuple[int, ...], parts: Sequence[tuple[Entry, Tensor]], zeros: bool) -> np.ndarray:
-    """One of our arrays; a tensor is freed before the next one is read."""
+    """Returns one of our arrays; a tensor is freed before the next one is read."""
     array = (np.zeros if zeros else np.empty)(shape, np.float32)
     for entry, tensor in parts:
         names.put(entry, array, tensor.read())
@@ -212,12 +212,12 @@ def tokenizer(
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """A tree's leaves by path."""
+    """Returns a tree's leaves by path."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def whole(converted: Converted) -> Converted:
-    """The model; ConvertError if it is a transformer without its tokenizer."""
+    """Returns the model; ConvertError if it is a transformer without its tokenizer."""
     if isinstance(converted.config, Stage2) and converted.tokenizer is None:
         raise ConvertError(
             "a transformer must come with the tokenizer of its images; this file has none. Give that one's file too: "
@@ -227,13 +227,13 @@ def whole(converted: Converted) -> Converted:
 
 
 def read(planned: Converted) -> Converted:
-    """A plan with arrays for its tensors, one read after the other."""
+    """Returns a plan with arrays for its tensors, one read after the other."""
     return jax.tree.map(lambda leaf: leaf.read() if isinstance(leaf, Tensor) else leaf, planned)
 
 
 @functools.lru_cache(maxsize=8)  # tracing takes a second, and tokenizers are often alike
 def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = False) -> Shapes:
-    """Shapes of every array of a tokenizer, and of what it is trained with, by path; see `names`."""
+    """Returns shapes of every array of a tokenizer, and of what it is trained with, by path; see `names`."""
     factor = 2 ** (len(config.model.channel_multipliers) - 1)
     image = _image(factor, config.model.image_channels)
     found = {"generator": _init(build.vqgan(config), image)["params"]}
@@ -252,13 +252,13 @@ def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = 
 
 @functools.lru_cache(maxsize=8)
 def stage2_shapes(config: Stage2) -> Shapes:
-    """Shapes of every array of a transformer, by path; see `names`."""
+    """Returns shapes of every array of a transformer, by path; see `names`."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on the input's
     return flat({"transformer": _init(build.transformer(config), tokens)["params"]})
 
 
 def flat(tree: Any) -> Shapes:
-    """Shapes of a tree's leaves, by path."""
+    """Returns shapes of a tree's leaves, by path."""
     return {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}
 
 
@@ -267,7 +267,7 @@ def _image(side: int, channels: int) -> jax.ShapeDtypeStruct:
 
 
 def _init(module: Any, *inputs: jax.ShapeDtypeStruct, **options: Any) -> Tree:
-    """Shapes of a module's variables, ConvertError if it cannot be; nothing is computed."""
+    """Returns shapes of a module's variables, ConvertError if it cannot be; nothing is computed."""
     init = functools.partial(module.init, **options)
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:
