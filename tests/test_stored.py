@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import types
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,14 @@ def arrays(config: Any) -> dict[str, str]:
     return {sharding.path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in named}
 
 
-def save(workdir: Path, nested: dict[str, Any], config: Any) -> Path:
+def save(
+    workdir: Path, nested: dict[str, Any], config: Any, data: Any = types.MappingProxyType({"next_index": 3})
+) -> Path:
     """A run's folder whose one checkpoint holds `nested`; its arrays are those of `config`."""
     state = models.tokenizer_state(config) if config.stage == 1 else models.prior_state(config)
     with Checkpoints(epath.Path(workdir)) as checkpoints:
         metrics = {"lpips" if config.stage == 1 else "nll": 1.0}
-        checkpoints.save(3, untrained.randomised(state, 0.1), {"next_index": 3}, nested, metrics)
+        checkpoints.save(3, untrained.randomised(state, 0.1), dict(data), nested, metrics)
     return workdir
 
 
@@ -153,6 +156,18 @@ def test_a_run_of_an_earlier_commit_is_loaded_and_gone_on_with(tmp_path, generat
         restored = loop.resume(program_of_today, checkpoints)
     assert restored.step == 3
     jax.tree.map(np.testing.assert_array_equal, restored.state.opt_state, expected.opt_state)
+
+
+def test_a_converted_model_keeps_its_optimisers_that_came_without_a_state_of_data(tmp_path):
+    """So the first `vqgan convert` wrote them; of today's, no state of data means that there are none."""
+    nested = GENERATIONS["6f65d5e"]["tokenizer"]
+    config = stored.from_json(nested)
+    run, built = save(tmp_path, nested, config, {}), loop.build_program(config, program.make_mesh(config))
+    with Checkpoints(epath.Path(run)) as checkpoints:
+        restored = loop.resume(built, checkpoints)
+    expected = untrained.randomised(models.tokenizer_state(config), 0.1)
+    jax.tree.map(np.testing.assert_array_equal, restored.state.opt_state, expected.opt_state)
+    assert restored.data == {}
 
 
 @pytest.mark.parametrize(("generation", "line"), [("6f65d5e", True), ("5aa565a", True), ("bed977f", False)])

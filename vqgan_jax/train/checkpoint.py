@@ -53,6 +53,10 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.manager.close()
 
+    def holds(self, step: int, part: str) -> bool:
+        """Whether the state of a checkpoint has this part at its top."""
+        return part in ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
+
     @property
     def latest(self) -> int | None:
         """Step of the newest checkpoint that is completely written."""

@@ -78,6 +78,11 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
     restored = checkpoints.newest(abstract, partial=True)
     if restored is None or restored.data:
         return restored
+    if checkpoints.holds(restored.step, "opt_state"):  # at first converted models had optimisers and no data's state
+        again = checkpoints.newest(lambda *_: {"opt_state": program.abstract.opt_state}, partial=True)
+        assert again is not None
+        assert again.step == restored.step
+        return restored._replace(state=TrainState(**again.state, **restored.state))
     where = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.opt_state)
     opt_state = jax.jit(program.optimizers, out_shardings=where)(restored.state["params"])
     return restored._replace(state=TrainState(opt_state=opt_state, **restored.state))
