@@ -6,6 +6,7 @@ from collections.abc import Sequence
 EXAMPLES = """examples:
   vqgan quickstart
   vqgan quickstart --workdir=runs/longer --minutes=30
+  vqgan quickstart --workdir=runs/other --seed=1
 
 Interrupt it as you like: the same command goes on. It ends with WORKDIR/report.html.
 """
@@ -23,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
         default=10.0,
         help="about, on two CPU cores; scales the steps of both stages; default: 10",
     )
+    parser.add_argument("--seed", type=int, default=0, help="of parameters, data order and samples; default: 0")
     flags = parser.parse_args(argv)
 
     from absl import logging
@@ -33,11 +35,11 @@ def main(argv: Sequence[str]) -> int:
     if not flags.minutes > 0:
         raise cli.UsageError(f"`--minutes` must be above 0; got {flags.minutes}.")
     logging.set_verbosity(logging.WARNING)
-    quickstart.run(make_plan(flags.workdir, flags.minutes), Console())
+    quickstart.run(make_plan(flags.workdir, flags.minutes, flags.seed), Console())
     return 0
 
 
-def make_plan(workdir: str, minutes: float | int):
+def make_plan(workdir: str, minutes: float | int, seed: int = 0):
     """The pages' configs with their steps scaled, and the commands that do the same."""
     from pathlib import Path
 
@@ -56,6 +58,7 @@ def make_plan(workdir: str, minutes: float | int):
     base = {name: load(name, []) for name in config}
     devices = jax.device_count()  # more of them than a batch has rows want a larger batch
     schedule = lambda name: {
+        "seed": seed,
         "batch_size": -(-base[name].batch_size // devices) * devices,
         "steps": scaled(base[name].steps),
         "log.eval_every": max(scaled(base[name].steps) // 5, 1),
