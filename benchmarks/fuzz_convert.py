@@ -1,15 +1,20 @@
-"""Opens damaged checkpoints of every kind: the only error may be `ConvertError`, and nothing may hang.
+"""Opens damaged checkpoints of every kind: the only error may be `ConvertError`; nothing may run, and nothing may hang.
 
     python benchmarks/fuzz_convert.py --minutes=10
 
 Inputs are random mutations of valid files, by turns of every container, and random programs of pickle opcodes, bare
-and within archives. Prints how many were opened and how many refused, the slowest one and the peak of memory. What
-ends otherwise is kept, and its path printed with the error; what takes longer than a minute is ended with its stack.
+and within archives. An audit hook ends the run when a file makes Python import, execute, delete or look up a class; the
+programs name `os.system`, also by a code of the extension registry. Prints how many were opened and how many refused,
+the slowest one and the peak of memory. What ends otherwise is kept, and its path printed with the error; what takes
+longer than a minute is ended with its stack.
 """
 
 import argparse
+import codecs
 import collections
+import copyreg
 import faulthandler
+import pickle
 import random
 import resource
 import sys
@@ -21,6 +26,31 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "convert"))
 
 import mutations
 import torch_files
+
+FORBIDDEN = (
+    "import",
+    "exec",
+    "os.exec",
+    "os.posix_spawn",
+    "os.remove",
+    "os.system",
+    "pickle.find_class",
+    "subprocess.Popen",
+)
+
+
+class Escape(BaseException):
+    """A file made Python do what no file may."""
+
+
+def forbid(watching: list[bool]) -> None:
+    """Ends the run at an event of `FORBIDDEN` while `watching` holds True."""
+
+    def hook(event: str, arguments: tuple) -> None:
+        if watching[0] and event in FORBIDDEN:
+            raise Escape(event, arguments)
+
+    sys.addaudithook(hook)
 
 
 def write_input(path: Path, sample: Path, rng: random.Random) -> str:
@@ -46,16 +76,26 @@ def main() -> None:
     rng, counts, slowest = random.Random(flags.seed), collections.Counter(), (0.0, "")
     folder = Path(tempfile.mkdtemp(prefix="fuzz_convert"))
     samples, path = mutations.samples(folder), folder / "input"
+    codecs.lookup("cp437")  # of names in archives; this and the samples import what is imported late
+    for sample in samples:
+        mutations.try_to_read(sample)
+    copyreg.add_extension("posix", "system", mutations.EXTENSION)
+    pickle.loads(mutations.OF_EXTENSION + b".")  # from here on the registry knows the function
+    watching = [False]
+    forbid(watching)
     before, until = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic() + 60 * flags.minutes
     while time.monotonic() < until:
         kind = write_input(path, rng.choice(samples), rng)
         faulthandler.dump_traceback_later(60, exit=True)
         began = time.perf_counter()
+        watching[0] = True
         try:
             counts[kind, "opened" if mutations.try_to_read(path) else "refused"] += 1
         except BaseException:
             print(f"{kind}: kept as {path}", flush=True)
             raise
+        finally:
+            watching[0] = False
         slowest = max(slowest, (time.perf_counter() - began, kind))
     faulthandler.cancel_dump_traceback_later()
     for (kind, what), count in sorted(counts.items()):

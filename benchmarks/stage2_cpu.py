@@ -62,7 +62,7 @@ def ours(batch: int) -> Contender:
         return metrics["loss"]
 
     def loss(params: Any) -> Any:
-        return prior.nll(task.prior, params, *stage2.codes(task, {}, {"tokens": tokens})).mean()
+        return prior.nll(task.prior, params, *stage2.codes(task.prior, None, {}, {"tokens": tokens})).mean()
 
     def timed(function: Any) -> Any:
         compiled = jax.jit(function)

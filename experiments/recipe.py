@@ -149,7 +149,7 @@ def stage2() -> ConfigDict:
                 "order": "raster",  # alternate | z_curve | subsample | spiral_in | spiral_out | random
                 "norm": "rms",  # layer | rms
                 "mlp": "swiglu",  # gelu | swiglu
-                "positions": "rope2d",  # learned | rope2d | rope2d_blank
+                "positions": "rope2d",  # learned | rope2d | rope2d_blank | rope2d_line
                 "qk_norm": True,
                 "bias": False,
                 "dropout": 0.1,

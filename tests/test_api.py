@@ -48,12 +48,34 @@ def test_images_that_do_not_fit_are_refused(tokenizer, images, change, message):
         vq.encode(tokenizer, change(images))
 
 
-def test_an_index_outside_the_codebook_is_refused_and_nan_under_jit(tokenizer):
-    bad = jnp.zeros((2, 4, 4), jnp.int32).at[1, 0, 0].set(16)
+def test_an_index_outside_the_codebook_is_refused_on_the_host_and_nan_on_a_device(tokenizer):
+    bad = np.zeros((2, 4, 4), np.int32)
+    bad[1, 0, 0] = 16
     with pytest.raises(ValueError, match=r"must be in \[0, 16\); got values in \[0, 16\]"):
         vq.decode(tokenizer, bad)
-    finite = jnp.isfinite(jax.jit(vq.decode)(tokenizer, bad)).all((1, 2, 3))
-    np.testing.assert_array_equal(finite, [True, False])
+    for decode in (vq.decode, jax.jit(vq.decode)):
+        finite = jnp.isfinite(decode(tokenizer, jnp.asarray(bad))).all((1, 2, 3))
+        np.testing.assert_array_equal(finite, [True, False])
+
+
+@pytest.fixture
+def nobody_waits(monkeypatch):
+    """No value of an array on a device can be looked at."""
+
+    def refused(*_):
+        pytest.fail("a value was taken from the device")
+
+    for name in ("__bool__", "__int__", "__float__", "__index__", "__array__", "item", "tolist"):
+        monkeypatch.setattr(type(jnp.zeros(())), name, refused)
+
+
+def test_no_verb_waits_for_the_device(tokenizer, prior, images, nobody_waits):
+    vq.encode(tokenizer, jnp.float32(images) / 127.5 - 1)
+    indices, labels = jnp.zeros((2, 4, 4), jnp.int32), jnp.asarray([0, 1])
+    vq.to_uint8(vq.decode(tokenizer, indices))
+    options = {"prompt": indices, "prompt_length": jnp.asarray(3), "temperature": jnp.asarray(0.9)}
+    vq.sample(prior, jax.random.key(0), labels=labels, **options)
+    vq.log_likelihood(prior, indices, labels=labels)
 
 
 def test_a_folder_without_checkpoints_is_named(tmp_path):
@@ -77,6 +99,7 @@ def drawn(prior):
 
 
 LABELS = np.array([0, 1, 2, 3, 4, 4], np.int32)
+BAD = np.array([False, True, True, False, False, False])  # the second label is too large, the third negative
 SPIRAL = np.array([9, 5, 6, 10, 14, 13, 12, 8, 4, 0, 1, 2, 3, 7, 11, 15])
 
 
@@ -124,7 +147,7 @@ def test_a_completion_keeps_the_first_tokens_of_the_priors_order(prior):
         ({"labels": np.array([-1, 0])}, r"got values in \[-1, 0\]"),
         ({"labels": np.array([0, 1]), "count": 3}, "`labels` must be as many as the images, 3; got 2"),
         ({"prompt": np.zeros((2, 4, 3), int)}, r"integers of shape \(2, 4, 4\); got int32 of shape \(2, 4, 3\)"),
-        ({"prompt": np.full((2, 4, 4), 16)}, r"codes must be in \[0, 16\)"),
+        ({"prompt": np.full((2, 4, 4), 16)}, r"`codes` must be in \[0, 16\)"),
         ({"prompt": np.zeros((2, 4, 4), int), "prompt_length": 17}, r"`prompt_length` must be in 0 \.\. 16"),
         ({"prompt": np.zeros((2, 4, 4), int), "prompt_length": -1}, r"`prompt_length` must be in 0 \.\. 16"),
         ({"top_k": 17}, r"`top_k` must be in 1 \.\. 16, the vocabulary; got 17"),
@@ -153,6 +176,20 @@ def test_labels_of_another_kind_are_refused(prior, labels, message):
         prefixes.prefix(prior, labels=labels, condition=None, count=2, size=None)
 
 
+def test_what_is_out_of_range_on_a_device_shows_in_its_own_row(prior, drawn):
+    labels = jnp.asarray([0, 5, -1, 3, 4, 4])
+    np.testing.assert_array_equal(
+        vq.sample_indices(prior, jax.random.key(0), labels=labels), np.where(BAD[:, None, None], -1, drawn)
+    )
+    images = vq.sample(prior, jax.random.key(0), labels=labels)
+    np.testing.assert_array_equal(jnp.isnan(images).all((1, 2, 3)), BAD)
+    codes = jnp.asarray(drawn).at[0, 0, 0].set(16)
+    nats, right = vq.log_likelihood(prior, codes, labels=labels), vq.log_likelihood(prior, drawn, labels=LABELS)
+    np.testing.assert_array_equal(nats, np.where([True, True, True, False, False, False], np.nan, right))
+    prompt = vq.sample(prior, jax.random.key(0), labels=LABELS, prompt=codes, prompt_length=16)
+    np.testing.assert_array_equal(jnp.isnan(prompt).all((1, 2, 3)), [True, *[False] * 5])
+
+
 def test_keys_must_be_one_or_as_many_as_the_images(prior):
     with pytest.raises(ValueError, match=r"one for each of 2 images; got \(3,\)"):
         vq.sample(prior, jax.random.split(jax.random.key(0), 3), labels=np.array([0, 1]))
@@ -167,7 +204,7 @@ def test_guidance_leads_to_codes_that_the_class_explains_better(prior):
     """How much likelier the label makes its image, in nats, than the null class, which stands behind the last."""
     labels = np.tile(np.arange(5, dtype=np.int32), 16)
     null = dataclasses.replace(prior.module.condition, num_classes=6, droppable=False)
-    blind = prior.replace(module=dataclasses.replace(prior.module, condition=null))
+    blind = dataclasses.replace(prior, module=dataclasses.replace(prior.module, condition=null))
     gain = []
     for guidance in (1.0, 4.0):
         codes = vq.sample_indices(prior, jax.random.key(0), labels=labels, guidance=guidance)
@@ -230,7 +267,7 @@ def test_images_are_as_likely_as_their_codes(prior):
     [
         (np.zeros((2, 4, 5), np.int32), [0, 1], "trained on images of 8 pixels"),
         (np.zeros((2, 4, 4), np.float32), [0, 1], "must be integers"),
-        (np.full((2, 4, 4), 16), [0, 1], r"codes must be in \[0, 16\)"),
+        (np.full((2, 4, 4), 16), [0, 1], r"`codes` must be in \[0, 16\)"),
         (np.zeros((2, 12, 12, 3), np.uint8), [0, 1], r"shape \(2, 4, 4\); got int32 of shape \(2, 6, 6\)"),
         (np.zeros((2, 4, 4), np.int32), [0, 9], r"`labels` must be in \[0, 5\)"),
     ],

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import json
 import sys
+import types
 import typing
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from vqgan_jax import build, parsing
 from vqgan_jax import config as configs
-from vqgan_jax.cli import load_config
+from vqgan_jax.cli import load_config, run_page
 from vqgan_jax.nn.quantizer import GumbelQuantizer
 from vqgan_jax.train import stage1, stage2
 
@@ -79,6 +80,24 @@ def test_the_first_pages_start_a_state(path):
 def test_an_unknown_variant_is_named(path):
     with pytest.raises(ValueError, match="nonsense"):
         load_config(f"{path}:nonsense")
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["at its top", "in get_config"])
+def test_each_folder_of_pages_has_a_recipe_of_its_own(tmp_path, monkeypatch, inside):
+    """And a `recipe` of the program that asks for a config stays the program's."""
+    mine = types.ModuleType("recipe")
+    monkeypatch.setitem(sys.modules, "recipe", mine)
+    head, body = ("", "    import recipe\n") if inside else ("import recipe\n", "")
+    for folder, seed in (("a", 1), ("b", 2), ("a", 1)):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "recipe.py").write_text(f"SEED = {seed}\n")
+        (tmp_path / folder / "page.py").write_text(
+            f"{head}\n\ndef get_config():\n{body}    return {{'seed': recipe.SEED}}\n"
+        )
+        before, path = set(sys.modules), list(sys.path)
+        assert run_page(tmp_path / folder / "page.py", "") == {"seed": seed}
+        assert (set(sys.modules), sys.path) == (before, path)
+        assert sys.modules["recipe"] is mine
 
 
 def test_a_variant_changes_only_what_is_there():
@@ -265,6 +284,30 @@ def test_the_published_temperature(config):
     expected = {0: 0.9, 250_000: 0.768198, 500_000: 0.450001, 1_000_001: 1e-6, 2_000_000: 1e-6}
     for step, value in expected.items():
         assert float(temperature(jnp.asarray(step))) == pytest.approx(value, abs=1e-6), step
+
+
+# Library users build without parsing
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "make"),
+    [
+        ("quantizer", "kind", build.vqgan),
+        ("model", "kind", build.vqgan),
+        ("optimizer", "schedule", lambda config: build.schedule(config.optimizer, 1.0, 10)),
+    ],
+)
+def test_a_module_of_a_kind_that_there_is_not_is_an_error(config, section, key, make):
+    changed = dataclasses.replace(getattr(config, section), **{key: "fsq"})
+    with pytest.raises(ValueError, match=rf"`config\.{section}\.{key}` must be one of .*got 'fsq'"):
+        make(dataclasses.replace(config, **{section: changed}))
+
+
+def test_a_condition_of_a_kind_that_there_is_not_is_an_error():
+    config = load_config(str(ROOT / "experiments" / "stage2_imagenet.py"))
+    condition = dataclasses.replace(config.condition, kind="text")
+    with pytest.raises(ValueError, match=r"`config\.condition\.kind` must be one of .*got 'text'"):
+        build.condition(dataclasses.replace(config, condition=condition))
 
 
 # Rule 3: every key is read

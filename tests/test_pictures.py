@@ -136,6 +136,15 @@ def test_of_two_names_in_one_place_the_smaller_box_keeps_its_own():
     assert np.any(both != pictures.boxes([large, without(small)], 64))
 
 
+@pytest.mark.parametrize("text", ["x", "a_very long name_of_it", "Qgj"])
+def test_words_are_whole_and_in_the_middle(text):
+    """The ink leaves a margin on every side, and those of the left and right are alike."""
+    rows, columns = np.nonzero(pictures.words(text, 128).max(-1) < 130)
+    assert 4 <= min(rows) < max(rows) < 124
+    assert 4 <= min(columns) < max(columns) < 124
+    assert abs(min(columns) - (127 - max(columns))) <= 3
+
+
 def test_an_animation_plays_for_ever_and_rests_at_its_end():
     frames = [np.full((5, 7, 3), value, np.uint8) for value in (0, 90, 180, 250)]
     with Image.open(io.BytesIO(pictures.animation(frames, fps=20))) as film:

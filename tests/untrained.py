@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 import vqgan_jax as vq
-from vqgan_jax import cli, models
+from vqgan_jax import build, cli, models
 from vqgan_jax import prior as priors
 from vqgan_jax.nn.autoencoder import Decoder, Encoder
 from vqgan_jax.nn.quantizer import VectorQuantizer
@@ -60,9 +60,10 @@ def prior(
     params = randomised(models.prior_state(config).params["transformer"], 0.4)
     tokenizers = tokenizer(codebook_size), None
     if config.condition.tokenizer.workdir:
-        tokenizers = tokenizers[0], tokenizer(config.condition.tokenizer.codebook_size, config.condition.num_classes)
+        channels = build.MAPS[config.condition.kind] or config.condition.num_classes
+        tokenizers = tokenizers[0], tokenizer(config.condition.tokenizer.codebook_size, channels)
     module = priors.from_config(config, models.condition_module(*tokenizers))
-    return vq.Prior(params, tokenizers[0], module, config, tokenizers[1])
+    return vq.Prior(params, tokenizers[0], module, tokenizers[1], run=models.Run(config, 0))
 
 
 def save_tokenizer(workdir: Path, scale: float = 0.1) -> Path:

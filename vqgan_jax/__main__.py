@@ -1,8 +1,10 @@
 """`vqgan VERB ...`, the same as `python -m vqgan_jax VERB ...`: finds cli/VERB.py and calls its `main`."""
 
+import contextlib
 import importlib
 import os
 import pkgutil
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +17,19 @@ TPU_FLAGS = "--xla_tpu_scoped_vmem_limit_kib=32768"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a verb; the result is the exit status. Mistakes of the caller end in one message, not in a traceback."""
+    """Runs a verb and returns the exit status, 1 also where the reader of the output is gone, as `| head` soon is."""
+    try:
+        try:
+            return run(argv)
+        finally:
+            sys.stdout.flush()  # here and not at the interpreter's end, which would print the error
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Runs a verb and returns the exit status. Mistakes of the caller end in one message, not in a traceback."""
     verb, *rest = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     verbs = sorted(module.name for module in pkgutil.iter_modules(cli.__path__))
     if verb in ("-h", "--help"):
@@ -28,8 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in verbs:
         print(f"vqgan: the verb must be one of {', '.join(verbs)}; got {verb!r}.", file=sys.stderr)
         return 2
-    if argv is None and verb in ("quickstart", "train"):
-        take_huge_pages()
     given = os.environ.get("LIBTPU_INIT_ARGS", "")
     if TPU_FLAGS not in given:
         os.environ["LIBTPU_INIT_ARGS"] = f"{TPU_FLAGS} {given}".strip()  # of two the last one counts
@@ -39,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vqgan {verb}: {error}", file=sys.stderr)
         leave()  # the interpreter's own end would wait for the thread that hangs
     except (cli.UsageError, ValueError, FloatingPointError, OSError) as error:
-        print(f"vqgan {verb}: {error}", file=sys.stderr)
+        if not (isinstance(error, BrokenPipeError) and reader_is_gone()):
+            print(f"vqgan {verb}: {error}", file=sys.stderr)
         if one_of_several():
             leave()
     except Exception:
@@ -52,14 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1
 
 
-def take_huge_pages() -> None:
-    """Starts the process anew, once, as one whose memory comes in huge pages; the caller's `GLIBC_TUNABLES` stay.
-
-    XLA takes a program's memory anew at every run, and a training step on a CPU waits for each small page of it.
-    """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+def reader_is_gone() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    poll.register(sys.stdout)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def one_of_several() -> bool:
@@ -70,8 +80,9 @@ def one_of_several() -> bool:
 
 def leave() -> None:
     """Ends the process, and waits for nothing."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BrokenPipeError):
+            stream.flush()
     os._exit(1)
 
 

@@ -1,4 +1,10 @@
-"""The verbs for Python users: load once; then pure functions, for the caller's own `jit`, `vmap` and shardings too."""
+"""The verbs for Python users: load once; then pure functions, for the caller's own `jit`, `vmap` and shardings too.
+
+No verb waits for a device. So shapes and dtypes are checked of everything, but values of what is on the host only
+(NumPy arrays, Python numbers): those raise. Of a `jax.Array`, which may still be in the making, and under `jit`, codes,
+labels and tokens of a condition that are out of range show in what comes of them: codes are -1, images and likelihoods
+NaN, each in its own row. The values of images and maps on a device are not looked at.
+"""
 
 import functools
 import math
@@ -7,12 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 from vqgan_jax import prefixes, sampling, sliding, tiling
 from vqgan_jax import prior as priors
-from vqgan_jax.data.conditions import Objects
 from vqgan_jax.models import Prior, Tokenizer
 from vqgan_jax.nn import pixels
 
@@ -27,7 +31,8 @@ def encode(tokenizer: Tokenizer, images: Num[Array, "b H W ..."] | Num[np.ndarra
       images: uint8, or float in [-1, 1]; label maps (integers b H W) for a tokenizer of segmentations.
 
     Raises:
-      ValueError: images of another rank, dtype or number of channels, or whose sides are no multiples of the factor.
+      ValueError: images of another rank, dtype or number of channels, or whose sides are no multiples of the factor;
+        images on the host with values out of range.
     """
     check_images(tokenizer, images)
     return _encode(tokenizer, images)
@@ -38,7 +43,7 @@ def decode(
 ) -> Float[Array, "b H W c"]:
     """Images of indices; float32, about in [-1, 1], not clipped: see `to_uint8`.
 
-    Under `jit`, where values cannot raise, an index outside [0, codebook_size) makes its image NaN.
+    An index outside [0, codebook_size) that cannot raise, on a device or under `jit`, makes its image NaN.
 
     Args:
       tokenizer: from `load_tokenizer`.
@@ -47,7 +52,7 @@ def decode(
         stays bounded. None decodes every image whole. See `tiling.decode`.
 
     Raises:
-      ValueError: indices of another rank or dtype, or outside the codebook; a tile that is not positive.
+      ValueError: indices of another rank or dtype, or, on the host, outside the codebook; a tile that is not positive.
     """
     shape, dtype = jnp.shape(indices), jnp.result_type(indices)
     if len(shape) != 3 or not jnp.issubdtype(dtype, jnp.integer):
@@ -56,11 +61,8 @@ def decode(
         )
     if tile is not None and tile < 1:
         raise ValueError(f"`tile` must be a positive number of codes; got {tile}. Leave it out to decode whole images.")
-    if is_concrete(indices) and not bool(jnp.all((indices >= 0) & (indices < tokenizer.codebook_size))):
-        raise ValueError(
-            f"`indices` must be in [0, {tokenizer.codebook_size}); got values in [{int(jnp.min(indices))}, "
-            f"{int(jnp.max(indices))}]. They belong to another tokenizer, or are tokens of a condition."
-        )
+    hint = "They belong to another tokenizer, or are tokens of a condition."
+    prefixes.check_range("indices", indices, tokenizer.codebook_size, hint)
     return _decode(tokenizer, indices, tile)
 
 
@@ -93,7 +95,8 @@ def sample_indices(
 ) -> Int[Array, "b h w"]:
     """Codes out of the prior, row-major, for `decode`.
 
-    Image i depends on its own key, condition and prompt only, not on how many are drawn with it.
+    Image i depends on its own key, condition and prompt only, not on how many are drawn with it. A label or token out
+    of range that cannot raise, on a device or under `jit`, makes the codes of its image -1.
 
     Args:
       prior: from `load_prior`.
@@ -104,7 +107,8 @@ def sample_indices(
         `data.layouts.Layout` makes them: b s of an image of the training size, else b n m s, one for each window.
       count: how many, for a prior that has neither, without a prompt.
       size: height and width in pixels; by default the map's, or those of training. Larger images are drawn through a
-        sliding window of the training size (section 4.3 of the paper), which needs the order "raster".
+        sliding window of the training size (section 4.3 of the paper), which needs the order "raster". Of a map that
+        the config brings to another size, each window's part is encoded as in training.
       prompt: codes that are given, as `encode` gives them; complete grids.
       prompt_length: how many of these count, in the prior's order; by default the first half. It may change without a
         new compilation.
@@ -118,15 +122,15 @@ def sample_indices(
       ValueError: an argument out of range, or arguments that do not fit the prior or each other.
     """
     settings = sampling.Settings(**options)
-    if not any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(settings)):
+    if all(prefixes.on_host(leaf) for leaf in jax.tree.leaves(settings)):
         sampling.check(settings, prior.tokenizer.codebook_size)
-    if settings.guidance is not None and not prior.config.condition.drop:
+    if settings.guidance is not None and not prior.module.condition.droppable:
         raise ValueError(
             "`guidance` needs a prior that was trained with condition.drop above 0; this one was not. Leave it out."
         )
     if prompt is not None and count is None and labels is None and condition is None:
         count = len(prompt)
-    prefix = prefixes.prefix(prior, labels=labels, condition=condition, count=count, size=size)
+    prefix = prefixes.prefix(prior, labels=labels, condition=condition, count=count, size=size, stride=stride)
     batch = len(prefix.tokens)
     if prompt is None and known is not None:
         raise ValueError("`known` says which codes of a `prompt` count; no prompt was given. Give both.")
@@ -146,10 +150,16 @@ def sample_indices(
 def known_codes(
     prior: Prior, batch: int, grid: tuple[int, int], length: int | Int[Array, ""] | None
 ) -> Bool[Array, "b h w"]:
-    """True for the first `length` codes in the prior's order, half of them if None; ValueError if there are fewer."""
+    """True for the first `length` codes in the prior's order, half of them if None.
+
+    A length on a device counts as the nearest that there is.
+
+    Raises:
+      ValueError: a length on the host that is negative, or more than there are.
+    """
     codes = math.prod(grid)
     length = codes // 2 if length is None else length
-    if is_concrete(length) and not 0 <= int(length) <= codes:
+    if prefixes.on_host(length) and not 0 <= int(length) <= codes:
         raise ValueError(
             f"`prompt_length` must be in 0 .. {codes}, the codes of an image; got {int(length)}. Lower it."
         )
@@ -166,6 +176,8 @@ def log_likelihood(
     condition: Num[Array, "b ..."] | Num[np.ndarray, "b ..."] | None = None,
 ) -> Float[Array, "b"]:
     """Logarithm of the probability that the prior gives to the codes of each image, in nats a sequence.
+
+    NaN for codes, a label or tokens out of range that cannot raise, on a device or under `jit`.
 
     Args:
       prior: from `load_prior`.
@@ -206,7 +218,8 @@ def _decode(tokenizer: Tokenizer, indices: Any, tile: int | None) -> Any:
 
 @jax.jit
 def _sample(prior: Prior, key: Any, condition: Any, prompt: Any, known: Any, settings: Any) -> Any:
-    return priors.sample(prior.module, prior.params, condition, keys_of(key, prompt), settings, prompt, known)
+    indices = priors.sample(prior.module, prior.params, condition, keys_of(key, prompt), settings, prompt, known)
+    return jnp.where(fine(condition)[:, None, None], indices, -1)
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "stride"))
@@ -214,10 +227,16 @@ def _sample_large(
     prior: Prior, key: Any, tokens: Any, prompt: Any, known: Any, settings: Any, grid: tuple[int, int], stride: int
 ) -> Any:
     at = prefixes.window_of(prior.module.condition, tokens, prior.module.grid)
-    rule = "scene" if isinstance(prior.module.condition, Objects) else "center"
-    return sliding.sample(
+    rule = prefixes.rule_of(prior.module.condition)
+    indices = sliding.sample(
         prior.module, prior.params, at, grid, keys_of(key, prompt), settings, prompt, known, rule=rule, stride=stride
     )
+    return jnp.where(fine(tokens)[:, None, None], indices, -1)
+
+
+def fine(tokens: Int[Array, "b ..."]) -> Bool[Array, "b"]:
+    """Whether all tokens of a row are in range: `prefixes.marked` made those that are not -1."""
+    return (tokens >= 0).all(axis=tuple(range(1, tokens.ndim)))
 
 
 def keys_of(key: Key[Array, "*b"], rows: Array) -> Key[Array, "b"]:
@@ -227,7 +246,9 @@ def keys_of(key: Key[Array, "*b"], rows: Array) -> Key[Array, "b"]:
 
 @jax.jit
 def _log_likelihood(prior: Prior, condition: Any, indices: Any) -> Any:
-    return -priors.nll(prior.module, prior.params, condition, indices).sum(axis=1)
+    nats = -priors.nll(prior.module, prior.params, condition, indices).sum(axis=1)
+    codes = prefixes.marked(indices, prior.tokenizer.codebook_size)
+    return jnp.where(fine(condition) & fine(codes), nats, jnp.nan)
 
 
 def check_indices(prior: Prior, indices: Any, count: int, grid: tuple[int, int]) -> None:
@@ -236,19 +257,13 @@ def check_indices(prior: Prior, indices: Any, count: int, grid: tuple[int, int])
     if shape != (count, *grid) or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
             f"codes for this prior must be integers of shape {(count, *grid)}; got {dtype} of shape {shape}. It was "
-            f"trained on images of {prior.config.data.image_size} pixels."
+            f"trained on images of {prior.image_size} pixels."
         )
-    if is_concrete(indices) and not bool(jnp.all((indices >= 0) & (indices < size))):
-        raise ValueError(f"codes must be in [0, {size}); some are outside. They belong to another tokenizer.")
-
-
-def is_concrete(array: Any) -> bool:
-    """Whether its values can be looked at: not inside somebody's `jit`."""
-    return not isinstance(array, Tracer)
+    prefixes.check_range("codes", indices, size, "They belong to another tokenizer.")
 
 
 def check_images(tokenizer: Tokenizer, images: Any) -> None:
-    """Raises ValueError for what `encode` cannot take; what is known only at run time, the range, it cannot see."""
+    """Raises ValueError for what `encode` cannot take, and for values on the host that are out of range."""
     shape, dtype, f = jnp.shape(images), jnp.result_type(images), tokenizer.downsample_factor
     channels = tokenizer.module.decoder.out_channels
     labels = len(shape) == 3 and jnp.issubdtype(dtype, jnp.integer) and channels not in (1, 3)
@@ -264,10 +279,11 @@ def check_images(tokenizer: Tokenizer, images: Any) -> None:
                 f"`images` {axis} must be a multiple of the downsample factor {f}; got {size}. "
                 f"Resize or pad to {max(-(-size // f), 1) * f}."
             )
-    if labels and is_concrete(images) and not bool(jnp.all((images >= 0) & (images < channels))):
-        raise ValueError(f"labels must be in [0, {channels}), the tokenizer's classes; some are outside.")
-    if jnp.issubdtype(dtype, jnp.floating) and is_concrete(images) and not bool(jnp.max(jnp.abs(images)) <= 1.01):
+    if labels:
+        prefixes.check_range("images", images, channels, "The tokenizer knows only so many classes.")
+    floats = jnp.issubdtype(dtype, jnp.floating) and prefixes.on_host(images)
+    if floats and not np.max(np.abs(images)) <= 1.01:
         raise ValueError(
-            f"float `images` must be in [-1, 1]; got values in [{float(jnp.min(images)):.3g}, "
-            f"{float(jnp.max(images)):.3g}]. Pass uint8, or scale by x / 127.5 - 1."
+            f"float `images` must be in [-1, 1]; got values in [{np.min(images):.3g}, {np.max(images):.3g}]. Pass "
+            "uint8, or scale by x / 127.5 - 1."
         )

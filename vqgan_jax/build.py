@@ -1,7 +1,7 @@
 """From configs to modules, optimisers and schedules; configs end here."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -24,16 +24,26 @@ from vqgan_jax.nn.vqgan import VQGAN
 MAPS = {"segmentation": 0, "depth": 1, "low_resolution": 3, "edges": 3, "keypoints": 3}  # channels; 0: the classes
 LAYOUTS = ("boxes", "centers")
 MODELS = ("paper", "maskgit")
+SCHEDULES = ("constant", "cosine")
+QUANTIZERS: dict[str, Callable[[configs.Quantizer], VectorQuantizer | GumbelQuantizer]] = {
+    "vq": lambda q: VectorQuantizer(q.codebook_size, q.embed_dim, q.unit_length, q.ema, q.decay, q.revive_below),
+    "gumbel": lambda q: GumbelQuantizer(q.codebook_size, q.embed_dim, q.noisy_eval),
+}
 CONDITIONS = ("class", "none", "coordinates", *LAYOUTS, *MAPS)
 
 
+def check_known(path: str, value: Any, table: Collection[Any]) -> None:
+    """Raises ValueError where the value of a key is none of its table."""
+    if value not in table:
+        raise ValueError(f"`config.{path}` must be one of {', '.join(map(str, table))}; got {value!r}.")
+
+
 def vqgan(config: configs.Stage1) -> VQGAN:
-    """The tokenizer's module."""
+    """The tokenizer's module; ValueError for a kind of model or quantizer that there is not."""
     m, q = config.model, config.quantizer
-    if q.kind == "gumbel":
-        quantizer = GumbelQuantizer(q.codebook_size, q.embed_dim, q.noisy_eval)
-    else:
-        quantizer = VectorQuantizer(q.codebook_size, q.embed_dim, q.unit_length, q.ema, q.decay, q.revive_below)
+    check_known("model.kind", m.kind, MODELS)
+    check_known("quantizer.kind", q.kind, QUANTIZERS)
+    quantizer = QUANTIZERS[q.kind](q)
     if m.kind == "maskgit":
         fields = (m.channels, m.channel_multipliers, m.num_res_blocks)
         options = {"dtype": jnp.dtype(m.dtype), "norm_groups": m.norm_groups}
@@ -56,6 +66,7 @@ def discriminator(config: configs.Stage1) -> PatchDiscriminator | None:
 
 def schedule(config: configs.Optimizer, peak: float, steps: int) -> optax.Schedule:
     """Learning rate at each step: linear warm-up to `peak`, then constant or half a cosine down to the last step."""
+    check_known("optimizer.schedule", config.schedule, SCHEDULES)
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(steps - config.warmup_steps, 1), config.final_fraction)
@@ -120,6 +131,7 @@ def layout(config: configs.Condition) -> Layout:
 def condition(config: configs.Stage2, tokenizer: VQGAN | None = None) -> conditions.Condition:
     """The tokens in front of the codes; `tokenizer` is needed where maps must be encoded."""
     c = config.condition
+    check_known("condition.kind", c.kind, CONDITIONS)
     droppable = c.drop > 0
     if c.kind == "class":
         return conditions.ClassLabel(c.num_classes, droppable)

@@ -2,7 +2,8 @@
 
 Every default lives in a file under `experiments/`: no field here has one, every key must be given and every key is
 read. An `ml_collections.ConfigDict` ends in `parsing.parse`; behind it there are these types, and `build` makes
-modules of them.
+modules of them. Runs store their configs by `stored`: whoever adds, renames or removes a key here raises the version
+there.
 """
 
 import dataclasses

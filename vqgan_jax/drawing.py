@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int, Num, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
-from vqgan_jax import api, build
+from vqgan_jax import api, build, prefixes
 from vqgan_jax import config as configs
 from vqgan_jax.models import Prior
 from vqgan_jax.train import sharding
@@ -48,9 +48,9 @@ def draw(
     batch_size = -(-min(batch_size, len(labels)) // mesh.size) * mesh.size
     prior = jax.device_put(prior, everywhere)
     key = jax.random.key(seed)
-    fold = jax.jit(jax.vmap(lambda label, number: jax.random.fold_in(jax.random.fold_in(key, label), number)))
-    if prior.config.condition.kind == "class":
+    if prior.module.condition.kind == "class":
         rows = {"labels": labels, **rows}
+    check(prior, rows, len(labels), options.get("size"))
     images, codes = [], []
     for start in range(0, len(labels), batch_size):
         index = np.arange(start, start + batch_size).clip(max=len(labels) - 1)  # the last batch repeats its last row
@@ -58,12 +58,27 @@ def draw(
         given: dict[str, Any] = {name: put(array) for name, array in rows.items()}
         if not given.keys() & {"labels", "condition"}:
             given["count"] = batch_size
-        indices = api.sample_indices(prior, fold(put(labels), put(numbers)), **given, **options)
+        own = jax.device_put(keys(key, put(labels), put(numbers)), split)  # for `jit` keys at rest are of one form only
+        indices = api.sample_indices(prior, own, **given, **options)
         pixels = api.to_uint8(api.decode(prior.tokenizer, indices, tile=2 * max(prior.module.grid)))
         images.append(np.asarray(pixels))
         codes.append(np.asarray(indices))
         progress(min(start + batch_size, len(labels)))
     return np.concatenate(images)[: len(labels)], np.concatenate(codes)[: len(labels)]
+
+
+def check(prior: Prior, rows: Mapping[str, Any], count: int, size: tuple[int, int] | None) -> None:
+    """Raises ValueError for rows out of range: here, on the host, once for all batches. Nothing is computed."""
+    given = {name: rows.get(name) for name in ("labels", "condition")}
+    jax.eval_shape(lambda: prefixes.prefix(prior, **given, count=count, size=size).tokens)
+    if "prompt" in rows:
+        prefixes.check_range("prompt", rows["prompt"], prior.tokenizer.codebook_size, "It is of another tokenizer.")
+
+
+@jax.jit
+def keys(key: Key[Array, ""], labels: Int[Array, "b"], numbers: Int[Array, "b"]) -> Key[Array, "b"]:
+    """The key of each image, of that of all."""
+    return jax.vmap(lambda label, number: jax.random.fold_in(jax.random.fold_in(key, label), number))(labels, numbers)
 
 
 def stages(

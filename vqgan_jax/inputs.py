@@ -1,5 +1,6 @@
 """What to draw, out of classes, files and held-out examples, as `sample` takes it and as a sheet shows it."""
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, Num, UInt8
 
-from vqgan_jax import api, build, data, pictures
+from vqgan_jax import api, build, data, pictures, prefixes
 from vqgan_jax.data import conditions, images, layouts, maps, views
 from vqgan_jax.data.preprocessing import Geometry
 from vqgan_jax.models import Prior, Tokenizer
@@ -86,9 +87,8 @@ def held_out(prior: Prior, count: int) -> Subjects:
 
 
 def of_maps(prior: Prior, given: Num[np.ndarray, "n H W ..."], names: Sequence[str] = ()) -> Subjects:
-    """Maps, shown as they are and as their tokenizer sees them."""
-    seen = reconstruction(prior.condition or prior.tokenizer, given)
-    return Subjects(np.zeros(len(given), np.int32), {"condition": given}, (pictures.shown(given), pictures.shown(seen)))
+    """Maps, shown as they are and as the prior sees them."""
+    return Subjects(np.zeros(len(given), np.int32), {"condition": given}, (pictures.shown(given), seen(prior, given)))
 
 
 def of_tokens(prior: Prior, tokens: Int[np.ndarray, "n ..."], names: Sequence[str] = ()) -> Subjects:
@@ -131,6 +131,26 @@ def completing(
     rows = {name: array[each] for name, array in subjects.rows.items()} | {"prompt": codes, "known": known}
     kept = np.where(np.repeat(np.repeat(known, f, 1), f, 2)[..., None], pixels, np.uint8(128))
     return Subjects(subjects.labels[each], rows, (*(array[each] for array in subjects.beside), pixels, kept))
+
+
+def seen(prior: Prior, given: Num[np.ndarray, "n H W ..."]) -> UInt8[np.ndarray, "n H W 3"]:
+    """What a prior sees of maps: what their tokenizer keeps of the whole, or of windows that stand side by side.
+
+    Raises:
+      ValueError: maps of a size of which this prior draws no images.
+    """
+    kind, side = prior.module.condition, prior.config.data.image_size
+    assert isinstance(kind, conditions.Codes)
+    if kind.is_cut(prior.module.grid):
+        return pictures.shown(reconstruction(prior.condition or prior.tokenizer, given))
+    prefixes.grid_of(prior, given.shape[1:3])
+    shown = np.empty((*given.shape[:3], 3), np.uint8)
+    starts = [[*range(0, length - side, side), length - side] for length in given.shape[1:3]]
+    for top, left in itertools.product(*starts):
+        part = np.s_[:, top : top + side, left : left + side]
+        tokens = prefixes.prefix(prior, labels=None, condition=given[part], count=None, size=None).tokens
+        shown[part] = kind.picture(prior.frozen, np.asarray(tokens), side)
+    return shown
 
 
 def reconstruction(tokenizer: Tokenizer, given: Num[np.ndarray, "n H W ..."]) -> Num[np.ndarray, "n H W ..."]:

@@ -3,17 +3,17 @@
 import dataclasses
 import functools
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from flax import struct
 
-from vqgan_jax import build, parsing, prior
+from vqgan_jax import build, prior, stored
 from vqgan_jax import config as configs
 from vqgan_jax.nn.vqgan import VQGAN
 from vqgan_jax.train import sharding, stage1, stage2
@@ -24,21 +24,73 @@ WEIGHTS = {"params": "raw", "ema": "ema"}  # names for people, by field of the s
 ROLES = {"tokenizer": "tokenizer", "condition": "condition's tokenizer"}
 
 
-@struct.dataclass
-class Tokenizer:
-    """A trained VQGAN.
+Config = TypeVar("Config", configs.Stage1, configs.Stage2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run(Generic[Config]):
+    """The run that made a model.
+
+    Attributes:
+      config: of the run.
+      step: of its training.
+      weights: "ema" if the model's parameters are the averaged ones, else "raw".
+    """
+
+    config: Config
+    step: int
+    weights: str = "raw"
+
+
+@dataclasses.dataclass(frozen=True)
+class Model(Generic[Config]):
+    """What tokenizers and priors have in common: the run they come from, beside their tree.
+
+    The tree of a model is its parameters (leaves) and its module (static). `run` is no part of it: all checkpoints of a
+    run have one tree structure and share every compilation, and whatever JAX makes of a model (`jax.tree.map`,
+    `jax.device_put`, the argument inside of `jax.jit`) has `run` None. `dataclasses.replace(model, run=...)` sets it.
+
+    Attributes:
+      run: None unless the model was loaded.
+    """
+
+    run: Run[Config] | None = dataclasses.field(default=None, kw_only=True)
+
+    @property
+    def config(self) -> Config:
+        """The config of the run; AttributeError without a run."""
+        return self._known().config
+
+    @property
+    def step(self) -> int:
+        """The step of the training; AttributeError without a run."""
+        return self._known().step
+
+    @property
+    def weights(self) -> str:
+        """ "ema" or "raw"; AttributeError without a run."""
+        return self._known().weights
+
+    def _known(self) -> Run[Config]:
+        if self.run is None:
+            raise AttributeError(
+                "`config`, `step` and `weights` are known of a model that was loaded; this one has `run` None, as all "
+                "have that JAX returns. Ask the loaded model, or give this one its `run` by `dataclasses.replace`."
+            )
+        return self.run
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer(Model[configs.Stage1]):
+    """A trained VQGAN; a pytree.
 
     Attributes:
       params: the generator's parameters.
-      module: what they belong to.
-      step: of the training that made them.
-      weights: "ema" if the parameters are the averaged ones, else "raw".
+      module: what they belong to; static.
     """
 
     params: dict[str, Any]
-    module: VQGAN = struct.field(pytree_node=False)
-    step: int = struct.field(pytree_node=False, default=0)
-    weights: str = struct.field(pytree_node=False, default="raw")
+    module: VQGAN
 
     @property
     def downsample_factor(self) -> int:
@@ -51,48 +103,56 @@ class Tokenizer:
         return self.module.quantizer.codebook_size
 
 
-@struct.dataclass
-class Prior:
-    """A trained prior and the tokenizer whose codes it knows.
+@dataclasses.dataclass(frozen=True)
+class Prior(Model[configs.Stage2]):
+    """A trained prior and the tokenizer whose codes it knows; a pytree.
 
     Attributes:
       params: the transformer's parameters.
       tokenizer: decodes what the prior draws.
-      module: the static part: transformer, condition, grid and order.
-      config: of the run that made it.
+      module: transformer, condition, grid and order; static.
       condition: the tokenizer of its condition, where that is a map with one of its own.
-      step: of the training that made it.
-      weights: "ema" if the parameters are the averaged ones, else "raw".
     """
 
     params: dict[str, Any]
     tokenizer: Tokenizer
-    module: prior.CodePrior = struct.field(pytree_node=False)
-    config: configs.Stage2 = struct.field(pytree_node=False)
+    module: prior.CodePrior
     condition: Tokenizer | None = None
-    step: int = struct.field(pytree_node=False, default=0)
-    weights: str = struct.field(pytree_node=False, default="raw")
 
     @property
     def frozen(self) -> dict[str, Any]:
         """Parameters of its tokenizers, as conditions take them."""
         return frozen(self.tokenizer, self.condition)
 
+    @property
+    def image_size(self) -> int:
+        """Side of the training images, in pixels."""
+        return self.module.grid[0] * self.tokenizer.downsample_factor
 
-def load_tokenizer(path: epath.PathLike, *, weights: str = "") -> Tokenizer:
-    """Loads the tokenizer of a run: its newest whole checkpoint, the averaged parameters where there are any.
+
+register = functools.partial(jax.tree_util.register_dataclass, meta_fields=["module"], drop_fields=["run"])
+register(Tokenizer, data_fields=["params"])
+register(Prior, data_fields=["params", "tokenizer", "condition"])
+
+
+def load_tokenizer(path: epath.PathLike, *, step: int | str = "newest", weights: str = "") -> Tokenizer:
+    """Loads the tokenizer of a run: the averaged parameters where there are any.
 
     Args:
       path: the `--workdir` of a stage-1 run; local, or gs://.
+      step: of the checkpoint: its number; "newest", the last whole one; or "best", which training keeps for its
+        held-out figure: lpips, or of segmentations error. A converted folder has one checkpoint, with the number of
+        steps that its file tells, or 0, and no held-out figure: it is the newest, and there is no best.
       weights: "ema" for the averaged parameters only, "raw" for the plain ones.
 
     Raises:
       FileNotFoundError: no such folder, or no whole checkpoint in it.
-      ValueError: the run is not one of stage 1, or has no averaged parameters where these are wanted.
+      ValueError: the run is not one of stage 1, has no such step, or no averaged parameters where these are wanted.
     """
-    restored, config = restore(path, configs.Stage1, parameters("generator", weights))
+    restored, config = restore(path, configs.Stage1, parameters("generator", weights), step=step)
     ((name, params),) = restored.state.items()
-    return Tokenizer(params["generator"], build.vqgan(config), restored.step, WEIGHTS[name])
+    run = Run(config, restored.step, WEIGHTS[name])
+    return Tokenizer(params["generator"], build.vqgan(config), run=run)
 
 
 def load_prior(
@@ -100,6 +160,7 @@ def load_prior(
     *,
     tokenizer: epath.PathLike | Tokenizer | None = None,
     condition: epath.PathLike | Tokenizer | None = None,
+    step: int | str = "newest",
     weights: str = "",
 ) -> Prior:
     """Loads the prior of a run, with its tokenizers.
@@ -107,33 +168,44 @@ def load_prior(
     Args:
       path: the `--workdir` of a stage-2 run; local, or gs://.
       tokenizer: the one it was trained with, or that one's folder; by default what the run's config names, or a folder
-        of that name beside the run or in it.
+        of that name beside the run or in it. Of a folder it is the newest checkpoint, or, where that is another than
+        the prior was trained with, the one that it was.
       condition: likewise that of its condition, where it has one of its own.
+      step: of the prior's checkpoint: a number, "newest" or "best", which has the lowest held-out nll; see
+        `load_tokenizer`.
       weights: of the prior, "ema" or "raw"; see `load_tokenizer`.
 
     Raises:
       FileNotFoundError: no such folder, no whole checkpoint in it, or no tokenizer.
-      ValueError: the run is not one of stage 2, or a tokenizer is another than the one that it was trained with.
+      ValueError: the run is not one of stage 2, has no such step, or a tokenizer is another than the one that it was
+        trained with.
     """
-    restored, config = restore(path, configs.Stage2, parameters("transformer", weights))
+    restored, config = restore(path, configs.Stage2, parameters("transformer", weights), step=step)
     ((name, params),) = restored.state.items()
     tokenizers = load_frozen(config, tokenizer=tokenizer, condition=condition, near=path)
     module = prior.from_config(config, condition_module(*tokenizers))
-    return Prior(params["transformer"], tokenizers[0], module, config, tokenizers[1], restored.step, WEIGHTS[name])
+    run = Run(config, restored.step, WEIGHTS[name])
+    return Prior(params["transformer"], tokenizers[0], module, tokenizers[1], run=run)
 
 
 def load_frozen(
-    config: configs.Stage2, *, tokenizer: Any = None, condition: Any = None, near: Any = None
+    config: configs.Stage2, *, tokenizer: Any = None, condition: Any = None, near: Any = None, step: int | str = ""
 ) -> tuple[Tokenizer, Tokenizer | None]:
-    """The tokenizers of a prior's codes and, where it has one of its own, of its condition; see `load_prior`."""
+    """The tokenizers of a prior's codes and, where it has one of its own, of its condition; see `load_prior`.
 
-    def load(wanted: configs.Frozen, given: Any, role: str) -> Tokenizer:
+    `step` is of the former, where it is a folder; by default it is the one that the config's fingerprint names.
+    """
+
+    def load(wanted: configs.Frozen, given: Any, role: str, step: int | str = "") -> Tokenizer:
         given = given or find_tokenizer(wanted.workdir, role, near)
-        loaded = given if isinstance(given, Tokenizer) else load_tokenizer(given)
+        if isinstance(given, Tokenizer):
+            loaded = given
+        else:
+            loaded = load_tokenizer(given, step=step) if step != "" else load_marked(given, wanted.fingerprint)
         check_tokenizer(wanted, loaded, role)
         return loaded
 
-    first = load(config.tokenizer, tokenizer, "tokenizer")
+    first = load(config.tokenizer, tokenizer, "tokenizer", step)
     c = config.condition
     if c.kind not in build.MAPS or not c.tokenizer.workdir:
         return first, None
@@ -145,6 +217,17 @@ def load_frozen(
             f"{second.module.decoder.out_channels}. Name another, or mend `config.condition.num_classes`."
         )
     return first, second
+
+
+def load_marked(path: epath.PathLike, mark: str) -> Tokenizer:
+    """The newest tokenizer of a run; or the one with the fingerprint `mark`, if that is another and still there."""
+    newest = load_tokenizer(path)
+    if mark in ("", fingerprint(newest)):
+        return newest
+    with Checkpoints(folder_of(path), read_only=True) as checkpoints:
+        others = [step for step in checkpoints.steps if step != newest.step]
+    loaded = (load_tokenizer(path, step=step) for step in reversed(others))
+    return next((tokenizer for tokenizer in loaded if fingerprint(tokenizer) == mark), newest)
 
 
 def condition_module(tokenizer: Tokenizer, condition: Tokenizer | None) -> VQGAN:
@@ -186,12 +269,49 @@ def find_tokenizer(workdir: str, role: str = "tokenizer", near: Any = None) -> A
     )
 
 
-def config_of(path: epath.PathLike) -> configs.Stage1 | configs.Stage2:
-    """The config of a run's newest checkpoint; FileNotFoundError without one."""
+def config_of(path: epath.PathLike, *, step: int | str = "newest") -> configs.Stage1 | configs.Stage2:
+    """The config of a run's checkpoint; FileNotFoundError without one, ValueError without this `step`."""
     with Checkpoints(folder_of(path), read_only=True) as checkpoints:
-        for _, config, _ in checkpoints.readable():
-            return parsing.parse(config)
-    raise FileNotFoundError(f"{path} holds no whole checkpoint; train longer or give another run.")
+        for _, config, _ in checkpoints.readable(chosen(checkpoints, step)):
+            return stored.from_json(config)
+    raise FileNotFoundError(f"{path} holds no whole checkpoint{_of(step)}; train longer or give another run.")
+
+
+def best_figure(config: configs.Stage1 | configs.Stage2) -> str:
+    """The held-out figure that is lowest at the best checkpoint of a run."""
+    if isinstance(config, configs.Stage2):
+        return "nll"
+    return "error" if config.data.field == "segmentation" else "lpips"
+
+
+def chosen(checkpoints: Checkpoints, step: int | str) -> int | None:
+    """The number of the checkpoint that `step` means; None for "newest", which is the last one that is whole.
+
+    Raises:
+      ValueError: there is no checkpoint of this number, "best" of a run without a held-out figure, or another word.
+    """
+    steps = checkpoints.steps
+    if step == "newest" or not steps:
+        return None
+    if step in steps:
+        return int(step)
+    there = f"{checkpoints.folder} has step {', '.join(map(str, steps))}"
+    if step != "best":
+        raise ValueError(f'`step` must be "newest", "best" or a checkpoint\'s number; got {step!r}. {there}.')
+    _, config, _ = next(checkpoints.readable())
+    figure = best_figure(stored.from_json(config))
+    found = {step: checkpoints.metrics(step).get(figure, math.nan) for step in steps}
+    found = {step: value for step, value in found.items() if math.isfinite(value)}
+    if not found:
+        raise ValueError(
+            f"the best checkpoint is the one with the lowest held-out {figure}; none of these has one: {there}. Give "
+            "a number, or take the newest."
+        )
+    return min(found, key=lambda step: (found[step], -step))
+
+
+def _of(step: int | str) -> str:
+    return "" if step == "newest" else f" of step {step}"
 
 
 def folder_of(path: epath.PathLike) -> Any:
@@ -205,25 +325,30 @@ def folder_of(path: epath.PathLike) -> Any:
 
 
 def restore(
-    path: epath.PathLike, stages: type | tuple[type, ...], part: Callable[[TrainState], dict[str, Any]]
+    path: epath.PathLike,
+    stages: type | tuple[type, ...],
+    part: Callable[[TrainState], dict[str, Any]],
+    *,
+    step: int | str = "newest",
 ) -> tuple[Restored, Any]:
-    """A part of the state in the newest whole checkpoint, on the first device, and the config it was made with.
+    """A part of the state in a whole checkpoint, on the first device, and the config it was made with.
 
     Args:
       path: of the run's folder.
       stages: of which the run may be.
       part: from the whole state's shapes to those of what is wanted, under the names of the state's fields.
+      step: a number, "newest" or "best"; see `load_tokenizer`.
 
     Raises:
       FileNotFoundError: no such folder, or no whole checkpoint in it.
-      ValueError: the run is of another stage, or what `part` raises.
+      ValueError: the run is of another stage or has no such step, or what `part` raises.
     """
     workdir = folder_of(path)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
     def wanted(saved: dict[str, Any], _: Any) -> Any:
-        config = parsing.parse(saved)
+        config = stored.from_json(saved)
         if not isinstance(config, stages):
             name = stages.__name__ if isinstance(stages, type) else " or ".join(each.__name__ for each in stages)
             raise ValueError(f"{workdir} must be a run of {name}; it is one of stage {config.stage}.")
@@ -231,12 +356,12 @@ def restore(
         return jax.tree.map(place, part(state))
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.newest(wanted, partial=True)
+        restored = checkpoints.newest(wanted, partial=True, only=chosen(checkpoints, step))
     if restored is None:
         raise FileNotFoundError(
-            f"{workdir / 'checkpoints'} holds no whole checkpoint; train longer or give another run."
+            f"{workdir / 'checkpoints'} holds no whole checkpoint{_of(step)}; train longer or give another run."
         )
-    return restored, parsing.parse(restored.config)
+    return restored, stored.from_json(restored.config)
 
 
 def parameters(network: str, weights: str = "") -> Callable[[TrainState], dict[str, Any]]:

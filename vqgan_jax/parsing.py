@@ -68,8 +68,7 @@ def convert(value: Any, hint: Any, path: str) -> Any:
 def one_of(choices: list[tuple[str, Any, Any]]) -> None:
     """Raises ValueError for the first (key, value, table) whose value is not in its table."""
     for path, value, table in choices:
-        if value not in table:
-            raise ValueError(f"`config.{path}` must be one of {', '.join(map(str, table))}; got {value!r}.")
+        build.check_known(path, value, table)
 
 
 def check_shared(config: Stage1 | Stage2) -> None:
@@ -80,7 +79,7 @@ def check_shared(config: Stage1 | Stage2) -> None:
             ("data.crop", d.crop, ("random", "center")),
             ("data.small", d.small, ("upscale", "refuse")),
             ("data.field", d.field, ("image", *build.MAPS) if isinstance(config, Stage1) else ("image",)),
-            ("optimizer.schedule", config.optimizer.schedule, ("constant", "cosine")),
+            ("optimizer.schedule", config.optimizer.schedule, build.SCHEDULES),
             ("optimizer.nonfinite", config.optimizer.nonfinite, ("stop", "skip")),
         ]
     )
@@ -105,7 +104,7 @@ def check_stage1(config: Stage1) -> None:
     one_of(
         [
             ("model.kind", m.kind, build.MODELS),
-            ("quantizer.kind", q.kind, ("vq", "gumbel")),
+            ("quantizer.kind", q.kind, build.QUANTIZERS),
             ("discriminator.norm", config.discriminator.norm, discriminator.NORMS),
             ("loss.pixel", loss.pixel, PIXEL),
             ("loss.adversarial", loss.adversarial, ADVERSARIAL),

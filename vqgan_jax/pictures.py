@@ -1,4 +1,4 @@
-"""Pictures for people: grids of images, as arrays and as PNG."""
+"""Pictures for people: grids, colours of maps, outlines of objects, words, PNG and GIF."""
 
 import colorsys
 import io
@@ -7,69 +7,67 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float32, Integer, Num, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 DARK, LIGHT = (40, 40, 40), (238, 238, 238)
-_Rectangle: TypeAlias = tuple[int, int, int, int]  # left top right bottom, in pixels
+_Rectangle: TypeAlias = tuple[float | int, ...]  # left top right bottom, in pixels
 _GOLDEN = (math.sqrt(5) - 1) / 2  # steps of this part of the circle never come near each other soon
 
 
 def grid(images: UInt8[np.ndarray, "n H W c"], *, columns: int, gap: int = 2) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Images side by side, row by row, on white; a single channel is shown as grey."""
-    n, height, width, channels = images.shape
-    rows = math.ceil(n / columns)
-    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        y, x = (i // columns) * (height + gap), (i % columns) * (width + gap)
-        sheet[y : y + height, x : x + width] = image if channels == 3 else np.repeat(image[..., :1], 3, axis=-1)
-    return sheet
+    """Returns images side by side, row by row, on white; a single channel is shown as grey."""
+    colored = images if images.shape[-1] == 3 else np.repeat(images[..., :1], 3, axis=-1)
+    spaced = np.pad(colored, ((0, -len(images) % columns), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    sheet = rearrange(spaced, "(row column) h w rgb -> (row h) (column w) rgb", column=columns)
+    return sheet[: sheet.shape[0] - gap, : sheet.shape[1] - gap]
 
 
 def pairs(
     originals: UInt8[np.ndarray, "n H W c"], recons: UInt8[np.ndarray, "n H W c"], *, columns: int = 8
 ) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Rows of originals, each with the row of their reconstructions below."""
-    rows: list[np.ndarray] = []
-    for start in range(0, len(originals), columns):
-        for row in (originals[start : start + columns], recons[start : start + columns]):
-            blank = np.full((columns - len(row), *row.shape[1:]), 255, np.uint8)
-            rows += [row, blank]
-    return grid(np.concatenate(rows), columns=columns)
+    """Returns rows of originals, each with the row of their reconstructions below."""
+    filled = np.pad(
+        np.stack([originals, recons]), ((0, 0), (0, -len(originals) % columns), *[(0, 0)] * 3), constant_values=255
+    )
+    return grid(rearrange(filled, "two (row column) h w c -> (row two column) h w c", column=columns), columns=columns)
 
 
 def wall(
     sheets: Sequence[UInt8[np.ndarray, "_H _W 3"]], *, width: int = 1200, gap: int = 8
 ) -> UInt8[np.ndarray, "_H _W 3"]:
-    """Pictures of any size from left to right, in as many lines as a sheet of about `width` pixels needs, on white."""
+    """Returns pictures of any size from left to right, in as many lines as `width` pixels need, on white."""
     lines: list[list[np.ndarray]] = [[]]
     for sheet in sheets:
         if lines[-1] and sum(s.shape[1] + gap for s in lines[-1]) + sheet.shape[1] > width:
             lines.append([])
         lines[-1].append(sheet)
-    full = max(sum(s.shape[1] + gap for s in line) - gap for line in lines)
-    canvas = np.full((sum(max(s.shape[0] for s in line) + gap for line in lines) - gap, full, 3), 255, np.uint8)
-    y = 0
+    rows = []
     for line in lines:
-        x = 0
-        for sheet in line:
-            canvas[y : y + sheet.shape[0], x : x + sheet.shape[1]] = sheet
-            x += sheet.shape[1] + gap
-        y += max(sheet.shape[0] for sheet in line) + gap
-    return canvas
+        height = max(len(sheet) for sheet in line) + gap
+        rows.append(np.concatenate([_filled(sheet, height, sheet.shape[1] + gap) for sheet in line], axis=1))
+    full = max(row.shape[1] for row in rows)
+    canvas = np.concatenate([_filled(row, len(row), full) for row in rows])
+    return canvas[: canvas.shape[0] - gap, : full - gap]
+
+
+def _filled(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """White below and to the right, up to a size."""
+    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), constant_values=255)
 
 
 def words(text: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """A square with a word or two in its middle, dark on light grey, as large as fits."""
+    """Returns a square with a word or two in its middle, dark on light grey, as large as fits."""
     image = Image.new("RGB", (size, size), LIGHT)
     draw, lines = ImageDraw.Draw(image), text.replace("_", " ").replace(" ", "\n")
+    middle = size / 2, size / 2
     for points in range(max(size // 4, 6), 5, -1):
         font = ImageFont.load_default(points)
-        left, top, right, bottom = draw.multiline_textbbox((0, 0), lines, font=font)
-        if right - left <= size * 0.92 and bottom - top <= size * 0.92:
+        box = draw.multiline_textbbox(middle, lines, font=font, anchor="mm", align="center")
+        if min(box) >= size * 0.04 and max(box) <= size * 0.96:
             break
-    middle = (size - left - right) / 2, (size - top - bottom) / 2
-    draw.multiline_text(middle, lines, fill=DARK, font=font, align="center")
+    draw.multiline_text(middle, lines, fill=DARK, font=font, anchor="mm", align="center")
     return np.asarray(image)
 
 
@@ -134,13 +132,13 @@ def _write(
     draw: ImageDraw.ImageDraw, name: str, room: _Rectangle, taken: Sequence[_Rectangle], largest: int
 ) -> list[_Rectangle]:
     """Writes a name into the upper left of its room; the rectangle that it takes, none if it does not fit."""
+    corner = room[0], room[1]
     for points in range(largest, 7, -1):
         font = ImageFont.load_default(points)
-        left, top, right, bottom = draw.textbbox((0, 0), name, font=font)
-        place = (*room[:2], room[0] + math.ceil(right - left), room[1] + math.ceil(bottom - top))
-        over = any(place[0] < t[2] and t[0] < place[2] and place[1] < t[3] and t[1] < place[3] for t in taken)
-        if place[2] <= room[2] and place[3] <= room[3] and not over:
-            draw.text((room[0] - left, room[1] - top), name, fill=DARK, font=font)
+        left, top, right, bottom = place = draw.textbbox(corner, name, font=font, anchor="lt")
+        over = any(left < t[2] and t[0] < right and top < t[3] and t[1] < bottom for t in taken)
+        if right <= room[2] and bottom <= room[3] and not over:
+            draw.text(corner, name, fill=DARK, font=font, anchor="lt")
             return [place]
     return []
 

@@ -1,13 +1,14 @@
 """From what a caller says to a prior's prefix: checked, as tokens, with the grid of codes that it asks for."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jaxtyping import Array, Int
 
+from vqgan_jax import sliding
 from vqgan_jax.data.conditions import ClassLabel, Codes, Condition, Coordinates, Objects
 from vqgan_jax.models import Prior
 
@@ -17,7 +18,8 @@ class Prefix(NamedTuple):
 
     Attributes:
       tokens: b s of an image of the training size, and of a condition that is the same for every window; b rows
-        columns of one whose tokens belong to places; b n m s of one with tokens of its own for each window's origin.
+        columns of one whose tokens belong to places; b n m s of one with tokens of its own for each window's origin,
+        zeros for an origin where the window never stands.
       grid: rows and columns of codes of each image.
     """
 
@@ -25,12 +27,14 @@ class Prefix(NamedTuple):
     grid: tuple[int, int]
 
 
-def prefix(prior: Prior, *, labels: Any, condition: Any, count: int | None, size: tuple[int, int] | None) -> Prefix:
+def prefix(
+    prior: Prior, *, labels: Any, condition: Any, count: int | None, size: tuple[int, int] | None, stride: int = 1
+) -> Prefix:
     """The prefix of each image.
 
     Args:
       prior: from `load_prior`.
-      labels, condition, count, size: see `api.sample_indices`.
+      labels, condition, count, size, stride: see `api.sample_indices`.
 
     Raises:
       ValueError: something is missing, out of range, or does not fit the prior or the rest.
@@ -56,7 +60,7 @@ def prefix(prior: Prior, *, labels: Any, condition: Any, count: int | None, size
     if isinstance(kind, Objects):
         return Prefix(check_objects(prior, kind, condition, grid), grid)
     if isinstance(kind, Codes):
-        return Prefix(placed(prior, _encode(prior, {kind.field: jnp.asarray(condition)}), grid), grid)
+        return Prefix(of_map(prior, kind, jnp.asarray(condition), grid, stride), grid)
     batch: dict[str, Any] = {"": jnp.zeros((count, 1))}
     if isinstance(kind, Coordinates):
         height, width = grid[0] * f, grid[1] * f
@@ -68,6 +72,38 @@ def prefix(prior: Prior, *, labels: Any, condition: Any, count: int | None, size
 @jax.jit
 def _encode(prior: Prior, batch: Any) -> Any:
     return prior.module.condition.encode(prior.frozen, batch)
+
+
+def of_map(prior: Prior, kind: Codes, maps: Array, grid: tuple[int, int], stride: int) -> Int[Array, "b ..."]:
+    """Tokens of maps as `Prefix` has them: cut out of the whole, or those of each window's part of the map."""
+    window = prior.module.grid
+    if grid == window or kind.is_cut(window):
+        return placed(prior, _encode(prior, {kind.field: maps}), grid)
+    sliding.check_order(prior.module)
+    origins = sliding.visited(sliding.runs(grid, window, rule_of(kind), stride))
+    shape = (grid[0] - window[0] + 1, grid[1] - window[1] + 1)
+    return _encode_windows(prior, maps, origins, shape)
+
+
+@functools.partial(jax.jit, static_argnames="shape")
+def _encode_windows(prior: Prior, maps: Array, origins: Array, shape: tuple[int, int]) -> Int[Array, "b n m s"]:
+    """Tokens of the part of the maps in the window at each of the origins (k 2), which lie in a table of that shape."""
+    kind, f = prior.module.condition, prior.tokenizer.downsample_factor
+    height, width = (side * f for side in prior.module.grid)
+
+    def encode(origin: Int[Array, "2"]) -> Int[Array, "b s"]:
+        rows = jax.lax.dynamic_slice_in_dim(maps, origin[0] * f, height, axis=1)
+        part = jax.lax.dynamic_slice_in_dim(rows, origin[1] * f, width, axis=2)
+        return kind.encode(prior.frozen, {kind.field: part})
+
+    tokens = jnp.moveaxis(jax.lax.map(encode, origins), 0, 1)
+    table = jnp.zeros((len(maps), *shape, kind.length), tokens.dtype)
+    return table.at[:, origins[:, 0], origins[:, 1]].set(tokens)
+
+
+def rule_of(condition: Condition) -> str:
+    """Where the window is around the code that is drawn; see `sliding.RULES`."""
+    return "scene" if isinstance(condition, Objects) else "center"
 
 
 def grid_of(prior: Prior, size: tuple[int, int] | None) -> tuple[int, int]:
@@ -127,8 +163,8 @@ def check_labels(kind: ClassLabel, labels: Any) -> Int[Array, "b 1"]:
             f"`labels` must be integers of shape (b,), the class of each image; got {dtype} of shape "
             f"{jnp.shape(labels)}."
         )
-    _within("labels", labels, kind.num_classes)
-    return jnp.asarray(labels, jnp.int32)[:, None]
+    check_range("labels", labels, kind.num_classes)
+    return marked(labels, kind.num_classes)[:, None]
 
 
 def check_map(prior: Prior, kind: Codes, maps: Any) -> None:
@@ -149,17 +185,12 @@ def check_map(prior: Prior, kind: Codes, maps: Any) -> None:
             f"{jnp.shape(maps)}."
         )
     if kind.field == "segmentation":
-        _within("condition", maps, channels)
-    factor, training = kind.module.downsample_factor, prior.config.data.image_size
-    if not kind.size and (maps.shape[1] % factor or maps.shape[2] % factor):
+        check_range("condition", maps, channels)
+    factor = kind.module.downsample_factor
+    if kind.is_cut(prior.module.grid) and (maps.shape[1] % factor or maps.shape[2] % factor):
         raise ValueError(
             f"the sides of a {kind.field} must be multiples of {factor}, its tokenizer's downsample factor; got "
             f"{maps.shape[1:3]}. Crop it."
-        )
-    if kind.size and maps.shape[1:3] != (training, training):
-        raise ValueError(
-            f"a condition that is brought to {kind.size} pixels must have the training size, {training} x {training}; "
-            f"got {maps.shape[1:3]}. Resize it."
         )
 
 
@@ -174,16 +205,27 @@ def check_objects(prior: Prior, kind: Objects, tokens: Any, grid: tuple[int, int
             f"`condition` must be integers of shape {('b', *shape)}, as `Layout.{made_by}` gives them; got "
             f"{jnp.result_type(tokens)} of shape {jnp.shape(tokens)}."
         )
-    _within("condition", tokens, kind.layout.num_tokens)
-    return jnp.asarray(tokens, jnp.int32)
+    check_range("condition", tokens, kind.layout.num_tokens)
+    return marked(tokens, kind.layout.num_tokens)
 
 
-def _within(name: str, values: Any, limit: int) -> None:
-    if not isinstance(values, Tracer) and not bool(jnp.all((values >= 0) & (values < limit))):
+def on_host(values: Any) -> bool:
+    """Whether values can be looked at without waiting for a device: NumPy's and Python's, but no `jax.Array`."""
+    return not isinstance(values, jax.Array)
+
+
+def check_range(name: str, values: Any, limit: int, hint: str = "Leave the others out.") -> None:
+    """Raises ValueError for values on the host that are outside [0, limit)."""
+    if on_host(values) and not np.all((np.asarray(values) >= 0) & (np.asarray(values) < limit)):
         raise ValueError(
-            f"`{name}` must be in [0, {limit}); got values in [{int(jnp.min(values))}, {int(jnp.max(values))}]. Leave "
-            "the others out."
+            f"`{name}` must be in [0, {limit}); got values in [{np.min(values)}, {np.max(values)}]. {hint}"
         )
+
+
+def marked(values: Any, limit: int) -> Int[Array, "..."]:
+    """Values as int32, those outside [0, limit) as -1: what cannot raise, because it is on a device, shows."""
+    values = jnp.asarray(values)
+    return jnp.where((values >= 0) & (values < limit), values, -1).astype(jnp.int32)
 
 
 def _agree(size: tuple[int, int] | None, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -193,7 +235,7 @@ def _agree(size: tuple[int, int] | None, shape: tuple[int, ...]) -> tuple[int, i
 
 
 def _explain(prior: Prior, name: str, wanted: str) -> str:
-    kind = prior.config.condition.kind
+    kind = prior.module.condition.kind
     if name == wanted:
         needs = {"labels": "the class of each image", "condition": f"the {kind} of each image"}
         return f"this prior's condition is {kind!r}: it needs `{name}`, {needs[name]}; none were given."

@@ -43,7 +43,10 @@ class CodePrior:
         return tokens + (self.transformer.vocab_size if self.transformer.extra_vocab else 0)
 
     def places(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s 2"] | None:
-        """Where the tokens of a layout stand, in rows and columns of codes: where they say. None of anything else."""
+        """Where the tokens of a layout stand, in rows and columns of codes: where they say. None of anything else.
+
+        Priors of "rope2d_line" were trained before this, with a layout's tokens in a line to the left of the image.
+        """
         if self.transformer.positions != "rope2d" or not isinstance(self.condition, Objects):
             return None
         return self.condition.places(tokens, self.grid)

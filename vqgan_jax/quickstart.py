@@ -12,12 +12,12 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from vqgan_jax import api, data, drawing, models, quickstart_report
+from vqgan_jax import api, data, drawing, models
 from vqgan_jax import config as configs
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.evaluate.likeness import nearest_labels
-from vqgan_jax.quickstart_report import Results
-from vqgan_jax.train import loop, program, token_cache
+from vqgan_jax.report.quickstart import Results, page
+from vqgan_jax.train import loop, metrics, program, token_cache
 from vqgan_jax.train.checkpoint import write_json
 
 PER_CLASS = 8  # samples, and twice as many real crops to compare them with
@@ -92,7 +92,8 @@ def run(plan: Plan, console: Console) -> bool:
     results = clock.run("pictures", lambda: results_of(plan, console))
     results = dataclasses.replace(results, seconds=clock.seconds, peak_gib=clock.peak_gib)
     say(5, "the report")
-    (plan.workdir / "report.html").write_text(quickstart_report.page(plan, results))
+    lines = [metrics.Writer.read(folder(name) / "metrics.jsonl") for name in ("tokenizer", "prior")]
+    (plan.workdir / "report.html").write_text(page(plan, results, *lines))
     console.print(
         f"[bold]{results.own_class:.0%}[/] of the samples have their nearest photograph in their own class "
         f"(by chance {1 / len(results.names):.0%}). Everything else: [bold]{plan.workdir / 'report.html'}[/]"
@@ -130,6 +131,7 @@ def results_of(plan: Plan, console: Console) -> Results:
         grid=indices.shape[1:],
         originals=originals,
         recons=np.asarray(api.to_uint8(api.decode(prior.tokenizer, indices))),
+        labels=labels,
         hits=np.bincount(indices.reshape(-1), minlength=prior.tokenizer.codebook_size),
         shown=shown,
         samples=samples,

@@ -89,6 +89,11 @@ def buckets(lengths: Int[np.ndarray, "n"]) -> list[int]:
     return sorted({int(min(np.unique(lengths), key=waste)), longest})
 
 
+def visited(runs: Runs) -> Int[np.ndarray, "n 2"]:
+    """Row and column of each origin at which the window stands, each once."""
+    return np.unique(np.stack([runs.row, runs.column], axis=1), axis=0)
+
+
 def check_order(prior: CodePrior) -> None:
     """ValueError if the codes do not come row by row."""
     if prior.order != "raster":
@@ -151,31 +156,31 @@ def sample(
         tokens = jnp.concatenate([prior.prefix(prefix), twice(part.reshape(batch, -1))], axis=1)
         return tokens, prior.places(prefix)
 
-    # What stands in the cache behind the codes before a run is junk; `step` writes each position before it is seen.
     size = length + window[0] * window[1] - 1
     stretches = tuple(jnp.asarray(x, jnp.int32) for x in (*stretches, np.searchsorted(lengths, stretches.before)))
 
     def draw_all(form: caches.Form) -> Int[Array, "b t"]:
-        fill = lambda tokens, places: decoding.prefill(module, weights, tokens, size, form, places)[1]
-        fills = [lambda tokens, places, n=n: fill(tokens[:, : length + n], places) for n in lengths]
+        fill = lambda tokens, places, last: decoding.prefill(module, weights, tokens, size, form, places, last)
+        fills = [lambda tokens, *rest, n=n: fill(tokens[:, : length + n], *rest) for n in lengths]
+
+        def choose(codes: Array, logits: Array, k: Array) -> tuple[Array, Array]:
+            """The codes with the k-th, and that one alone."""
+            at = lambda rows: jax.lax.dynamic_index_in_dim(rows, k, axis=1, keepdims=False)
+            drawn = jnp.where(at(is_given), at(given), sampling.next_tokens(logits, k, total, keys, settings))
+            return jax.lax.dynamic_update_index_in_dim(codes, drawn, k, axis=1), drawn
 
         def run(codes: Array, stretch: tuple[Array, ...]) -> tuple[Array, None]:
             first, count, row, column, before, bucket = stretch
             tokens, places = sequence(codes, row, column)
-            cache = jax.lax.switch(bucket, fills, tokens, places)
-            # The token before the first code is fed once more: so a run's first code is drawn as all others are.
             last = length + before - 1
-            fed = jax.lax.dynamic_index_in_dim(tokens, last, axis=1, keepdims=False)
+            logits, cache = jax.lax.switch(bucket, fills, tokens, places, last)
 
-            def draw(i: Array, carry: tuple[Array, Array, decoding.Cache]) -> tuple[Array, Array, decoding.Cache]:
-                codes, fed, cache = carry
-                at = lambda rows: jax.lax.dynamic_index_in_dim(rows, first + i, axis=1, keepdims=False)
-                logits, cache = decoding.step(module, weights, cache, fed, last + i, form)
-                drawn = sampling.next_tokens(logits, first + i, total, keys, settings)
-                drawn = jnp.where(at(is_given), at(given), drawn)
-                return jax.lax.dynamic_update_index_in_dim(codes, drawn, first + i, axis=1), twice(drawn), cache
+            def follow(i: Array, carry: tuple[Array, Array, decoding.Cache]) -> tuple[Array, Array, decoding.Cache]:
+                codes, drawn, cache = carry
+                logits, cache = decoding.step(module, weights, cache, twice(drawn), last + i, form)
+                return *choose(codes, logits, first + i), cache
 
-            return jax.lax.fori_loop(0, count, draw, (codes, fed, cache))[0], None
+            return jax.lax.fori_loop(1, count, follow, (*choose(codes, logits, first), cache))[0], None
 
         return jax.lax.scan(run, given.astype(jnp.int32), stretches)[0]
 

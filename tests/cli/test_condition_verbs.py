@@ -107,6 +107,19 @@ def test_a_wide_map_gives_a_wide_image(prior, label_map, tmp_path):
     np.testing.assert_array_equal(again["indices"], found["indices"])
 
 
+def test_a_wide_picture_gives_a_wide_image_where_maps_are_brought_to_another_size(folder, flags, tmp_path):
+    page = f"--config={TRAIN / 'tiny_prior.py'}:half"
+    runs("train", page, flags[0], f"--workdir={tmp_path / 'prior'}", "--config.steps=1")
+    picture = tmp_path / "wide.png"
+    Image.fromarray(np.hstack([Scenes(split="validation", image_size=18)[i]["image"] for i in range(2)])).save(picture)
+    found = sampled(
+        tmp_path / "prior", tmp_path / "out", "--condition", picture, "--size=18x36", "--count=2", "--stride=4"
+    )
+    assert found["images"].shape == (2, 18, 36, 3)
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.size == (4 * 36 + 3 * 2, 18)  # edges, what their windows see of them, two samples
+
+
 def test_only_what_is_white_is_drawn_anew(prior, label_map, tmp_path):
     scene = Scenes(split="validation", image_size=16)[0]
     Image.fromarray(scene["image"]).save(tmp_path / "photo.png")

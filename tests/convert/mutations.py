@@ -7,12 +7,12 @@ import struct
 
 import flax.serialization
 import numpy as np
+import safetensors.numpy
 from torch_files import STORAGES, Call, Global, View, write_legacy, write_zip
 
-from vqgan_jax.convert import files
-from vqgan_jax.convert.files import open_checkpoint
-from vqgan_jax.convert.pickled import NAMES
-from vqgan_jax.convert.weights import ConvertError
+from vqgan_jax.convert.pickles import NAMES
+from vqgan_jax.convert.read import open_checkpoint
+from vqgan_jax.convert.tensors import ConvertError
 
 BASE = np.arange(120, dtype=np.float32)
 
@@ -38,14 +38,9 @@ def views():
     }
 
 
-def write_safetensors(path, arrays, **changes):
-    names = {value: key for key, value in files._SAFETENSORS.items()}
-    header, data = {"__metadata__": {"format": "pt"}}, b""
-    for name, array in arrays.items():
-        place = [len(data), len(data) + array.nbytes]
-        header[name] = {"dtype": names[array.dtype.name], "shape": list(array.shape), "data_offsets": place}
-        data += array.tobytes()
-    return write_header(path, header | changes, data)
+def write_safetensors(path, arrays):
+    path.write_bytes(safetensors.numpy.save(arrays, {"format": "pt"}))
+    return path
 
 
 def write_header(path, header, data=b""):
@@ -107,10 +102,13 @@ def text(string):
     return b"X" + struct.pack("<I", len(string)) + string.encode()
 
 
+EXTENSION = 5
+OF_EXTENSION = b"\x82" + bytes([EXTENSION])
 PIECES = [
     *(bytes([code]) for code in b"(012]})\x8fNaesutldoRb\x81\x85\x86\x87\x90\x91\x92\x93\x94Q"),
     *(b"K\x01", b"G" + struct.pack(">d", math.pi), b"q\x00", b"h\x00", b"h\x01", b"C\x02ab", b"J\xff\xff\xff\xff"),
-    *(text("storage"), text("f4"), text("state_dict"), b"cposix\nsystem\n", b"iposix\nsystem\n", b"\x82\x05"),
+    *(text("storage"), text("f4"), text("state_dict"), b"cposix\nsystem\n", b"iposix\nsystem\n", OF_EXTENSION),
+    *(b"\x95" + struct.pack("<Q", length) for length in (0, 1, 3, 20)),
     *(f"c{name.rpartition('.')[0]}\n{name.rpartition('.')[2]}\n".encode() for name in NAMES),
 ]
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from vqgan_jax import ordering
 from vqgan_jax.convert import trees
-from vqgan_jax.convert.weights import Checkpoint, Tensor
+from vqgan_jax.convert.tensors import Checkpoint, Tensor
 
 Named = Iterator[tuple[str, tuple[int, ...]]]
 INTEGERS = ("num_batches_tracked", "_shuffle_idx", "initialized")

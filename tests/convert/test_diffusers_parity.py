@@ -9,7 +9,7 @@ import pytest
 
 from vqgan_jax import api, build, models
 from vqgan_jax.convert import diffusers
-from vqgan_jax.convert.files import open_checkpoint
+from vqgan_jax.convert.read import open_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

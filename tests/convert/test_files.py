@@ -13,9 +13,10 @@ import pytest
 from mutations import BASE, arrays, mutated, samples, try_to_read, views, write_header, write_msgpack, write_safetensors
 from torch_files import Call, Global, Hole, Ordered, Stored, View, tensor, write_archive, write_legacy, write_zip
 
-from vqgan_jax.convert.files import open_checkpoint
-from vqgan_jax.convert.pickled import Stub
-from vqgan_jax.convert.weights import ConvertError
+from vqgan_jax.convert import read
+from vqgan_jax.convert.pickles import Stub
+from vqgan_jax.convert.read import open_checkpoint
+from vqgan_jax.convert.tensors import ConvertError
 
 WRITERS = [pytest.param(write_zip, id="zip"), pytest.param(write_legacy, id="legacy")]
 
@@ -65,7 +66,7 @@ def test_a_lightning_file(write, tmp_path):
     assert list(tensors) == ["a"]
     assert other["epoch"] == 3
     assert_reads(other["optimizer_states"][0]["state"][0]["exp_avg"], BASE)
-    assert type(other["hyper_parameters"]) is Stub
+    assert isinstance(other["hyper_parameters"], Stub)
     ((callback, state),) = other["callbacks"].items()
     assert (callback.name, state) == ("pytorch_lightning.callbacks.ModelCheckpoint", {"best": "x.ckpt"})
 
@@ -95,7 +96,7 @@ def filled(tree):
 def test_safetensors(tmp_path):
     tensors, other = open_checkpoint(write_safetensors(tmp_path / "file", arrays()))
     assert other == {"__metadata__": {"format": "pt"}}
-    assert list(tensors) == list(arrays())
+    assert set(tensors) == set(arrays())
     for name, array in arrays().items():
         assert_reads(tensors[name], array)
 
@@ -163,7 +164,7 @@ def test_parameters_attributes_and_storages_without_a_type(write, tmp_path):
     assert_reads(tensors["parameter"], BASE)
     assert_reads(tensors["attributes"], BASE)
     assert_reads(tensors["numbers"], numbers[1:5].reshape(2, 2))
-    assert [type(other[name]) for name in ("sparse", "foreign")] == [Stub, Stub]
+    assert all(isinstance(other[name], Stub) for name in ("sparse", "foreign"))
     negated = Call(Global("torch._utils", "_rebuild_tensor_v2"), (*typed[:4], False, Ordered(), {"neg": True}))
     refused(write(tmp_path / "negated", {"a": negated}), "stored negated")
 
@@ -257,7 +258,7 @@ ONE = {"a": View("0", BASE, 0, (120,), (1,))}
     ids=str,
 )
 def test_tensors_outside_of_their_storage(write, fields, tmp_path):
-    refused(write(tmp_path / "file", {"a": ONE["a"]._replace(**fields)}), "must|undamaged")
+    refused(write(tmp_path / "file", {"a": ONE["a"]._replace(**fields)}), "must")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_tensors_outside_of_their_storage(write, fields, tmp_path):
         ({"byteorder": b"big"}, {}, "little-endian"),
         ({"data/0": None}, {}, "'0' must be in the archive"),
         ({"data/0": b"short"}, {}, "5 bytes of it"),
-        ({"data.pkl": None}, {}, r"`data\.pkl`; this one has 0"),
+        ({"data.pkl": None}, {}, r"`data\.pkl`; it has 0"),
         ({"data.pkl": b"no pickle"}, {}, "a pickle must be whole"),
         ({}, {"method": zipfile.ZIP_DEFLATED}, "neither packed nor encrypted"),
         ({}, {"flags": 0x809}, "neither packed nor encrypted"),
@@ -280,7 +281,7 @@ def test_odd_archives(archive, options, match, tmp_path):
 
 def test_entries_that_are_there_twice(tmp_path):
     refused(write_archive(tmp_path / "file", [("m/data.pkl", b"N."), ("m/data.pkl", b"N.")]), "is twice")
-    refused(write_archive(tmp_path / "two", [("m/data.pkl", b"N."), ("n/data.pkl", b"N.")]), "this one has 2")
+    refused(write_archive(tmp_path / "two", [("m/data.pkl", b"N."), ("n/data.pkl", b"N.")]), "it has 2")
 
 
 def test_a_directory_that_claims_to_be_as_large_as_the_file(tmp_path):
@@ -306,15 +307,15 @@ def test_a_checksum_that_does_not_fit(tmp_path):
         ({"system": {"little_endian": False}}, "little-endian"),
         ({"system": {}}, "little-endian"),
         ({"magic": 7}, "is a number"),
-        ({"keys": []}, "'0' must be in the file"),
-        ({"keys": ["0", "0"]}, "told once"),
-        ({"keys": ["1"]}, "told once"),
-        ({"keys": [1]}, "told once"),
-        ({"keys": [("a", ["b"])]}, "told once"),
+        ({"keys": []}, "'0' must have 120 elements from 0 on"),
+        ({"keys": ["0", "0"]}, "named once"),
+        ({"keys": ["1"]}, "named once"),
+        ({"keys": [1]}, "named once"),
+        ({"keys": [("a", ["b"])]}, "named once"),
         ({"counts": {"0": 121}}, "must be whole"),
         ({"counts": {"0": -5}}, "must be whole"),
         ({"counts": {"0": 2**62}}, "must be whole"),
-        ({"counts": {"0": 100}}, "the 120 elements that are told"),
+        ({"counts": {"0": 100}}, "must have 120 elements from 0 on; the file has 400 bytes"),
     ],
     ids=str,
 )
@@ -323,79 +324,80 @@ def test_odd_streams(options, match, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("entry", "match"),
+    "entry",
     [
-        ({"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}, "F8_E4M3. Convert"),
-        ({"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}, "as many bytes"),
-        ({"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}, "lie within"),
-        ({"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}, "lie within"),
-        ({"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}, "lie within"),
-        ({"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]}, "as many bytes"),
-        ({"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]}, "whole numbers"),
-        ({"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}, "whole numbers"),
-        ({"dtype": "F32", "shape": 1, "data_offsets": [0, 4]}, "as many bytes"),
-        ({"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}, "must be of F64"),
-        ({"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]}, "two offsets"),
-        ({"dtype": "F32", "shape": [1]}, "two offsets"),
-        (7, "two offsets"),
+        {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+        {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1] * 1000, "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1, -1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [True], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": 1, "data_offsets": [0, 4]},
+        {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, "4"]},
+        {"dtype": "F32", "shape": [1]},
+        7,
     ],
     ids=str,
 )
-def test_odd_entries_of_safetensors(entry, match, tmp_path):
-    refused(write_header(tmp_path / "file", {"a": entry}, b"abcd"), match)
+def test_odd_entries_of_safetensors(entry, tmp_path):
+    refused(write_header(tmp_path / "file", {"a": entry}, b"abcd"), "must")
 
 
 @pytest.mark.parametrize(
-    ("header", "match"),
-    [
-        (b'{"a":' * 100_000, "RecursionError"),
-        (b'{"a": 1, "a": 2}', "twice"),
-        (b'{"a"', "whole"),
-        (b'{"\xff"}', "whole"),
-        (b"{}", "has none"),
-        (b'{"a": ' + b"9" * 10_000 + b"}", "whole"),
-    ],
+    "header", [b'{"a":' * 100_000, b'{"a": 1, "a": 2}', b'{"a"', b'{"\xff"}', b"{}", b'{"a": ' + b"9" * 10_000 + b"}"]
 )
-def test_odd_headers_of_safetensors(header, match, tmp_path):
-    refused(write_header(tmp_path / "file", header), match)
+def test_odd_headers_of_safetensors(header, tmp_path):
+    refused(write_header(tmp_path / "file", header), "must")
 
 
-def test_overlapping_and_too_long(tmp_path):
+def test_overlapping_tensors_holes_and_a_long_header(tmp_path):
     entry = lambda first, last: {"dtype": "I8", "shape": [last - first], "data_offsets": [first, last]}
-    refused(write_header(tmp_path / "file", {"a": entry(0, 3), "b": entry(2, 4)}, b"abcd"), "overlap")
+    for other in (entry(2, 4), entry(0, 3)):
+        refused(write_header(tmp_path / "file", {"a": entry(0, 3), "b": other}, b"abcd"), "must be whole")
+    refused(write_header(tmp_path / "file", {"a": entry(0, 1), "b": entry(2, 4)}, b"abcd"), "must be whole")
     path = write_header(tmp_path / "hole", b"{")
     with open(path, "r+b") as file:
         file.write(struct.pack("<Q", 10**9))
         file.truncate(2 * 10**9)
-    refused(path, "at most")
+    refused(path, "must be whole")
 
 
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [
-        (b"\x81\xa1a\xdf\xff\xff\xff\xff", "whole"),
-        (b"\x81\xa1a\xdd\xff\xff\xff\xff", "whole"),
-        (b"\x81\xa1a\xc6\xff\xff\xff\xff", "whole"),
-        (b"\x81\xa1a\xc9\xff\xff\xff\xff\x01", "whole"),
-        (b"\x81\xa1a\xc1", "begins with 0xc1"),
-        (b"\x81\xa1a" + b"\x91" * 10_000, "100 deep"),
-        (b"\x82\xa1a\x01\xa1a\x01", "different strings"),
-        (b"\x81\x90\x01", "different strings"),
-        (b"\x81\xa1a\x01", "has none"),
-        (b"\x81\xa1a\x01tail", "4 bytes follow"),
-        (b"\x81\xa1a\xd4\x01\x90", "its shape"),
-        (b"\x81\xa1a\xd6\x01\x93\x90\xa1x\xc0", "its shape"),
-        (b"\x81\xa1a\xc7\x0d\x01\x93\x91\x02\xa5uint8\xc4\x01z\x00", "its shape"),
-        (b"\x81\xa1a\xc7\x0c\x01\x93\x91\x02\xa5uint8\xc4\x01z", "must not have 1 bytes"),
-        (b"\x81\xa1a\xc7\x0d\x01\x93\x91\x01\xa6object\xc4\x01z", "unknown here"),
-        (b"\x81\xa1a\x81\xb9__msgpack_chunked_array__\xc3", "chunks"),
-        (b"\x82\xa1a\x01\xa1\xff\x01", "whole"),
-    ],
-)
-def test_odd_trees_of_flax(data, match, tmp_path):
+FULL = b"\xdd" + struct.pack(">I", 50_000)  # begins a list
+TREES = {
+    "dict of billions": b"\x81\xa1a\xdf\xff\xff\xff\xff",
+    "list of billions": b"\x81\xa1a\xdd\xff\xff\xff\xff",
+    "bytes of gigabytes": b"\x81\xa1a\xc6\xff\xff\xff\xff",
+    "array of gigabytes": b"\x81\xa1a\xc9\xff\xff\xff\xff\x01",
+    "no value": b"\x81\xa1a\xc1",
+    "lists in lists": b"\x81\xa1a" + b"\x91" * 10_000,
+    "dicts in dicts": b"\x81\xa1a" * 10_000 + b"\x01",
+    "a million lists": b"\x81\xa1a" + FULL + b"\x90" * 50_000,
+    "a million lists in an array": b"\x81\xa1a\xc9" + struct.pack(">I", 50_005) + b"\x01" + FULL + b"\x90" * 50_000,
+    "a name twice": b"\x82\xa1a\x01\xa1a\x01",
+    "a list for a name": b"\x81\x90\x01",
+    "no array": b"\x81\xa1a\x01",
+    "a tail": b"\x81\xa1a\x01tail",
+    "an array of nothing": b"\x81\xa1a\xd4\x01\x90",
+    "an array of an unknown type": b"\x81\xa1a\xd6\x01\x93\x90\xa1x\xc0",
+    "an array with a tail": b"\x81\xa1a\xc7\x0d\x01\x93\x91\x02\xa5uint8\xc4\x01z\x00",
+    "an array with too few bytes": b"\x81\xa1a\xc7\x0c\x01\x93\x91\x02\xa5uint8\xc4\x01z",
+    "an array of objects": b"\x81\xa1a\xc7\x0d\x01\x93\x91\x01\xa6object\xc4\x01z",
+    "an array of parts": b"\x81\xa1a\xc7\x0e\x01\x93\x91\x01\xa5u1,u1\xc4\x02zz",
+    "chunks of nothing": b"\x81\xa1a\x81\xb9__msgpack_chunked_array__\xc3",
+    "no text": b"\x82\xa1a\x01\xa1\xff\x01",
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_odd_trees_of_flax(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "_MOST_NODES", 20_000)
     path = tmp_path / "file"
-    path.write_bytes(data)
-    refused(path, match)
+    path.write_bytes(TREES[name])
+    refused(path, "must")
 
 
 OTHERS = [b"", b"P", b"PK\x03\x04", b"<!DOCTYPE html>", b"\x89PNG\r\n", b"\x80", b"\x80\x02", b"\x1f\x8b"]

@@ -10,7 +10,7 @@ from torch_files import Hole, tensor, write_zip
 
 from vqgan_jax.convert.inception import FILES, find_inception, load_inception
 from vqgan_jax.convert.lpips import load_lpips
-from vqgan_jax.convert.weights import ConvertError
+from vqgan_jax.convert.tensors import ConvertError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

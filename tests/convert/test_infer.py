@@ -11,7 +11,7 @@ from published import MODELS, VQ, Net2Net
 
 from vqgan_jax import build, models, parsing
 from vqgan_jax.convert import taming
-from vqgan_jax.convert.weights import ConvertError
+from vqgan_jax.convert.tensors import ConvertError
 
 TOKENIZERS = [name for name, model in MODELS.items() if isinstance(model, VQ)]
 PRIORS = [name for name, model in MODELS.items() if isinstance(model, Net2Net)]
@@ -52,11 +52,11 @@ def test_a_tokenizer_has_the_tree_of_a_run(name):
     converted = planned(name)
     state = tokenizer_state(converted.config)
     assert shapes(converted.params) == shapes(state.params["generator"])
-    assert ("discriminator" in state.params) == (converted.discriminator is not None)
-    if converted.discriminator is not None:
-        assert shapes(converted.discriminator) == shapes(state.params["discriminator"])
+    assert ("discriminator" in state.params) == ("discriminator" in converted.networks)
+    if "discriminator" in converted.networks:
+        assert shapes(converted.networks["discriminator"]) == shapes(state.params["discriminator"])
         assert shapes(converted.stats["discriminator"]) == shapes(state.stats["discriminator"])
-        assert size(converted.lpips) == 14_714_688 + 1_472  # VGG16's convolutions, and the heads
+        assert size(converted.networks["lpips"]) == 14_714_688 + 1_472  # VGG16's convolutions, and the heads
 
 
 @pytest.mark.parametrize("name", PRIORS)

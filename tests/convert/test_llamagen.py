@@ -12,8 +12,8 @@ from published import VQ
 from test_other_names import hollow, to_llamagen
 
 from vqgan_jax import api, build, models, prior
-from vqgan_jax.convert import llamagen, llamagen_gpt, names
-from vqgan_jax.convert.weights import ConvertError
+from vqgan_jax.convert import llamagen, names, trees
+from vqgan_jax.convert.tensors import ConvertError
 
 SIZES = {  # layers, width, heads, codes that must be named, millions of parameters as published
     "B": (12, 768, 12, 256, 111),
@@ -98,7 +98,7 @@ def gpt_logits(weights, label, tokens, blank=True):
 
 @pytest.fixture(scope="module")
 def converted():
-    return published.load(llamagen_gpt, published.checkpoint(TINY), **OPTIONS)
+    return trees.read(llamagen.plan_gpt(published.checkpoint(TINY), **OPTIONS))
 
 
 def test_the_transformer_computes_what_theirs_does(converted):
@@ -121,7 +121,7 @@ def test_the_null_class_is_the_last_row(converted):
 
 def test_the_transformer_goes_back_bit_by_bit(converted):
     leaves = flatten_dict({"transformer": converted.params}, sep="/")
-    entries = llamagen_gpt.entries({path: array.shape for path, array in leaves.items()}, VOCAB)
+    entries = llamagen.gpt_entries({path: array.shape for path, array in leaves.items()}, VOCAB)
     assert entries.keys() == TINY.keys()
     for name, entry in entries.items():
         np.testing.assert_array_equal(names.take(entry, leaves[entry.path]), TINY[name], err_msg=name)
@@ -131,7 +131,7 @@ def test_the_transformer_goes_back_bit_by_bit(converted):
 def test_the_published_transformers(size):
     depth, width, heads, codes, millions = SIZES[size]
     named = dict(gpt_names(depth, width, 16384, 1000))
-    planned = llamagen_gpt.plan(hollow(named), num_codes=codes)
+    planned = llamagen.plan_gpt(hollow(named), num_codes=codes)
     assert sorted(planned.report.used) == sorted(named)
     total = sum(math.prod(leaf.shape) for leaf in flatten_dict(planned.params).values())
     assert total == sum(map(math.prod, named.values()))
@@ -148,7 +148,7 @@ def test_the_published_transformers(size):
 
 def test_stored_rotations_tell_the_grid_and_are_dropped():
     extra = {"freqs_cis": np.zeros((1 + 16, 4, 2), np.float32)}
-    planned = llamagen_gpt.plan(published.checkpoint(TINY | extra), num_heads=HEADS)
+    planned = llamagen.plan_gpt(published.checkpoint(TINY | extra), num_heads=HEADS)
     assert build.grid(planned.config) == (4, 4)
     assert planned.report.dropped == ("freqs_cis",)
 
@@ -165,7 +165,7 @@ def test_stored_rotations_tell_the_grid_and_are_dropped():
 )
 def test_what_must_be_named_or_does_not_fit(arrays, options, message):
     with pytest.raises(ConvertError, match=message):
-        llamagen_gpt.plan(published.checkpoint(TINY | arrays), **(OPTIONS | options))
+        llamagen.plan_gpt(published.checkpoint(TINY | arrays), **(OPTIONS | options))
 
 
 # The tokenizer.
@@ -265,9 +265,9 @@ def test_the_tokenizer_computes_what_theirs_does():
 
 def test_a_transformer_takes_the_tokenizer_of_its_codes():
     tokenizer = llamagen.plan(published.checkpoint(TOKENIZER))
-    planned = llamagen_gpt.plan(published.checkpoint(TINY), tokenizer=tokenizer, **OPTIONS)
+    planned = llamagen.plan_gpt(published.checkpoint(TINY), tokenizer=tokenizer, **OPTIONS)
     assert planned.tokenizer is tokenizer
     assert planned.config.tokenizer.downsample_factor == 8
     other = llamagen.plan(published.checkpoint(TOKENIZER | {"quantize.embedding.weight": np.zeros((7, 8), np.float32)}))
     with pytest.raises(ConvertError, match="must have the transformer's 40 codes; it has 7"):
-        llamagen_gpt.plan(published.checkpoint(TINY), tokenizer=other, **OPTIONS)
+        llamagen.plan_gpt(published.checkpoint(TINY), tokenizer=other, **OPTIONS)

@@ -6,7 +6,7 @@ import pytest
 from torch_files import tensor, write_legacy, write_zip
 
 from vqgan_jax.convert.lpips import load_lpips
-from vqgan_jax.convert.weights import ConvertError
+from vqgan_jax.convert.tensors import ConvertError
 
 NUMBERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # torchvision's, of its thirteen convolutions
 

@@ -12,8 +12,8 @@ from test_other_names import hollow
 
 from vqgan_jax import api, build, models, parsing
 from vqgan_jax.convert import maskgit, names
-from vqgan_jax.convert.files import open_checkpoint
-from vqgan_jax.convert.weights import ConvertError
+from vqgan_jax.convert.read import open_checkpoint
+from vqgan_jax.convert.tensors import ConvertError
 
 BLOCKS = 2
 

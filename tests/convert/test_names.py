@@ -42,12 +42,7 @@ def test_the_lists_are_the_published_ones(name):
 
 def everything(converted):
     """Our arrays by path, as the table knows them."""
-    found = {"generator" if converted.config.stage == 1 else "transformer": converted.params}
-    found |= {"discriminator": converted.discriminator} if converted.discriminator else {}
-    found |= {"batch_stats": converted.stats["discriminator"]} if converted.stats.get("discriminator") else {}
-    found |= {"codebook": converted.stats["codebook"]._asdict()} if "codebook" in converted.stats else {}
-    found |= {"lpips": converted.lpips} if converted.lpips else {}
-    return flatten_dict(found, sep="/")
+    return flatten_dict(converted.networks, sep="/")
 
 
 def written(converted, prefix=""):

@@ -12,8 +12,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from published import VQ
 
 from vqgan_jax.convert import dalle_mini, diffusers, llamagen, names, taming
-from vqgan_jax.convert.files import open_checkpoint
-from vqgan_jax.convert.weights import ConvertError
+from vqgan_jax.convert.read import open_checkpoint
+from vqgan_jax.convert.tensors import ConvertError
 
 TINY = VQ((1, 1, 2, 1), 16, **published.SMALL)  # a level that is another one the other way round
 PARTS = {
@@ -79,8 +79,7 @@ def test_diffusers_become_what_taming_becomes_and_go_back(age):
     converted = published.load(diffusers, published.checkpoint(theirs))
     same_trees(converted.params, published.load(taming, published.checkpoint(arrays)).params)
     leaves = flatten_dict({"generator": converted.params}, sep="/")
-    table = diffusers.vq_model(4, old=age == "old")
-    entries = names.entries(table, {path: array.shape for path, array in leaves.items()})
+    entries = diffusers.entries({path: array.shape for path, array in leaves.items()}, 4, old=age == "old")
     assert entries.keys() == theirs.keys()
     for name, entry in entries.items():
         np.testing.assert_array_equal(names.take(entry, leaves[entry.path]), theirs[name], err_msg=name)
@@ -95,7 +94,7 @@ def test_llamagen_becomes_what_taming_becomes_and_goes_back():
     assert converted.report.dropped == ("quantize.codebook_used",)
     assert converted.config.quantizer.unit_length
     leaves = flatten_dict({"generator": converted.params}, sep="/")
-    entries = names.entries(llamagen.vq_model(4), {path: array.shape for path, array in leaves.items()})
+    entries = llamagen.entries({path: array.shape for path, array in leaves.items()}, 4)
     assert entries.keys() == theirs.keys()
     for name, entry in entries.items():
         np.testing.assert_array_equal(names.take(entry, leaves[entry.path]), theirs[name], err_msg=name)

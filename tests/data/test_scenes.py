@@ -61,7 +61,6 @@ def test_examples_are_typed_and_batch(examples):
         "depth": ((SIZE, SIZE), np.float32),
         "boxes": ((n, 4), np.float32),
         "categories": ((n,), np.int32),
-        "centers": ((n, 2), np.float32),
     }
 
 
@@ -80,7 +79,7 @@ def test_the_size_samples_the_scene_and_does_not_change_it():
     small, large = (Scenes(split="train", image_size=size, length=20) for size in (32, 128))
     for i in range(20):
         a, b = small[i], large[i]
-        for key in ("label", "boxes", "categories", "centers"):
+        for key in ("label", "boxes", "categories"):
             np.testing.assert_array_equal(a[key], b[key])
         averaged = b["image"].reshape(32, 4, 32, 4, 3).mean(axis=(1, 3))
         assert np.abs(averaged - a["image"]).mean() < 4
@@ -165,9 +164,7 @@ def test_boxes_lie_in_the_picture_hold_their_pixels_and_are_padded(examples):
             at_y, at_x = (np.array(np.nonzero(e["segmentation"] == category + 1)) + 0.5) / SIZE
             assert x <= at_x.min() <= at_x.max() <= x + w
             assert y <= at_y.min() <= at_y.max() <= y + h
-        np.testing.assert_allclose(e["centers"], e["boxes"][:, :2] + e["boxes"][:, 2:] / 2)
         assert not e["boxes"][len(rows) :].any()
-        assert not e["centers"][len(rows) :].any()
         assert np.all(e["categories"][len(rows) :] == -1)
 
 

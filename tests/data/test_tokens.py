@@ -478,7 +478,3 @@ def test_impossible_batches_are_refused(cache):
         train(cache, batch_size=6, process_count=4)
     with pytest.raises(ValueError, match=r"`num_examples` must be in 1 \.\. 9 for tokens:.*got 10"):
         evaluation_token_batches(open_tokens(cache, split="validation"), batch_size=4, num_examples=10)
-
-
-def test_batches_of_tokens_know_of_no_bad_images(cache):
-    assert train(cache).bad_images == ()

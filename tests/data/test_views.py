@@ -73,6 +73,21 @@ def test_coco_stuff_counts_from_one():
         views.segmentation(seen, num_classes=183, shift=False)
 
 
+@pytest.mark.parametrize("kind", [np.uint16, np.int32])
+def test_a_wide_map_counts_from_one_like_a_narrow_one(kind):
+    labels = np.array([[0, 181], [255, 4]], kind)
+    seen = cut({"image": places(2, 2), "segmentation": labels}, size=(2, 2))
+    np.testing.assert_array_equal(views.segmentation(seen, num_classes=183, shift=True), [[1, 182], [0, 5]])
+
+
+@pytest.mark.parametrize("labels", [np.array([[0, 256]], np.uint16), np.array([[-1, 7]], np.int32)])
+def test_a_shift_refuses_what_no_byte_holds(labels):
+    """Category 256 is not 0: of 8 bits only 255 is unlabelled."""
+    seen = cut({"image": places(1, 2), "segmentation": labels}, size=(1, 2))
+    with pytest.raises(ValueError, match=rf"0 to 255 under data.shift_labels.*got {labels.min()} to {labels.max()}"):
+        views.segmentation(seen, num_classes=300, shift=True)
+
+
 def test_a_field_that_the_source_has_not_is_named():
     seen = cut({"image": places(4, 4), "label": 0}, size=(4, 4))
     with pytest.raises(ValueError, match="must have `depth`, which the config asks for; this one has image, label"):
@@ -114,7 +129,8 @@ def test_boxes_are_those_of_the_crop_and_its_flip(scenes):
     for category, (x, y, w, h) in plain.items():
         np.testing.assert_allclose(flipped[category], (1 - x - w, y, w, h), atol=1 / 89 + 1e-9)
     half = cut({**objects, "image": example["image"]}, box=(0.0, 48.0, 96.0, 96.0))
-    assert LAYOUT.crop(views.boxes(half, layout=LAYOUT)) == pytest.approx((0, 0.5, 1, 0.5), abs=0.6 / 89)
+    corners = [divmod(int(token), 90) for token in views.boxes(half, layout=LAYOUT)[-2:]]  # rows and columns
+    np.testing.assert_allclose(np.divide(corners, 89), [(0.5, 0), (1, 1)], atol=0.6 / 89)
 
 
 def test_low_resolution_keeps_what_is_coarse_and_edges_what_is_sharp(scenes):

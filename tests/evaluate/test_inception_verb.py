@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import sets
+from safetensors.numpy import save_file
 
 from vqgan_jax.__main__ import main
 from vqgan_jax.convert import names, trees
 from vqgan_jax.convert.inception import FILES, TORCH, load_inception
-from vqgan_jax.convert.writers import write
 from vqgan_jax.evaluate import distances
 from vqgan_jax.evaluate.features import inception_features
 from vqgan_jax.evaluate.frechet import frechet_distance
@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inception")
     shapes = trees.flat(jax.eval_shape(Inception().init, jax.random.key(0), jnp.zeros((1, 299, 299, 3)))["params"])
     entries = names.entries(TORCH, shapes)
-    write(folder / FILES[0], {name: drawn.weight(name, entry.shape) for name, entry in entries.items()}, {})
+    save_file({name: drawn.weight(name, entry.shape) for name, entry in entries.items()}, folder / FILES[0])
     for name, count, seed in (("real", 9, 0), ("drawn", 7, 1)):
         sets.write(folder / name, sets.blobs(count, size=40, seed=seed))
     return folder

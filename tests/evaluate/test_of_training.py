@@ -5,6 +5,7 @@ import json
 import runpy
 from pathlib import Path
 
+import jax
 import pytest
 import sets
 import untrained
@@ -12,7 +13,7 @@ from etils import epath
 from rich.console import Console
 
 import vqgan_jax as vq
-from vqgan_jax import drawing, parsing
+from vqgan_jax import drawing, models, parsing
 from vqgan_jax.evaluate import of_prior, of_tokenizer, of_training
 from vqgan_jax.train import loop
 
@@ -57,6 +58,24 @@ def test_of_a_prior(tmp_path):
     assert found["value"] == pytest.approx(expected.value, rel=1e-6)
     assert found["subject_fingerprint"] == expected.subject_fingerprint
     assert found["sampling"]["guidance"] == 2.0
+
+
+def test_the_second_evaluation_of_a_run_compiles_nothing(tmp_path, caplog):
+    """Of a tokenizer, and of a prior with its likelihood and samples."""
+    tokenizer = str(untrained.save_tokenizer(tmp_path / "tokenizer"))
+    pages = {"tiny.py": ("fd_vgg", {}), "tiny_prior.py": ("nll", {"tokenizer.workdir": tokenizer})}
+    for page, (metric, changes) in pages.items():
+        config = runpy.run_path(str(PAGES / page))["get_config"]()
+        config.update_from_flattened_dict({"log.eval_metrics": ("fd_vgg", metric)} | changes)
+        parsed = parsing.parse(config.to_dict())
+        shapes = models.tokenizer_state if parsed.stage == 1 else models.prior_state
+        judge = of_training.judge(parsed, workdir=str(tmp_path))
+        first = judge(untrained.randomised(shapes(parsed), 0.1), 1)
+        with jax.log_compiles():
+            second = judge(untrained.randomised(shapes(parsed), 0.2), 2)
+        assert not [line for line in caplog.messages if line.startswith(("Compiling", "Finished XLA compilation"))]
+        assert [result.step for result in (*first, *second)] == [1] * len(first) + [2] * len(second)
+        assert all(one.value != two.value for one, two in zip(first, second, strict=True))
 
 
 def test_a_metric_that_cannot_be_is_refused_before_the_first_step():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from vqgan_jax.nn.autoencoder import Decoder, Encoder
-from vqgan_jax.nn.blocks import AttnBlock, Downsample, GroupNorm, ResBlock, Upsample
+from vqgan_jax.nn.blocks import AttnBlock, Downsample, GroupNorm, ResBlock, Upsample, moments
 from vqgan_jax.nn.convolutions import convolve, convolve_copies, convolve_doubled, convolve_transposed
 from vqgan_jax.nn.quantizer import VectorQuantizer
 from vqgan_jax.nn.vqgan import VQGAN
@@ -186,6 +186,22 @@ def test_bfloat16_norms_lose_only_what_rounding_their_input_does(getkey, mean):
     exact, of_rounded = (group_norm_float64(v, 1.0, 0.0) for v in (x, rounded))
     lost_to_input = np.abs(of_rounded - exact).max()
     np.testing.assert_allclose(np.asarray(narrow, np.float64), of_rounded, rtol=2**-8, atol=0.2 * lost_to_input)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 100.0])
+@pytest.mark.parametrize("deviation", [0.01, 0.1, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 0.01])
+@pytest.mark.parametrize("shift", [0.0, 1.0, 100.0])
+def test_the_variance_of_bfloat16_is_that_of_float64_whatever_the_shift(getkey, mean, deviation, spread, shift):
+    """Closer than rounding to bfloat16, which moves x by up to 2^-9 of itself; a shift of float32 adds nothing."""
+    x = (mean + deviation * jax.random.normal(getkey(), (2, 16, 16, 64))).astype(jnp.bfloat16)
+    shift = shift * (1.0 + spread * jax.random.normal(getkey(), (64,)))
+    wide = np.asarray(x, np.float64) + np.asarray(shift, np.float64)
+    exact = wide.reshape(2, 256, 32, 2).var((1, 3))
+    channel_mean, _, variance = moments(x, shift, 32)
+    np.testing.assert_allclose(channel_mean, wide.mean((1, 2)), rtol=1e-5, atol=1e-6)
+    rounding = 2**-20 * np.square(np.asarray(x, np.float64)).mean()
+    np.testing.assert_allclose(variance[:, 0, 0, ::2], exact, rtol=1e-4, atol=rounding)
 
 
 def test_bfloat16_computes_in_bfloat16_and_gives_float32_images(variables, getkey):

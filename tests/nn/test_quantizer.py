@@ -5,6 +5,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vqgan_jax.nn import quantizer as quantizer_module
 from vqgan_jax.nn.quantizer import CodebookStats, GumbelQuantizer, VectorQuantizer, kmeans, nearest, unit
 
 
@@ -12,6 +13,12 @@ def bound(codebook, **fields):
     """A quantizer with this codebook, as a function of latents."""
     quantizer = VectorQuantizer(*codebook.shape, **fields)
     return lambda latents, codebook=codebook: quantizer.apply({"params": {"codebook": codebook}}, latents)
+
+
+def over_eight(*before):
+    """The sharding of rows over all devices, behind axes that are whole."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    return NamedSharding(mesh, P(*before, "data"))
 
 
 # The nearest code
@@ -33,6 +40,61 @@ def test_nearest_equals_brute_force_in_float64(getkey):
 def test_nearest_is_not_fooled_by_long_codes():
     """Without the term |e|^2 / 2 the longest code in the latent's direction would win."""
     assert nearest(jnp.array([[1.0, 0.0]]), jnp.array([[100.0, 0.0], [0.9, 0.1]]))[0] == 1
+
+
+# A large codebook, in parts
+
+
+@pytest.fixture
+def searched_in(monkeypatch):
+    """The nearest codes, searched in parts of so many codes."""
+
+    def search(size, latents, codebook):
+        monkeypatch.setattr(quantizer_module, "DISTANCE_BYTES", 4 * size)
+        return jax.jit(lambda *arrays: nearest(*arrays))(latents, codebook)  # of its own: the size is no argument
+
+    return search
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 100, 299])
+def test_a_codebook_searched_in_parts_gives_the_same_codes_ties_and_nans_included(searched_in, getkey, size):
+    latents, codebook = jax.random.normal(getkey(), (3, 5, 6, 8)), jax.random.normal(getkey(), (300, 8))
+    codebook = codebook.at[150:].set(codebook[:150])  # each code twice
+    latents = latents.at[1, 2, 3].set(jnp.nan)
+    whole = searched_in(300, latents, codebook)
+    np.testing.assert_array_equal(searched_in(size, latents, codebook), whole)
+    assert whole.dtype == jnp.int32
+    assert whole.max() < 150
+    broken = codebook.at[170].set(jnp.nan)
+    np.testing.assert_array_equal(searched_in(size, latents, broken), searched_in(300, latents, broken))
+
+
+def test_latents_on_eight_devices_stay_there_while_the_codebook_is_searched_in_parts(searched_in, getkey):
+    latents, codebook = jax.random.normal(getkey(), (64, 4, 4, 8)), jax.random.normal(getkey(), (100, 8))
+    spread = jax.device_put(latents, over_eight())
+    whole = searched_in(100, latents, codebook)
+    np.testing.assert_array_equal(searched_in(30, spread, codebook), whole)
+    text = jax.jit(lambda *arrays: nearest(*arrays)).lower(spread, codebook).compile().as_text()
+    assert "f32[128,25]" in text  # distances of an eighth of 1,024 latents to a quarter of the codes
+    assert not {name for name in ("all-gather", "all-reduce", "all-to-all") if name in text}
+
+
+def test_searching_in_parts_leaves_value_and_gradients_as_they_are(monkeypatch, getkey):
+    latents, codebook = jax.random.normal(getkey(), (50, 4)), jax.random.normal(getkey(), (64, 4))
+
+    def loss(latents, codebook):
+        out = bound(codebook)(latents)
+        return jnp.square(out.codes).sum() + jnp.sin(out.quantized).sum()
+
+    whole = jax.value_and_grad(loss, argnums=(0, 1))(latents, codebook)
+    monkeypatch.setattr(quantizer_module, "DISTANCE_BYTES", 4 * 20)
+    jax.tree.map(np.testing.assert_array_equal, jax.value_and_grad(loss, argnums=(0, 1))(latents, codebook), whole)
+
+
+def test_a_codebook_that_fits_is_searched_at_once():
+    lowered = lambda k: jax.jit(nearest).lower(jnp.zeros((16, 8)), jnp.zeros((k, 8))).as_text()
+    assert "while" not in lowered(1024)
+    assert "while" in lowered(1025)
 
 
 # Gradients
@@ -227,8 +289,7 @@ def test_refresh_of_a_sharded_batch_equals_one_device(getkey):
     indices, stats, key = nearest(latents, codebook) // 2, quantizer.initial_stats(codebook, 64), getkey()
     stats = stats._replace(hits=stats.hits.at[3].set(0.0).at[12].set(0.0))
     alone, alone_stats = jax.jit(quantizer.refresh)(codebook, stats, latents, indices, key)
-    rows = NamedSharding(jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)), P("data"))
-    spread = jax.device_put(latents, rows), jax.device_put(indices, rows)
+    spread = jax.device_put((latents, indices), over_eight())
     assert len(spread[0].addressable_shards) == 8
     together, together_stats = jax.jit(quantizer.refresh)(codebook, stats, *spread, key)
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
@@ -243,19 +304,19 @@ def test_refresh_of_a_sharded_batch_equals_one_device(getkey):
 def test_kmeans_recovers_planted_clusters(seed):
     planted = jnp.array([[-10.0, 3.0, 0.0], [10.0, -3.0, 5.0]])
     points = jnp.repeat(planted, 40, axis=0) + 0.5 * jax.random.normal(jax.random.key(seed), (80, 3))
-    centres = kmeans(points, 2, jax.random.key(100 + seed))
+    centres = kmeans(points[None], 2, jax.random.key(100 + seed))
     means = np.stack([points[:40].mean(0), points[40:].mean(0)])
     np.testing.assert_allclose(np.asarray(centres)[np.argsort(centres[:, 0])], means, atol=1e-4)
 
 
 def test_kmeans_equals_lloyd_in_numpy_and_never_makes_it_worse(getkey):
     points, key = jax.random.normal(getkey(), (60, 2)), getkey()
-    centres, errors = np.asarray(kmeans(points, 5, key, rounds=0), np.float64), []
+    centres, errors = np.asarray(kmeans(points[None], 5, key, rounds=0), np.float64), []
     x = np.asarray(points, np.float64)
     for rounds in range(4):
         squares = np.square(x[:, None] - centres).sum(-1)
         errors.append(squares.min(-1).mean())
-        np.testing.assert_allclose(kmeans(points, 5, key, rounds=rounds), centres, atol=1e-5)
+        np.testing.assert_allclose(kmeans(points[None], 5, key, rounds=rounds), centres, atol=1e-5)
         nearest_centre = squares.argmin(-1)
         centres = np.stack([x[nearest_centre == i].mean(0) for i in range(5)])
     assert errors == sorted(errors, reverse=True)
@@ -263,14 +324,29 @@ def test_kmeans_equals_lloyd_in_numpy_and_never_makes_it_worse(getkey):
 
 def test_kmeans_is_a_function_of_its_key(getkey):
     points, key = jax.random.normal(getkey(), (50, 2)), getkey()
-    np.testing.assert_array_equal(kmeans(points, 5, key), kmeans(points, 5, key))
-    assert not np.array_equal(kmeans(points, 5, key), kmeans(points, 5, getkey()))
+    np.testing.assert_array_equal(kmeans(points[None], 5, key), kmeans(points[None], 5, key))
+    assert not np.array_equal(kmeans(points[None], 5, key), kmeans(points[None], 5, getkey()))
 
 
 def test_kmeans_of_fewer_points_than_centres_repeats_points(getkey):
     points = jnp.array([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
-    centres = np.asarray(kmeans(points, 8, getkey()))
+    centres = np.asarray(kmeans(points[None], 8, getkey()))
     assert {tuple(c) for c in centres} == {tuple(p) for p in np.asarray(points)}
+
+
+def test_kmeans_counts_the_points_of_all_sets_alike(getkey):
+    points, key = jax.random.normal(getkey(), (4, 30, 3)), getkey()
+    np.testing.assert_array_equal(kmeans(points, 7, key), kmeans(points.reshape(1, 120, 3), 7, key))
+
+
+def test_kmeans_on_eight_devices_compares_each_point_where_it_is(getkey):
+    points, key = jax.random.normal(getkey(), (3, 1024, 3)), getkey()
+    start = jax.jit(kmeans, static_argnums=1)
+    spread = jax.device_put(points, over_eight(None))
+    np.testing.assert_allclose(start(spread, 7, key), start(points, 7, key), atol=1e-5)
+    text = start.lower(spread, 7, key).compile().as_text()
+    assert "f32[128,7]" in text
+    assert "f32[1024,7]" not in text
 
 
 # Gumbel

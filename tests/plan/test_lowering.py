@@ -36,6 +36,15 @@ def test_a_priors_plan_is_the_program_that_trains_from_tokens(monkeypatch):
     assert function.lower(*arguments).as_text() == lowered_by_the_loop(config, mesh, tokens).as_text()
 
 
+def test_a_tokenizers_start_is_planned_with_all_batches_of_its_kmeans_and_gives_the_state():
+    config, mesh = cli.load_config(PAGES["tokenizer"]), mesh_of(2, 2)
+    function, arguments = lowering.call(config, mesh, "start")
+    assert (arguments[1].shape, arguments[1].dtype) == ((2, 8, 16, 16, 3), jnp.uint8)
+    assert arguments[1].sharding.shard_shape(arguments[1].shape) == (2, 2, 16, 16, 3)
+    shapes = lambda state: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
+    assert shapes(function.lower(*arguments).out_info) == shapes(loop.abstract_state(config, mesh))
+
+
 def test_lpips_has_the_shapes_of_its_real_weights():
     _, (_, frozen, *_) = lowering.call(cli.load_config(PAGES["tokenizer"]), mesh_of(1), "step")
     real = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), {"lpips": load_lpips()})
@@ -72,7 +81,9 @@ def test_sampling_takes_any_condition_and_gives_grids(variant):
     assert (out.dtype, out.shape) == (jnp.int32, (8, *priors.from_config(config).grid))
 
 
-@pytest.mark.parametrize(("page", "what"), [("tokenizer", "sample"), ("prior", "encode"), ("prior", "decode")])
+@pytest.mark.parametrize(
+    ("page", "what"), [("tokenizer", "sample"), ("prior", "encode"), ("prior", "decode"), ("prior", "start")]
+)
 def test_a_function_of_the_other_stage_is_an_error(page, what):
     with pytest.raises(ValueError, match=rf"--what={what}` needs a config of stage \d; got one of stage \d"):
         lowering.call(cli.load_config(PAGES[page]), mesh_of(1), what)

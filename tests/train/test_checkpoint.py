@@ -354,6 +354,15 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     assert kept(tmp_path) == [2, 4, 5]
 
 
+def test_the_best_is_kept_also_by_a_run_that_goes_on(tmp_path):
+    """What was held out lies in the checkpoint, and a figure that is not finite is none."""
+    save(tmp_path, 1, 2, keep=1, lpips={1: 0.1, 2: 0.5})
+    save(tmp_path, 3, 4, 5, keep=1, lpips={3: 0.9, 4: float("nan")})
+    assert kept(tmp_path) == [1, 5]
+    with Checkpoints(epath.Path(tmp_path), read_only=True) as checkpoints:
+        assert [checkpoints.metrics(step) for step in checkpoints.steps] == [{"lpips": 0.1}, {}]
+
+
 def test_without_metrics_only_the_newest_are_kept(tmp_path):
     save(tmp_path, 1, 2, 3, keep=1)
     assert kept(tmp_path) == [3]

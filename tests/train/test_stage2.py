@@ -91,7 +91,7 @@ def test_a_fresh_prior_is_as_good_as_guessing(codes):
 class Three:
     """A condition of three tokens."""
 
-    field, grid, length, vocab_size = "", None, 3, 5
+    kind, droppable, field, grid, length, vocab_size = "three", True, "", None, 3, 5
 
     def encode(self, frozen, batch):
         raise NotImplementedError
@@ -155,7 +155,7 @@ def test_images_cost_what_their_codes_cost(evaluate):
         indices = TOKENIZER.apply({"params": frozen["tokenizer"]}, batch["image"] / 127.5 - 1, method="encode").indices
         return (
             indices,
-            stage2.codes(NOISY, frozen, batch),
+            stage2.codes(NOISY.prior, NOISY.tokenizer, frozen, batch),
             stage2.eval_step(NOISY, params, frozen, batch, jnp.asarray(everything)),
         )
 

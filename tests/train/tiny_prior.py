@@ -45,6 +45,28 @@ VARIANTS = {
         "condition.num_tokens": 65,
         "condition.max_objects": 6,
     },
+    "centers": {
+        "transformer.order": "raster",
+        "data.source": "scenes",
+        "condition.kind": "centers",
+        "condition.num_classes": 8,
+        "condition.num_tokens": 65,
+        "condition.max_objects": 6,
+    },
+    "depth": {
+        "transformer.order": "raster",
+        "data.source": "scenes",
+        "condition.kind": "depth",
+        "condition.tokenizer.workdir": "runs/depth",
+        "condition.tokenizer.codebook_size": 32,
+        "condition.tokenizer.downsample_factor": 2,
+    },
+    "half": {  # a map of half the image's size, so of half as many rows and columns of codes
+        "transformer.order": "raster",
+        "data.source": "scenes",
+        "condition.kind": "edges",
+        "condition.size": 8,
+    },
     "plain": {"transformer.dropout": 0.0, "condition.drop": 0.0, "loss.keep": 1.0, "sampling.guidance": 1.0},
 }
 

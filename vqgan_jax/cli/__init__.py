@@ -2,16 +2,17 @@
 
 import argparse
 import ast
+import contextlib
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from vqgan_jax import parsing
+from vqgan_jax import parsing, stored
 
 
 class UsageError(Exception):
@@ -44,6 +45,17 @@ def join_cluster(flags: argparse.Namespace) -> None:
         jax.distributed.initialize(*elsewhere)
 
 
+def add_step_flag(parser: argparse.ArgumentParser, default: str = "newest", of: str = "") -> None:
+    """`--step`, of every verb that loads a run, as `models.load_tokenizer` takes it."""
+    parser.add_argument(
+        "--step",
+        type=lambda text: int(text) if text.isdecimal() else text,
+        default=default,
+        metavar="N",
+        help=f"checkpoint{of}: its number, newest or best, by what was held out; default: newest",
+    )
+
+
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of the verbs that read other people's files; `checkpoint_options` reads all but `--from`."""
     parser.add_argument("--from", dest="format", metavar="FORMAT", help="default: told by the names of the tensors")
@@ -57,12 +69,12 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_options(flags: argparse.Namespace) -> dict[str, Any]:
     """What these flags say: options of a format's `plan`; None where nothing is said."""
-    from vqgan_jax.convert import formats, settings
-    from vqgan_jax.convert.files import open_checkpoint
+    from vqgan_jax import convert
+    from vqgan_jax.convert import taming
 
-    told = settings.read(flags.config) if flags.config else {}
+    told = taming.read_options(flags.config) if flags.config else {}
     if flags.tokenizer:
-        told["tokenizer"] = formats.plan(open_checkpoint(flags.tokenizer))
+        told["tokenizer"] = convert.plan(convert.open_checkpoint(flags.tokenizer))
     given = {"num_heads": flags.heads, "condition": flags.condition, "num_codes": flags.codes, "allow": flags.allow}
     return told | {key: value for key, value in given.items() if value is not None}
 
@@ -90,7 +102,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
 
     Args:
       spec: `FILE` or `FILE:variant`; the file defines `get_config(variant: str) -> ConfigDict`. Or the `config.json` of
-        a run, to go on with it or to do it again.
+        a run, of this version or an earlier one, to go on with it or to do it again.
       overrides: `--config.section.key=value`, values as Python literals or plain text.
 
     Returns:
@@ -107,7 +119,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
             "`--config` must name a Python file, such as experiments/stage1_photos.py, or the config.json of a run; "
             f"{file!r} is none."
         )
-    nested = json.loads(path.read_text()) if path.suffix == ".json" else run_page(path, variant)
+    nested = stored.current(json.loads(path.read_text())) if path.suffix == ".json" else run_page(path, variant)
     override(nested, overrides)
     return parsing.parse(nested)
 
@@ -118,15 +130,30 @@ def run_page(path: Path, variant: str) -> dict[str, Any]:
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
-    sys.path.insert(0, str(path.parent))  # a page may import its neighbours
-    try:
+    with neighbours(path.parent):
         module_spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
-    if not hasattr(module, "get_config"):
-        raise UsageError(f"a config file must define `get_config(variant)`; {path} does not. See experiments/.")
-    config = module.get_config(variant) if variant else module.get_config()
+        if not hasattr(module, "get_config"):
+            raise UsageError(f"a config file must define `get_config(variant)`; {path} does not. See experiments/.")
+        config = module.get_config(variant) if variant else module.get_config()
     return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+@contextlib.contextmanager
+def neighbours(folder: Path) -> Iterator[None]:
+    """Lets a page import the files of its folder, and nothing else by their names; afterwards they are forgotten.
+
+    Each folder may have a `recipe.py` of its own. A name of the standard library stays the library's.
+    """
+    names = {path.stem for path in folder.glob("*.py")} - sys.stdlib_module_names
+    others = {name: sys.modules.pop(name) for name in names & sys.modules.keys()}
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        for name in names & sys.modules.keys():
+            del sys.modules[name]
+        sys.modules.update(others)
 
 
 def size(text: str) -> tuple[int, int]:

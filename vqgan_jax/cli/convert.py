@@ -33,14 +33,14 @@ def main(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from vqgan_jax.convert import folders, formats
-    from vqgan_jax.convert.files import open_checkpoint
+    from vqgan_jax import convert
+    from vqgan_jax.convert import write
 
     console, began = Console(), time.monotonic()
-    planned = formats.plan(open_checkpoint(flags.input), flags.format, **cli.checkpoint_options(flags))
+    planned = convert.plan(convert.open_checkpoint(flags.input), flags.format, **cli.checkpoint_options(flags))
     console.print(cli.summary(planned.config))
     with console.status("reading and writing"):
-        folders.write(planned, Path(flags.output).absolute())
+        write.write_run(planned, Path(flags.output).absolute())
     dropped = f"; {len(planned.report.dropped)} not needed" if planned.report.dropped else ""
     console.print(
         f"{len(planned.report.used)} tensors in {flags.output}, step {planned.step}, "
@@ -48,6 +48,6 @@ def main(argv: Sequence[str]) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    kept = {"discriminator": planned.discriminator is not None, "optimisers": bool(planned.moments)}
+    kept = {"discriminator": "discriminator" in planned.networks, "optimisers": bool(planned.moments)}
     console.print("  ".join(f"{name}: {'kept' if there else 'none in the file'}" for name, there in kept.items()))
     return 0

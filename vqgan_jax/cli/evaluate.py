@@ -28,6 +28,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "vqgan evaluate", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", help="of the run to judge")
+    cli.add_step_flag(parser)
     parser.add_argument("--metrics", help="with commas between; default: all common ones that need no file")
     parser.add_argument("--weights", choices=("ema", "raw"), default="", help="default: ema where there are any")
     parser.add_argument(
@@ -113,20 +114,20 @@ def progress(console):
 
 
 def evaluate(flags, overrides: Sequence[str], request) -> tuple:
-    """Results, title, lead, sections of the page, and statistics of the reference."""
+    """Results, title, lead, what else the page shows, and statistics of the reference."""
     import dataclasses
 
     from vqgan_jax import config as configs
     from vqgan_jax import models, parsing
-    from vqgan_jax.evaluate import of_images, of_tokenizer, page
+    from vqgan_jax.evaluate import of_images, of_tokenizer
 
     if flags.samples_from:
         sets = of_images.evaluate(
             flags.reference, flags.samples_from, request, size=flags.size, count=flags.reference_count
         )
         lead = f"{flags.samples_from} against {flags.reference}."
-        return sets.results, "Two sets of images", lead, [], sets.reference.summary
-    nested = dataclasses.asdict(models.config_of(flags.workdir))
+        return sets.results, "Two sets of images", lead, {}, sets.reference.summary
+    nested = dataclasses.asdict(models.config_of(flags.workdir, step=flags.step))
     cli.override(nested, overrides)
     config = parsing.parse(nested)
     if isinstance(config, configs.Stage2):
@@ -134,16 +135,12 @@ def evaluate(flags, overrides: Sequence[str], request) -> tuple:
     split = flags.reference or "validation"
     if split not in ("validation", "train"):
         raise cli.UsageError(f"`--reference` of a tokenizer must be validation or train; got {split!r}.")
-    model = models.load_tokenizer(flags.workdir, weights=flags.weights)
+    model = models.load_tokenizer(flags.workdir, step=flags.step, weights=flags.weights)
     told = of_tokenizer.evaluate(model, config, request, workdir=flags.workdir, split=split)
     count = told.found.originals.count
     lead = f"{flags.workdir}, step {model.step}, {model.weights} weights, on {count:,} images: each once, centre crop."
-    sections = [
-        page.reconstructions(told.shown),
-        page.codes(told.found.hits),
-        page.spread(told.found.values["lpips_vgg"], "LPIPS of the images", "LPIPS"),
-    ]
-    return told.results, "A tokenizer, measured", lead, sections, told.found.originals
+    shown = {"recons": told.shown, "hits": told.found.hits, "distances": told.found.values["lpips_vgg"]}
+    return told.results, "A tokenizer, measured", lead, shown, told.found.originals
 
 
 def evaluate_prior(flags, config, request) -> tuple:
@@ -151,16 +148,21 @@ def evaluate_prior(flags, config, request) -> tuple:
     import dataclasses
 
     from vqgan_jax import drawing, models
-    from vqgan_jax.evaluate import of_prior, of_samples, page
+    from vqgan_jax.evaluate import of_prior, of_samples
+    from vqgan_jax.report.evaluation import swept_settings
 
     prior = models.load_prior(
-        flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer, weights=flags.weights
+        flags.workdir,
+        tokenizer=flags.tokenizer,
+        condition=flags.condition_tokenizer,
+        step=flags.step,
+        weights=flags.weights,
     )
     if flags.tokenizer:  # its config names the images of a run on a token cache
         config = dataclasses.replace(
             config, tokenizer=dataclasses.replace(config.tokenizer, workdir=str(flags.tokenizer))
         )
-    prior = dataclasses.replace(prior, config=config)
+    prior = dataclasses.replace(prior, run=models.Run(config, prior.step, prior.weights))
     given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config.sampling)}
     changed = {name: value for name, value in given.items() if value is not None}
     base = drawing.options_of(dataclasses.replace(config.sampling, **changed))
@@ -175,22 +177,15 @@ def evaluate_prior(flags, config, request) -> tuple:
         neighbours=flags.neighbours, scorer=scorer,
     )  # fmt: skip
     told = of_prior.evaluate(prior, request, asked, workdir=flags.workdir)
-    sections, swept = [], page.swept_settings(told.results)
-    if swept:
-        sections.append(page.tradeoff(told.results))
-    if told.samples:
-        title = lambda options: ", ".join(f"{name} {options[name]}" for name in swept) or "samples"
-        rows = {title(options): images for options, images in zip(settings, told.samples, strict=True)}
-        sections.append(page.samples(rows))
-    if told.classes:
-        sections.append(page.classes(told.classes))
-    if told.neighbours:
-        sections.append(page.neighbours(*told.neighbours))
+    swept = swept_settings(told.results)
+    title = lambda options: ", ".join(f"{name} {options[name]}" for name in swept) or "samples"
+    samples = zip(map(title, settings), told.samples, strict=True) if told.samples else ()
+    shown = {"samples": dict(samples), "classes": told.classes, "neighbours": told.neighbours}
     lead = f"{flags.workdir}, step {prior.step}, {prior.weights} weights."
-    return told.results, "A prior, measured", lead, sections, told.reference and told.reference.summary
+    return told.results, "A prior, measured", lead, shown, told.reference and told.reference.summary
 
 
-def save(flags, console, command: str, results, title: str, lead: str, sections, reference) -> None:
+def save(flags, console, command: str, results, title: str, lead: str, shown, reference) -> None:
     """The table on the terminal, and the files."""
     import dataclasses
     import tempfile
@@ -199,7 +194,8 @@ def save(flags, console, command: str, results, title: str, lead: str, sections,
     from etils import epath
     from rich.table import Table
 
-    from vqgan_jax.evaluate import moments, page
+    from vqgan_jax.evaluate import moments
+    from vqgan_jax.report import evaluation
     from vqgan_jax.train.checkpoint import write_json
 
     output = epath.Path(flags.output or (epath.Path(flags.workdir) / "evaluation" if flags.workdir else "evaluation"))
@@ -207,19 +203,19 @@ def save(flags, console, command: str, results, title: str, lead: str, sections,
     rate = reference.rate if reference else 0.0
     records = [dataclasses.asdict(result) for result in results]
     write_json(output / "evaluation.json", {"results": records, "features_per_second": rate})
-    (output / "evaluation.html").write_text(page.page(title, lead, results, sections, command))
+    (output / "evaluation.html").write_text(evaluation.page(title, lead, results, command, **shown))
     for network, found in reference.moments.items() if reference else ():
         with tempfile.TemporaryDirectory() as folder:  # the output may be gs://
             moments.save(f"{folder}/moments.npz", found)
             (output / f"reference_{network}.npz").write_bytes(Path(folder, "moments.npz").read_bytes())
     tables = []
-    plain = [result for result in results if not result.sampling] if page.swept_settings(results) else results
+    plain = [result for result in results if not result.sampling] if evaluation.swept_settings(results) else results
     if plain:
         tables.append(Table("metric", "value", "unit", "definition"))
     for result in plain:
-        tables[0].add_row(result.metric, f"{result.value:.5g}", page.unit_of(result), result.variant)
+        tables[0].add_row(result.metric, f"{result.value:.5g}", evaluation.unit_of(result), result.variant)
     if len(plain) < len(results):
-        header, rows = page.by_setting(results)
+        header, rows = evaluation.by_setting(results)
         tables.append(Table(*header))
         for row in rows:
             tables[-1].add_row(*row)

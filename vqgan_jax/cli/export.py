@@ -3,15 +3,17 @@
 import argparse
 from collections.abc import Sequence
 
+from vqgan_jax import cli
+
 TARGETS = ("taming", "llamagen", "diffusers", "safetensors", "stablehlo")
 EXAMPLES = """examples:
-  vqgan export --workdir=runs/imagenet --to=taming --output=imagenet.ckpt
+  vqgan export --workdir=runs/imagenet --to=taming --output=imagenet.safetensors
   vqgan export --workdir=runs/imagenet --to=diffusers --output=imagenet_diffusers
   vqgan export --workdir=runs/imagenet_prior --to=safetensors --output=prior.safetensors
   vqgan export --workdir=runs/imagenet_prior --to=stablehlo --output=served --size=256x256 --platforms=cpu,cuda,tpu
 
-taming: .ckpt as torch.save writes it, or .safetensors; a prior with its tokenizers. diffusers: a folder with its
-config.json. stablehlo: a folder with encode, decode and, of a prior, sample, for any batch size, their weights and
+All but stablehlo are files of safetensors; diffusers: in a folder with its config.json. A prior is written with its
+tokenizers. stablehlo: a folder with encode, decode and, of a prior, sample, for any batch size, their weights and
 example.py, which runs them without this package. What was exported, `vqgan convert` reads again, but for stablehlo.
 """
 
@@ -22,6 +24,7 @@ def main(argv: Sequence[str]) -> int:
         "vqgan export", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="of a run, or a converted model's folder")
+    cli.add_step_flag(parser)
     parser.add_argument("--to", required=True, choices=TARGETS)
     parser.add_argument("--output", required=True, help="a file, for diffusers and stablehlo a folder; not there yet")
     parser.add_argument("--weights", choices=("ema", "raw"), default="", help="default: ema where there are any")
@@ -33,22 +36,22 @@ def main(argv: Sequence[str]) -> int:
 
     from rich.console import Console
 
-    from vqgan_jax import cli
-    from vqgan_jax.convert import export, folders, loading
+    from vqgan_jax import convert
+    from vqgan_jax.convert import write
 
     output = Path(flags.output).absolute()
     if output.exists():
         raise cli.UsageError(f"`--output` must not be there yet; {output} is. Name another, or delete it.")
-    converted = folders.read(flags.workdir, weights=flags.weights)
+    converted = write.read_run(flags.workdir, step=flags.step, weights=flags.weights)
     if flags.to == "stablehlo":
         from vqgan_jax import stablehlo
 
         side = converted.config.data.image_size
         size = cli.size(flags.size) if flags.size else (side, side)
         platforms = tuple(flags.platforms.split(","))
-        stablehlo.write(loading.model(converted), output, size=size, platforms=platforms)
+        stablehlo.write(convert.model(converted), output, size=size, platforms=platforms)
     else:
-        export.write(converted, flags.to, output)
+        write.write_file(converted, flags.to, output)
     files = [output] if output.is_file() else sorted(output.iterdir())
     sizes = ", ".join(f"{file.name} {file.stat().st_size / 2**20:,.1f} MiB" for file in files)
     Console().print(f"{flags.to} in {output}: {sizes}", highlight=False, soft_wrap=True)

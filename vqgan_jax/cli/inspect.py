@@ -31,22 +31,20 @@ def main(argv: Sequence[str]) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from vqgan_jax.convert import formats
-    from vqgan_jax.convert.files import open_checkpoint
-    from vqgan_jax.convert.weights import ConvertError
+    from vqgan_jax import convert
 
     console = Console()
-    checkpoint = open_checkpoint(flags.file)
+    checkpoint = convert.open_checkpoint(flags.file)
     sizes = [(math.prod(tensor.shape), tensor.dtype.itemsize) for tensor in checkpoint.tensors.values()]
     count, mebibytes = sum(n for n, _ in sizes), sum(n * width for n, width in sizes) / 2**20
     console.print(f"{len(sizes)} tensors, {count:,} numbers, {mebibytes:,.1f} MiB", highlight=False)
     options = cli.checkpoint_options(flags) | {"allow": ("*",)}  # here nothing that is missing or extra is an error
     try:
-        name = flags.format or formats.recognise(checkpoint)
-        planned = formats.plan(checkpoint, name, **options)
+        name = flags.format or convert.recognise(checkpoint)
+        planned = convert.plan(checkpoint, name, **options)
         console.print(f"{name}: {cli.summary(planned.config)}")
         lists = planned.report._asdict()
-    except ConvertError as error:
+    except convert.ConvertError as error:
         console.print(f"[bold]not a model that can be loaded:[/] {escape(str(error))}", soft_wrap=True)
         lists = {"tensors": tuple(f"{name} {tensor.shape}" for name, tensor in checkpoint.tensors.items())}
     table = Table("what", "how many", "names")

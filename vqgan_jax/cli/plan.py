@@ -16,6 +16,9 @@ Compiles what would run, for chips that are only described: pip install 'vqgan_j
 needed. Every key of the config is a flag, as for `vqgan train`. A large model takes minutes a topology; outcomes are
 kept in --cache under the program itself, so that only what changed is compiled again.
 
+`--what=start` is the first state of a tokenizer, out of --config.quantizer.kmeans_batches batches at once: what must
+fit before the first step.
+
 Of sampling: what a token of each row takes in the loop, over a floor: the time to read the parameters and half of the
 full cache of keys and values at the datasheet's bandwidth.
 
@@ -23,6 +26,9 @@ Seconds by cycles: the compiler's own estimate of every operation, loops times t
 its roofline. Neither waits for a collective that nothing hides. MFU: model FLOPs (matrix products and convolutions,
 counted once) over seconds times the datasheet's bfloat16 peak.
 """
+
+
+WHAT = ("step", "start", "encode", "decode", "sample")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
     parser.add_argument("--topology", required=True, metavar="NAME,...", help="slices, such as v5p:4x4x4 or cpu:8")
     parser.add_argument("--batch", metavar="N,...", help="images or sequences a chip; default: the config's batch_size")
-    parser.add_argument("--what", choices=("step", "encode", "decode", "sample"), default="step", help="default: step")
+    parser.add_argument("--what", choices=WHAT, default="step", help="default: step")
     parser.add_argument("--json", metavar="FILE", help="writes a list of objects, one a topology and batch")
     parser.add_argument("--executable", metavar="FILE", help="writes the serialised program, of one topology and batch")
     parser.add_argument("--profile", action="store_true", help="prints the cycles by module and by kind of operation")
@@ -67,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
             if flags.json:  # after each: a long list may be stopped
                 Path(flags.json).write_text(json.dumps([plan.record() for plan in plans], indent=1) + "\n")
     console.print(*report.tables(plans))
+    if flags.what == "step" and config.stage == 1 and config.quantizer.kmeans_batches:
+        console.print("The k-means start is a program of its own: plan it, too, with --what=start.", soft_wrap=True)
     for plan in plans:
         if plan.outcome.unestimated:
             console.print(
@@ -128,12 +136,13 @@ def one(config, flags, name: str, batch: int | None, console):
             outcome.cached(lowered, target, cache).unlink(missing_ok=True)
         found, executable = outcome.compiled(lowered, target, mesh, cache)
     if flags.executable and executable is not None:
-        from jax.experimental import serialize_executable
+        from vqgan_jax.compat import serialize_executable
 
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
     state = loop.abstract_state(config, mesh)
-    held = lowering.bytes_a_device((state.opt_state, state.ema)) if flags.what == "step" else 0
-    parameters = state.params if flags.what == "step" else arguments[0]
+    trains = flags.what in ("step", "start")
+    held = lowering.bytes_a_device((state.opt_state, state.ema)) if trains else 0
+    parameters = state.params if trains else arguments[0]
     counted, shapes = lowering.call(lowering.without_remat(config), mesh, flags.what)
     drawn: dict[str, Any] = {}
     if flags.what == "sample":

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from vqgan_jax import cli
+
 EXAMPLES = """examples:
   vqgan reconstruct --workdir=runs/photos --input=cat.jpg --output=out
   vqgan reconstruct --workdir=runs/photos --input=pictures/ --output=out --size=256
@@ -19,6 +21,7 @@ def main(argv: Sequence[str]) -> int:
         "vqgan reconstruct", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="of the run whose tokenizer to use")
+    cli.add_step_flag(parser)
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="FILE_OR_FOLDER", help="images, folders, or `photos`"
     )
@@ -39,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     from vqgan_jax import data, pictures
 
     console = Console()
-    tokenizer = vq.load_tokenizer(flags.workdir)
+    tokenizer = vq.load_tokenizer(flags.workdir, step=flags.step)
     output = Path(flags.output)
     output.mkdir(parents=True, exist_ok=True)
     sheets, skipped = [], []
@@ -69,7 +72,6 @@ def inputs(paths: Sequence[str]):
     import functools
     from pathlib import Path
 
-    from vqgan_jax import cli
     from vqgan_jax.data import folder, images, photos
 
     found = {}

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
+from vqgan_jax import cli
+
 EXAMPLES = """examples:
   vqgan sample --workdir=runs/photos_prior --output=out
   vqgan sample --workdir=runs/photos_prior --output=out --labels=2,4 --count=8 --top_k=100 --seed=1
@@ -27,6 +29,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "vqgan sample", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="of a stage-2 run")
+    cli.add_step_flag(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--tokenizer", help="folder of its tokenizer; default: as the run's config names it")
     parser.add_argument("--condition_tokenizer", help="likewise, of its condition's tokenizer")
@@ -68,7 +71,9 @@ def main(argv: Sequence[str]) -> int:
     from vqgan_jax.train.loop import progress_bar
 
     console = Console()
-    prior = vq.load_prior(flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer)
+    prior = vq.load_prior(
+        flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer, step=flags.step
+    )
     scorer, draws = load_scorer(flags)
     size = size_of(flags, prior)
     options = choose_options(flags, prior.config.sampling) | {"size": size, "stride": flags.stride}
@@ -98,7 +103,6 @@ def main(argv: Sequence[str]) -> int:
 
 def size_of(flags, prior) -> tuple[int, int]:
     """Height and width."""
-    from vqgan_jax import cli
 
     side = prior.config.data.image_size
     return (side, side) if flags.size is None else cli.size(flags.size)
@@ -107,8 +111,6 @@ def size_of(flags, prior) -> tuple[int, int]:
 def load_scorer(flags):
     """The function that `--scorer` names, and how many images of each class to draw for it to choose from."""
     import math
-
-    from vqgan_jax import cli
 
     if not 0 < flags.accept_rate <= 1 or flags.count < 1:
         raise cli.UsageError(
@@ -137,7 +139,7 @@ def choose_options(flags, config) -> dict:
 
 def asked_for(flags, prior, size):
     """What to draw images of."""
-    from vqgan_jax import cli, inputs
+    from vqgan_jax import inputs
     from vqgan_jax.data.conditions import ClassLabel, Codes, Objects
 
     kind = prior.module.condition
@@ -168,7 +170,6 @@ def asked_for(flags, prior, size):
 
 def numbers_of(labels: str | None) -> list[int] | None:
     """0,3,5 as numbers."""
-    from vqgan_jax import cli
 
     try:
         return None if labels is None else [int(text) for text in labels.split(",")]
@@ -217,8 +218,6 @@ def animate(output, prior, indices, which, subjects, kind: str) -> None:
 def film(path, frames) -> None:
     """An MP4, its last frame held for a second."""
     import numpy as np
-
-    from vqgan_jax import cli
 
     try:
         import imageio_ffmpeg  # noqa: F401  # type: ignore[reportMissingImports]  (the encoder itself)

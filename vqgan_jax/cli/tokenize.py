@@ -20,6 +20,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a stage-2 page of the lab book")
     parser.add_argument("--workdir", required=True, help="folder of the cache, seen by all processes")
+    cli.add_step_flag(parser, default="", of=" of the tokenizer")
     cli.add_cluster_flags(parser)
     flags, overrides = parser.parse_known_args(argv)
 
@@ -34,11 +35,11 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     logging.set_verbosity(logging.WARNING)
-    write(config, flags.workdir, Console(quiet=jax.process_index() != 0))
+    write(config, flags.workdir, Console(quiet=jax.process_index() != 0), step=flags.step)
     return 0
 
 
-def write(config, folder, console) -> None:
+def write(config, folder, console, *, step="") -> None:
     """Writes the cache, with progress."""
     import time
 
@@ -48,7 +49,7 @@ def write(config, folder, console) -> None:
     with progress_bar(console) as bar:
         task, start = bar.add_task("tokenizing", total=None), time.monotonic()
         report = lambda done, total: bar.update(task, completed=done, total=total)
-        plan = token_cache.write_cache(config, folder, report)
+        plan = token_cache.write_cache(config, folder, report, step=step)
     counts = ", ".join(f"{split.examples:,} of {name}" for name, split in plan.splits.items())
     seconds = time.monotonic() - start
     console.print(f"{counts} in {folder}, {seconds:.0f} s; tokenizer {plan.fingerprint}", soft_wrap=True)

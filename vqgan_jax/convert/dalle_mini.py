@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from vqgan_jax.convert import infer, names, trees
 from vqgan_jax.convert.names import SAME, Entry
-from vqgan_jax.convert.weights import Checkpoint
+from vqgan_jax.convert.tensors import Checkpoint
 
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}  # there, and of taming's
 
@@ -22,34 +22,30 @@ def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converte
     """
     tensors = checkpoint.tensors
     config = infer.stage1({_taming(name): _torch(tensor.shape) for name, tensor in tensors.items()})
-    shapes = trees.stage1_shapes(config)
-    converted = trees.tokenizer(config, shapes, entries(shapes), tensors)
-    trees.check(converted.report, allow)
-    return converted
+    return trees.tokenizer(config, entries, tensors, allow=allow)
 
 
 def entries(shapes: Mapping[str, names.Shape]) -> dict[str, Entry]:
-    """Every tensor by its name there; its numbers lie as ours do."""
-    table = names.autoencoder(names.taming_places())
+    """Returns every tensor by its name there; its numbers lie as ours do."""
     return {
         _flax(name, entry.path.rsplit("/", 1)[1]): Entry(entry.path, entry.index, shapes[entry.path], SAME)
-        for name, entry in names.entries(table, shapes).items()
+        for name, entry in names.entries(names.autoencoder(), shapes).items()
     }
 
 
 def _flax(name: str, leaf: str) -> str:
-    """Theirs for a name of taming's and the last part of our path."""
+    """Returns theirs for a name of taming's and the last part of our path."""
     stem = re.sub(r"\.(\d+)", r"_\1", name.rsplit(".", 1)[0])  # a list's number joins the list's name
     return f"{stem}.{'embedding' if leaf == 'codebook' else leaf}".replace(".", "/")
 
 
 def _taming(name: str) -> str:
-    """Taming's for a name of theirs, as far as a config needs it."""
+    """Returns taming's for a name of theirs, as far as a config needs it."""
     stem, _, leaf = name.rpartition("/")
     stem = re.sub(r"\b(down|up)_(\d+)/(block|attn)_(\d+)", r"\1.\2.\3.\4", stem)
     return f"{stem.replace('/', '.')}.{LEAVES.get(leaf, leaf)}"
 
 
 def _torch(shape: names.Shape) -> names.Shape:
-    """Of a kernel (height, width, in, out) the shape that torch gives it."""
+    """Returns the shape that torch gives to a kernel (height, width, in, out)."""
     return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape

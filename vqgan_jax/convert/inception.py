@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from vqgan_jax.convert import trees
-from vqgan_jax.convert.files import open_checkpoint
 from vqgan_jax.convert.names import CONV, OUT, Row
+from vqgan_jax.convert.read import open_checkpoint
 from vqgan_jax.nn.inception import SIDE, Inception
 
 # As published: of pytorch-fid, of torch-fidelity, of jax-fid. The first that is there is taken; all hold the same.
@@ -37,7 +37,7 @@ FLAX = (
 
 
 def find_inception() -> Path:
-    """The weights in the folder that VQGAN_JAX_CACHE names, by default ~/.cache/vqgan_jax.
+    """Returns the weights in the folder that VQGAN_JAX_CACHE names, by default ~/.cache/vqgan_jax.
 
     Raises:
       FileNotFoundError: none of `FILES` is there.
@@ -53,7 +53,7 @@ def find_inception() -> Path:
 
 
 def load_inception(path: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Parameters of `nn.inception.Inception`, float32, 23.9 million.
+    """Returns parameters of `nn.inception.Inception`, float32, 23.9 million.
 
     Args:
       path: a state dict of torch's, or jax-fid's tree; by default what `find_inception` finds.

@@ -6,21 +6,20 @@ optimiser. Heads and conditions of published sizes are known; all else is upstre
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from vqgan_jax import build, parsing
 from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert import defaults
-from vqgan_jax.convert.weights import ConvertError
+from vqgan_jax.convert.tensors import ConvertError
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 RESOLUTION = 256  # the side at which attention is placed; upstream's is nominal too, and 256 everywhere
 MOST_LEVELS = 9  # then an image of that side is one code
 
-HEADS = 16  # of each published size
-WIDTHS = (1024, 1280, 1408, 1536, 1664)
+HEADS: dict[int, int] = dict.fromkeys((1024, 1280, 1408, 1536, 1664), 16)  # by width, of the published models
 # Conditions of published sizes, by layers and channels, where the length alone does not tell.
 CONDITIONS: dict[tuple[int, int], dict[str, Any]] = {
     (24, 1664): {"kind": "none"},  # FFHQ, CelebA-HQ
@@ -31,7 +30,7 @@ LENGTHS = {62: "centers", 63: "centers", 92: "boxes", 93: "boxes"}
 
 
 def shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
-    """One shape that nothing can be inferred without.
+    """Returns one shape that nothing can be inferred without.
 
     Raises:
       ConvertError: there is no such tensor, or it is empty or of another rank.
@@ -46,17 +45,17 @@ def shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
     return shapes[name]
 
 
-def count(shapes: Shapes, pattern: str) -> int:
-    """How many numbers the group of a pattern, at the beginning of a name, stands for.
+def count(names: Iterable[str], pattern: str) -> int:
+    """Returns how many numbers the group of a pattern, at the beginning of a name, stands for.
 
     Not the largest of them: a name in a file must not be able to ask for a network larger than the file.
     """
-    matches = (re.match(pattern, name) for name in shapes)
+    matches = (re.match(pattern, name) for name in names)
     return len({match[1] for match in matches if match})
 
 
 def parsed(config: dict[str, Any]) -> Any:
-    """The config, checked like one from a file; ConvertError if it contradicts itself."""
+    """Returns the config, checked like one from a file; ConvertError if it contradicts itself."""
     try:
         return parsing.parse(config)
     except ValueError as error:
@@ -64,7 +63,7 @@ def parsed(config: dict[str, Any]) -> Any:
 
 
 def stage1(shapes: Shapes, *, norm_groups: int = 32) -> Stage1:
-    """Config of a VQ model by taming's names.
+    """Returns the config of a VQ model by taming's names.
 
     An image of three channels is a picture, one of one channel depth, one of any other number a label map.
 
@@ -97,7 +96,7 @@ def stage1(shapes: Shapes, *, norm_groups: int = 32) -> Stage1:
 
 
 def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
-    """The autoencoder's section."""
+    """Returns the autoencoder's section."""
     width = shape(shapes, "encoder.conv_in.weight", 4)[0]
     latent = shape(shapes, "decoder.conv_in.weight", 4)[1]
     made = shape(shapes, "encoder.conv_out.weight", 4)[0]
@@ -132,20 +131,25 @@ def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
 
 
 def _quantizer(shapes: Shapes) -> dict[str, Any]:
-    """The codebook's section; a Gumbel quantizer encodes to its likeliest codes, without noise."""
+    """Returns the codebook's section; a Gumbel quantizer encodes to its likeliest codes, without noise."""
     gumbel = "quantize.embed.weight" in shapes
     rows = shape(shapes, "quantize.embed.weight" if gumbel else "quantize.embedding.weight", 2)[0]
     return {
-        **{"kind": "gumbel" if gumbel else "vq", "codebook_size": rows},
+        "kind": "gumbel" if gumbel else "vq",
+        "codebook_size": rows,
         "embed_dim": shape(shapes, "quant_conv.weight", 4)[0],
+        "unit_length": False,
         "ema": "quantize.embedding.cluster_size" in shapes,
-        **{"unit_length": False, "decay": 0.99, "revive_below": 0.0, "kmeans_batches": 0, "noisy_eval": False},
+        "decay": 0.99,
+        "revive_below": 0.0,
+        "kmeans_batches": 0,
+        "noisy_eval": False,
         "temperature": (0.9, 1e-6, 1_000_001) if gumbel else (1.0, 1.0, 1),
     }
 
 
 def _discriminator(shapes: Shapes) -> dict[str, Any] | None:
-    """The discriminator's section; None without one."""
+    """Returns the discriminator's section; None without one."""
     prefix = "loss.discriminator.main."
     if not any(name.startswith(prefix) for name in shapes):
         return None
@@ -173,7 +177,7 @@ def stage2(
     num_codes: int | None = None,
     bidirectional_prefix: int = 0,
 ) -> Stage2:
-    """Config of a transformer by taming's names, which begin with `transformer.`.
+    """Returns the config of a transformer by taming's names, which begin with `transformer.`.
 
     Args:
       shapes: of the tensors, by name.
@@ -203,8 +207,14 @@ def stage2(
     size = side * factor
     frozen = {"fingerprint": "", "codebook_size": tokenizer.quantizer.codebook_size, "downsample_factor": factor}
     section["size"] = section["size"] if section["size"] != size else 0
-    sizes = {"depth": depth, "width": width, "num_heads": _heads(width, num_heads), "max_len": positions}
-    sizes |= {"bidirectional_prefix": bidirectional_prefix, "order": order}
+    sizes = {
+        "depth": depth,
+        "width": width,
+        "num_heads": heads(width, num_heads, HEADS),
+        "max_len": positions,
+        "bidirectional_prefix": bidirectional_prefix,
+        "order": order,
+    }
     config = parsed(
         defaults.RUN
         | {"stage": 2, "batch_size": 2, "data": defaults.DATA | {"image_size": size, "resize": (size, size)}}
@@ -222,17 +232,18 @@ def stage2(
     return config
 
 
-def _heads(width: int, num_heads: int | None) -> int:
-    if num_heads is None and width not in WIDTHS:
+def heads(width: int, num_heads: int | None, known: Mapping[int, int]) -> int:
+    """Returns the number of heads: `num_heads`, or the `known` one of a published width."""
+    if num_heads is None and width not in known:
         raise ConvertError(
-            f"the number of heads cannot be seen in the tensors; it is known for widths {', '.join(map(str, WIDTHS))}, "
+            f"the number of heads cannot be seen in the tensors; it is known for widths {', '.join(map(str, known))}, "
             f"this one is {width}. Give num_heads (`n_head` of the model's own config)."
         )
-    return num_heads or HEADS
+    return num_heads or known[width]
 
 
 def _codes(positions: int, maps: bool) -> int:
-    """Codes of one image: a square that leaves a prefix of a known length; 256 if there is none.
+    """Returns the codes of one image: a square that leaves a prefix of a known length; 256 if there is none.
 
     The last token is never an input, so that prefix and codes need one position less than they are; upstream's
     configs often have that one all the same.
@@ -247,7 +258,7 @@ def _codes(positions: int, maps: bool) -> int:
 
 
 def _known(length: int, codes: int, vocab: int, tokenizer: Stage1 | None, size: tuple[int, int]) -> dict[str, Any]:
-    """What is known of a condition by its tokenizer, its length (or one more than that), and the prior's size."""
+    """Returns what a tokenizer, a length (or one more than that) and the size of the prior tell of a condition."""
     known = {"num_classes": min(1000, vocab)} | CONDITIONS.get(size, {})
     if tokenizer:
         channels = tokenizer.model.image_channels
@@ -261,7 +272,7 @@ def _known(length: int, codes: int, vocab: int, tokenizer: Stage1 | None, size: 
 def _condition(
     length: int, tokenizer: Stage1 | None, own: bool, vocab: int, known: dict[str, Any], wanted: Any
 ) -> dict[str, Any]:
-    """The condition's section: what is known of it, and before that what is wanted."""
+    """Returns the condition's section: what is known of it, and before that what is wanted."""
     known = known | ({"kind": wanted} if isinstance(wanted, str) else dict(wanted or {}))
     if known["kind"] is None:
         raise ConvertError(
@@ -269,14 +280,14 @@ def _condition(
             f"{length}. Name it: {', '.join(build.CONDITIONS)}; or give num_codes."
         )
     factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1) if tokenizer else 16
-    return {
-        **{"num_tokens": vocab, "max_objects": 30, "crop_points": True, "paper": False},
-        **{"size": math.isqrt(length) * factor if tokenizer else 0, "shared_vocab": True, "drop": 0.0},
+    section = {
+        "num_tokens": vocab,
+        "size": math.isqrt(length) * factor if tokenizer else 0,
         "tokenizer": {
             "workdir": "condition" if tokenizer and own else "",
             "fingerprint": "",
             "codebook_size": tokenizer.quantizer.codebook_size if tokenizer else 1024,
             "downsample_factor": factor,
         },
-        **known,
     }
+    return defaults.CONDITION | section | known

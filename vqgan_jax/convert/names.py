@@ -8,7 +8,7 @@ there. `entries` turns the table around, so that what is read and what is writte
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -90,7 +90,7 @@ _pattern = functools.cache(re.compile)
 
 
 def entries(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Entry]:
-    """Every tensor that holds a part of our arrays, by its name there.
+    """Returns every tensor that holds a part of our arrays, by its name there.
 
     Args:
       table: the first row that fits a path decides.
@@ -125,54 +125,51 @@ def put(entry: Entry, array: np.ndarray, tensor: np.ndarray) -> None:
 
 
 def take(entry: Entry, array: np.ndarray) -> np.ndarray:
-    """Their tensor out of our array; a view where NumPy can."""
+    """Returns their tensor out of our array; a view where NumPy can."""
     return entry.layout.theirs(array[entry.index])
 
 
 # Autoencoders. Upstream's `up.0` is the level of full resolution, as ours.
 
-RES = {"norm_1": "norm1", "conv_1": "conv1", "norm_2": "norm2", "conv_2": "conv2", "shortcut": "nin_shortcut"}
-ATTN = {"norm": "norm", "q": "q", "k": "k", "v": "v", "out": "proj_out"}
-ENDS = {"conv_in": "conv_in", "norm_out": "norm_out", "conv_out": "conv_out"}
-CONV_ONLY = {"conv": "conv"}
-SIDES = (("encoder", "down", "downsample"), ("decoder", "up", "upsample"))
+MODULES = (
+    (r"encoder/level_(\d+)_(block|attn)_(\d+)", r"encoder.down.\1.\2.\3"),
+    (r"decoder/level_(\d+)_(block|attn)_(\d+)", r"decoder.up.\1.\2.\3"),
+    (r"encoder/level_(\d+)_downsample", r"encoder.down.\1.downsample"),
+    (r"decoder/level_(\d+)_upsample", r"decoder.up.\1.upsample"),
+    (r"(encoder|decoder)/middle_block_0", r"\1.mid.block_1"),
+    (r"(encoder|decoder)/middle_attn", r"\1.mid.attn_1"),
+    (r"(encoder|decoder)/middle_block_1", r"\1.mid.block_2"),
+    (r"(encoder|decoder)", r"\1"),
+)
+PARTS = {
+    "norm_1": "norm1",
+    "conv_1": "conv1",
+    "norm_2": "norm2",
+    "conv_2": "conv2",
+    "shortcut": "nin_shortcut",
+    "out": "proj_out",
+} | {name: name for name in ("norm", "q", "k", "v", "conv", "conv_in", "norm_out", "conv_out")}
 
 
-class Place(NamedTuple):
-    """A module of an autoencoder.
-
-    Attributes:
-      ours: a regular expression, of a path below the network.
-      theirs: its name.
-      parts: what is in it, here and there.
-      kernel: the layout of its kernels.
-    """
-
-    ours: str
-    theirs: str
-    parts: Mapping[str, str]
-    kernel: Layout = CONV
-
-
-def leaves(ours: str, theirs: str, kernel: Layout = CONV) -> Table:
-    """A convolution or a norm; which of the two, the leaf of the path tells."""
+def leaves(ours: str, theirs: str) -> Table:
+    """Returns the rows of a convolution or a norm; which of the two, the leaf of the path tells."""
     return (
-        Row(f"{ours}/kernel", f"{theirs}.weight", kernel),
+        Row(f"{ours}/kernel", f"{theirs}.weight", CONV),
         Row(f"{ours}/scale", f"{theirs}.weight"),
         Row(f"{ours}/bias", f"{theirs}.bias"),
     )
 
 
-def autoencoder(places: Iterable[Place], codebook: str = "quantize.embedding") -> Table:
-    """A VQ model of such modules; `codebook` is its name without the leaf."""
-    parts = [
+def autoencoder(codebook: str = "quantize.embedding") -> Table:
+    """Returns the table of a VQ model; `codebook` is its name without the leaf."""
+    modules = [
         row
-        for place in places
-        for part, name in place.parts.items()
-        for row in leaves(f"generator/{place.ours}/{part}", f"{place.theirs}.{name}", place.kernel)
+        for module, name in MODULES
+        for part, leaf in PARTS.items()
+        for row in leaves(f"generator/{module}/{part}", f"{name}.{leaf}")
     ]
     return (
-        *parts,
+        *modules,
         *leaves("generator/pre_quantizer", "quant_conv"),
         *leaves("generator/post_quantizer", "post_quant_conv"),
         *leaves("generator/quantizer/logits", "quantize.proj"),
@@ -182,31 +179,31 @@ def autoencoder(places: Iterable[Place], codebook: str = "quantize.embedding") -
     )
 
 
-def taming_places() -> list[Place]:
-    """Where upstream's autoencoder has what."""
-    levels = [
-        place
-        for net, level, resample in SIDES
-        for place in (
-            Place(rf"{net}/level_(\d+)_block_(\d+)", rf"{net}.{level}.\1.block.\2", RES),
-            Place(rf"{net}/level_(\d+)_attn_(\d+)", rf"{net}.{level}.\1.attn.\2", ATTN),
-            Place(rf"{net}/level_(\d+)_{resample}", rf"{net}.{level}.\1.{resample}", CONV_ONLY),
-        )
-    ]
-    return [
-        *levels,
-        Place("(encoder|decoder)/middle_block_0", r"\1.mid.block_1", RES),
-        Place("(encoder|decoder)/middle_attn", r"\1.mid.attn_1", ATTN),
-        Place("(encoder|decoder)/middle_block_1", r"\1.mid.block_2", RES),
-        Place("(encoder|decoder)", r"\1", ENDS),
-    ]
+def renamed(name: str, pairs: Sequence[tuple[str, str]], levels: int, *, back: bool = False) -> str:
+    """Translates a name of upstream's into one of another format, or `back`.
+
+    Args:
+      name: of a tensor.
+      pairs: parts of names, upstream's and the other's, exchanged one pair after the other. In both "#" is a number,
+        and "~" is the number of a level that the other format counts from the lowest resolution.
+      levels: of the autoencoder.
+      back: from the other format to upstream's.
+    """
+    for pair in reversed(pairs) if back else pairs:
+        old, new = reversed(pair) if back else pair
+        match = re.search(re.escape(old).replace(r"\#", r"(\d{1,4})").replace("\\~", r"(\d{1,4})"), name)
+        if match:
+            counted = zip(re.findall("[#~]", old), map(int, match.groups()), strict=True)
+            numbers = [number if sign == "#" else levels - 1 - number for sign, number in counted]
+            name = name[: match.start()] + re.sub("[#~]", "{}", new).format(*numbers) + name[match.end() :]
+    return name
 
 
 # What the losses bring along.
 
 
 def discriminator(num_layers: int, norm: str, prefix: str = "loss.discriminator.main") -> Table:
-    """The patch discriminator, a numbered list: a convolution, then `num_layers` of convolution, norm, activation."""
+    """Returns the table of the patch discriminator, there a list: a convolution, then layers of three modules each."""
     rows = [*leaves("discriminator/conv_0", f"{prefix}.0")]
     for layer in range(1, num_layers + 1):
         rows += leaves(f"discriminator/conv_{layer}", f"{prefix}.{3 * layer - 1}")
@@ -228,15 +225,20 @@ VGG16 = tuple(
 
 
 def lpips(prefix: str = "loss.perceptual_loss") -> Table:
-    """LPIPS: VGG16 and its heads, whose number 0 is a dropout."""
+    """Returns the table of LPIPS: VGG16 and its heads, whose number 0 is a dropout."""
     vgg = [row for i, name in enumerate(VGG16) for row in leaves(f"lpips/vgg/conv_{i}", f"{prefix}.net.{name}")]
     return (*vgg, Row(r"lpips/head_(\d)", rf"{prefix}.lin\1.model.1.weight", CHANNELS))
 
 
 def vq_model(kind: str, num_layers: int, norm: str) -> Table:
-    """A whole file of stage 1: `kind` of the quantizer, layers and norm of the discriminator, as configs name them."""
+    """Returns the table of a whole file of stage 1.
+
+    Args:
+      kind: of the quantizer, as configs name it.
+      num_layers, norm: of the discriminator, likewise.
+    """
     codebook = {"vq": "quantize.embedding", "gumbel": "quantize.embed"}[kind]
-    return (*autoencoder(taming_places(), codebook), *discriminator(num_layers, norm), *lpips())
+    return (*autoencoder(codebook), *discriminator(num_layers, norm), *lpips())
 
 
 # Transformers.
@@ -246,7 +248,7 @@ QKV = ("query", "key", "value")
 
 
 def gpt(prefix: str = "transformer.") -> Table:
-    """Upstream's GPT; our layers are one stack, and our queries, keys and values one kernel."""
+    """Returns the table of upstream's GPT; our layers are one stack, and our queries, keys and values one kernel."""
     ours, block = "transformer/layers", f"{prefix}blocks.{{layer}}"
     attn = f"{block}.attn.{{part}}"
     return (
@@ -258,14 +260,10 @@ def gpt(prefix: str = "transformer.") -> Table:
         Row(f"{ours}/qkv/bias", f"{attn}.bias", FLAT, (LAYER, Axis("part", 1, QKV))),
         Row(f"{ours}/proj/kernel", f"{block}.attn.proj.weight", IN, (LAYER,)),
         Row(f"{ours}/proj/bias", f"{block}.attn.proj.bias", SAME, (LAYER,)),
-        *(
-            row
-            for part, number in (("up", 0), ("down", 2))
-            for row in (
-                Row(f"{ours}/{part}/kernel", f"{block}.mlp.{number}.weight", OUT, (LAYER,)),
-                Row(f"{ours}/{part}/bias", f"{block}.mlp.{number}.bias", SAME, (LAYER,)),
-            )
-        ),
+        Row(f"{ours}/up/kernel", f"{block}.mlp.0.weight", OUT, (LAYER,)),
+        Row(f"{ours}/up/bias", f"{block}.mlp.0.bias", SAME, (LAYER,)),
+        Row(f"{ours}/down/kernel", f"{block}.mlp.2.weight", OUT, (LAYER,)),
+        Row(f"{ours}/down/bias", f"{block}.mlp.2.bias", SAME, (LAYER,)),
         Row("transformer/norm/scale", f"{prefix}ln_f.weight"),
         Row("transformer/norm/bias", f"{prefix}ln_f.bias"),
         Row("transformer/head/kernel", f"{prefix}head.weight", OUT),

@@ -3,25 +3,48 @@
 Nothing is read before every name and shape is accounted for, and then one tensor after the other, each into its place.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import yaml
 
 from vqgan_jax import ordering
 from vqgan_jax.config import Stage1
 from vqgan_jax.convert import infer, names, trees
 from vqgan_jax.convert.names import Entry
+from vqgan_jax.convert.tensors import Checkpoint, ConvertError, Tensor
 from vqgan_jax.convert.trees import Converted, Moments, Report, Shapes, Tensors
-from vqgan_jax.convert.weights import Checkpoint, ConvertError, Tensor
 
 # What trained networks do not need: constants, counters, and what can be computed.
 DROPPED = (
-    *("*colorize", "*.num_batches_tracked", "*.initialized", "*.attn.mask", "*freqs_cis", "*codebook_used"),
-    *("*loss.perceptual_loss.scaling_layer.shift", "*loss.perceptual_loss.scaling_layer.scale"),
+    "*colorize",
+    "*.num_batches_tracked",
+    "*.initialized",
+    "*.attn.mask",
+    "*freqs_cis",
+    "*codebook_used",
+    "*loss.perceptual_loss.scaling_layer.shift",
+    "*loss.perceptual_loss.scaling_layer.scale",
 )
 FIRST, SECOND, PERMUTER = "first_stage_model.", "cond_stage_model.", "permuter."
+# Upstream's names of the condition's entry in a batch, by our kinds, and of modules that make one of nothing.
+KINDS = {
+    "class": ("class_label", "class", "label"),
+    "depth": ("depth",),
+    "coordinates": ("coord",),
+    "segmentation": ("segmentation", "seg"),
+    "keypoints": ("pkeypoints", "keypoints"),
+    "boxes": ("objects_bbox",),
+    "centers": ("objects_center_points",),
+    "edges": ("edge", "canny"),
+    "low_resolution": ("lr", "LR_image"),
+}
+NOTHING = ("__is_unconditional__", "SOSProvider")
+LARGEST = 2**20  # bytes of a config file
 ORDER = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")  # of upstream's optimiser
 
 
@@ -62,8 +85,35 @@ def plan(
     return converted._replace(step=step if isinstance(step, int) else 0)
 
 
+def read_options(path: str | Path) -> dict[str, Any]:
+    """Reads options of `plan` out of upstream's YAML, or the same as JSON: "num_heads" and "condition" where told.
+
+    Raises:
+      ConvertError: the file is not of that kind.
+      OSError: there is no such file.
+    """
+    path = Path(path)
+    if path.stat().st_size > LARGEST:
+        raise ConvertError(f"a model's config must have at most {LARGEST} bytes; {path} has {path.stat().st_size}.")
+    try:
+        text = path.read_text()
+        params = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))["model"]["params"]
+        heads = params.get("transformer_config", {}).get("params", {}).get("n_head")
+        stage = params.get("cond_stage_config", "")
+        target = stage if isinstance(stage, str) else str(stage.get("target"))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        raise ConvertError(
+            f"a model's config must be upstream's YAML, or JSON, with `model.params`; {path} gives "
+            f"{type(error).__name__}: {str(error)[:200]}. Leave it out, and give --heads and --condition."
+        ) from error
+    key = params.get("cond_stage_key")
+    kind = "none" if target.endswith(NOTHING) else next((kind for kind, keys in KINDS.items() if key in keys), None)
+    options = {"num_heads": heads if isinstance(heads, int) else None, "condition": kind}
+    return {key: value for key, value in options.items() if value is not None}
+
+
 def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = None) -> Converted:
-    """The VQ model whose names begin with `prefix`."""
+    """Returns the VQ model whose names begin with `prefix`."""
     mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     config = infer.stage1({name: tensor.shape for name, tensor in mine.items()})
     shapes = trees.stage1_shapes(
@@ -74,12 +124,12 @@ def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = 
     d = config.discriminator
     entries = names.entries(names.vq_model(config.quantizer.kind, d.num_layers, d.norm), shapes)
     orders = _stage1_orders(mine, entries, config.quantizer.ema)
-    converted = trees.tokenizer(config, shapes, entries, mine, DROPPED, prefix)
-    return converted._replace(moments=_moments(other or {}, orders, shapes, entries))
+    found = trees.planned(config, shapes, entries, mine, DROPPED, prefix)
+    return found._replace(moments=_moments(other or {}, orders, shapes, entries))
 
 
 def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **unseen: Any) -> Converted:
-    """The transformer and all that is stored with it; `unseen` is what `infer.stage2` cannot infer."""
+    """Returns the transformer and all that is stored with it; `unseen` is what `infer.stage2` cannot infer."""
     mine = {name: tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
     tokenizer, second, shared = _tokenizer(tensors, FIRST), None, ()
     if f"{SECOND}encoder.conv_in.weight" in tensors:
@@ -100,7 +150,7 @@ def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **
     shapes = trees.stage2_shapes(config)
     entries = names.entries(names.gpt(), shapes)
     rest = trees.compare({}, _rest(tensors, own is not None or bool(shared)))
-    found = trees.transformer(config, shapes, entries, mine, DROPPED)
+    found = trees.planned(config, shapes, entries, mine, DROPPED)
     reports = [tokenizer.report, *([own.report] if own else []), found.report]
     reports += [Report(used=permuter, dropped=shared), rest]
     return found._replace(
@@ -112,13 +162,13 @@ def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **
 
 
 def _rest(tensors: Tensors, condition: bool) -> dict[str, Tensor]:
-    """What is neither the transformer's nor a tokenizer's."""
+    """Returns what is neither the transformer's nor a tokenizer's."""
     known = ("transformer.", FIRST, PERMUTER, *([SECOND] if condition else []))
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(known)}
 
 
 def _shared(tensors: Tensors) -> tuple[str, ...]:
-    """Names of the condition's tokenizer if it is the images' own, stored twice; else none."""
+    """Returns names of the condition's tokenizer if it is the images' own, stored twice; else none."""
     ours, second = ({n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)} for p in (FIRST, SECOND))
     if any(name not in ours or ours[name].shape != tensor.shape for name, tensor in second.items()):
         return ()
@@ -128,7 +178,7 @@ def _shared(tensors: Tensors) -> tuple[str, ...]:
 
 
 def _order(tensors: Tensors) -> tuple[str, int | None, tuple[str, ...]]:
-    """Name of the order that a permuter's buffers hold, codes of an image, and the buffers; without any, row by row."""
+    """Returns the order that a permuter's buffers hold, codes of an image, and the buffers; without any, row by row."""
     found = tuple(name for name in tensors if name.startswith(PERMUTER))
     if f"{PERMUTER}forward_shuffle_idx" not in found:
         return "raster", None, ()
@@ -148,7 +198,7 @@ def _order(tensors: Tensors) -> tuple[str, int | None, tuple[str, ...]]:
 
 
 def _bidirectional(tensors: Tensors) -> int:
-    """Positions that see each other both ways: ones in the first row of the mask; 1 is the causal mask itself."""
+    """Returns how many positions see each other both ways: ones in the first row of the mask; 1 is the causal mask."""
     mask = tensors.get("transformer.blocks.0.attn.mask")
     if mask is None or len(mask.shape) != 4 or 0 in mask.shape:
         return 0
@@ -157,7 +207,7 @@ def _bidirectional(tensors: Tensors) -> int:
 
 
 def _stage1_orders(tensors: Tensors, entries: Mapping[str, Entry], ema: bool) -> dict[str, list[str]]:
-    """Names by their number in upstream's two optimisers, in the order of the file; a moving codebook has none."""
+    """Returns names in the order of upstream's two optimisers, which is the file's; a moving codebook has none."""
     of = lambda network, name: name in entries and entries[name].path.startswith(f"{network}/")
     parts = [part for part in ORDER if not (ema and part == "quantize.")]
     generator = [name for part in parts for name in tensors if name.startswith(part) and of("generator", name)]
@@ -165,7 +215,7 @@ def _stage1_orders(tensors: Tensors, entries: Mapping[str, Entry], ema: bool) ->
 
 
 def _stage2_order(entries: Mapping[str, Entry]) -> list[str]:
-    """Upstream's: what decays, then the rest, each sorted as strings, so that block 10 comes before block 2."""
+    """Returns names in upstream's order: what decays, then the rest, each as strings, block 10 before block 2."""
     decays = lambda name: name.endswith(".weight") and any(part in name for part in (".attn.", ".mlp.", ".head."))
     return sorted(filter(decays, entries)) + sorted(name for name in entries if not decays(name))
 
@@ -173,7 +223,7 @@ def _stage2_order(entries: Mapping[str, Entry]) -> list[str]:
 def _moments(
     other: Mapping[str, Any], orders: Mapping[str, Sequence[str]], shapes: Shapes, entries: Mapping[str, Entry]
 ) -> dict[str, Moments]:
-    """Adam's state of each network, the first optimiser's first; of those only that are in the file and fit."""
+    """Returns Adam's state of each network that has one in the file, where it fits."""
     states = other.get("optimizer_states")
     found = {}
     for (network, order), state in zip(orders.items(), states if isinstance(states, list) else [], strict=False):
@@ -190,7 +240,7 @@ def _moments(
 def _averages(
     state: Any, order: Sequence[str], entries: Mapping[str, Entry]
 ) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
-    """Steps and both running averages by name; None unless there is one of each parameter, in its shape."""
+    """Returns steps and both running averages by name; None unless each parameter has them, in its shape."""
     try:
         numbers = [number for group in state["param_groups"] for number in group["params"]]
         each = [state["state"][number] for number in numbers]

@@ -2,7 +2,7 @@
 
 import fnmatch
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -14,7 +14,7 @@ from vqgan_jax import build
 from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert import names
 from vqgan_jax.convert.names import Entry
-from vqgan_jax.convert.weights import ConvertError, Tensor
+from vqgan_jax.convert.tensors import ConvertError, Tensor
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.quantizer import CodebookStats
 from vqgan_jax.train.sharding import path_name
@@ -55,27 +55,37 @@ class Converted(NamedTuple):
 
     Attributes:
       config: of a run that would have made it.
-      params: of the generator, or of the transformer, float32.
-      discriminator: its parameters, where they are in the file.
-      stats: as `TrainState` has them: of the discriminator's norms, and of a codebook that is a running average.
-      lpips: parameters of `nn.perceptual.LPIPS`, where they are in the file.
+      networks: trees of float32 arrays by the networks of `names`: "generator" or "transformer", and as far as the file
+        has them "discriminator", "batch_stats" (of its norms), "codebook" (a running average) and "lpips".
+      report: on every tensor of the file.
       moments: Adam's, by network, where they are in the file.
       step: of the training.
       tokenizer: of the images that a transformer makes.
       condition: the tokenizer of a transformer's condition, where it has one of its own.
-      report: on every tensor of the file.
     """
 
     config: Stage1 | Stage2
-    params: Tree
-    discriminator: Tree | None
-    stats: Tree
-    lpips: Tree | None
-    moments: dict[str, Moments]
-    step: int
-    tokenizer: "Converted | None"
-    condition: "Converted | None"
+    networks: Tree
     report: Report
+    moments: dict[str, Moments]
+    step: int = 0
+    tokenizer: "Converted | None" = None
+    condition: "Converted | None" = None
+
+    @property
+    def params(self) -> Tree:
+        """Returns the parameters of the generator or of the transformer."""
+        return self.networks["generator" if isinstance(self.config, Stage1) else "transformer"]
+
+    @property
+    def stats(self) -> Tree:
+        """Returns statistics as `TrainState` has them."""
+        found, networks = {}, self.networks
+        if "discriminator" in networks:
+            found["discriminator"] = networks.get("batch_stats", {})
+        if "codebook" in networks:
+            found["codebook"] = CodebookStats(**networks["codebook"])
+        return found
 
 
 def compare(entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[str] = (), prefix: str = "") -> Report:
@@ -87,21 +97,22 @@ def compare(entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[st
       dropped: patterns, as of file names, of tensors that are not needed.
       prefix: of all names, in the report only.
     """
-    fits = {name for name, entry in entries.items() if name in tensors and _fits(entry, tensors[name])}
-    over = [name for name in tensors if name not in entries]
-    needless = {name for name in over if any(fnmatch.fnmatchcase(name, pattern) for pattern in dropped)}
-    lists = (
-        [name for name in tensors if name in fits],
-        [name for name in entries if name not in tensors],
-        [name for name in over if name not in needless],
-        [name for name in tensors if name in entries and name not in fits],
-        [name for name in over if name in needless],
-    )
-    return Report(*(tuple(prefix + name for name in each) for each in lists))
+    found: dict[str, list[str]] = {field: [] for field in Report._fields}
+    for name, tensor in tensors.items():
+        if name in entries:
+            found["used" if _fits(entries[name], tensor) else "misshaped"].append(prefix + name)
+        else:
+            found["dropped" if _any(name, dropped) else "unexpected"].append(prefix + name)
+    found["missing"] = [prefix + name for name in entries if name not in tensors]
+    return Report(**{field: tuple(names) for field, names in found.items()})
+
+
+def _any(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def joined(reports: Sequence[Report]) -> Report:
-    """One report of several."""
+    """Returns one report of several."""
     return Report(*(sum(lists, start=()) for lists in zip(*reports, strict=True)))
 
 
@@ -109,7 +120,7 @@ def check(report: Report, allow: Sequence[str] = ()) -> None:
     """Raises ConvertError if tensors are missing, unexpected or of another shape that no pattern of `allow` fits."""
     found = []
     for kind in ("missing", "unexpected", "misshaped"):
-        wrong = [n for n in getattr(report, kind) if not any(fnmatch.fnmatchcase(n, pattern) for pattern in allow)]
+        wrong = [name for name in getattr(report, kind) if not _any(name, allow)]
         more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
         found += [f"{kind} ({len(wrong)}): {', '.join(wrong[:20])}{more}"] if wrong else []
     if found:
@@ -120,7 +131,7 @@ def check(report: Report, allow: Sequence[str] = ()) -> None:
 
 
 def assemble(shapes: Shapes, entries: Mapping[str, Entry], tensors: Tensors) -> Tree:
-    """Nested dicts of float32 arrays, each a `Tensor` that reads its parts when it is read itself.
+    """Returns nested dicts of float32 arrays, each a `Tensor` that reads its parts when it is read itself.
 
     What the file lacks, or has in another shape, is zero: see `compare`.
     """
@@ -145,7 +156,7 @@ def load(
     tensors: Tensors,
     dropped: Sequence[str] = (),
 ) -> Tree:
-    """Parameters of a module whose every shape is known, as jax Arrays of their own.
+    """Returns parameters of a module whose every shape is known, as jax Arrays of their own.
 
     Args:
       module, inputs: tell the shapes.
@@ -163,7 +174,7 @@ def load(
 
 
 def _read(shape: tuple[int, ...], parts: Sequence[tuple[Entry, Tensor]], zeros: bool) -> np.ndarray:
-    """One of our arrays; a tensor is freed before the next one is read."""
+    """Returns one of our arrays; a tensor is freed before the next one is read."""
     array = (np.zeros if zeros else np.empty)(shape, np.float32)
     for entry, tensor in parts:
         names.put(entry, array, tensor.read())
@@ -174,68 +185,39 @@ def _fits(entry: Entry, tensor: Tensor) -> bool:
     return tuple(tensor.shape) == entry.shape and bool(jnp.issubdtype(tensor.dtype, jnp.floating))
 
 
-def tokenizer(
-    config: Stage1,
+def planned(
+    config: Stage1 | Stage2,
     shapes: Shapes,
     entries: Mapping[str, Entry],
     tensors: Tensors,
     dropped: Sequence[str] = (),
     prefix: str = "",
 ) -> Converted:
-    """A VQ model, and what it is trained with, out of a file's tensors; see `assemble` and `compare`."""
-    found = assemble(shapes, entries, tensors)
-    stats = {"discriminator": found.get("batch_stats", {})} if "discriminator" in found else {}
-    stats |= {"codebook": CodebookStats(**found["codebook"])} if "codebook" in found else {}
-    return Converted(
-        config=config,
-        params=found["generator"],
-        discriminator=found.get("discriminator"),
-        stats=stats,
-        lpips=found.get("lpips"),
-        moments={},
-        step=0,
-        tokenizer=None,
-        condition=None,
-        report=compare(entries, tensors, dropped, prefix),
-    )
+    """Returns a model whose arrays are read when they are asked for; see `assemble` and `compare`."""
+    return Converted(config, assemble(shapes, entries, tensors), compare(entries, tensors, dropped, prefix), {})
 
 
-def transformer(
-    config: Stage2, shapes: Shapes, entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[str] = ()
+def tokenizer(
+    config: Stage1,
+    entries: Callable[[Shapes], Mapping[str, Entry]],
+    tensors: Tensors,
+    dropped: Sequence[str] = (),
+    allow: Sequence[str] = (),
 ) -> Converted:
-    """A transformer out of a file's tensors, without its tokenizers; see `assemble` and `compare`."""
-    return Converted(
-        config=config,
-        params=assemble(shapes, entries, tensors)["transformer"],
-        discriminator=None,
-        stats={},
-        lpips=None,
-        moments={},
-        step=0,
-        tokenizer=None,
-        condition=None,
-        report=compare(entries, tensors, dropped),
-    )
-
-
-def arrays(converted: Converted) -> dict[str, Any]:
-    """All arrays of a model but its tokenizers' and the optimisers', by path; see `names`."""
-    if isinstance(converted.config, Stage2):
-        return by_path({"transformer": converted.params})
-    found = {"generator": converted.params, "lpips": converted.lpips, "discriminator": converted.discriminator}
-    found |= {"batch_stats": converted.stats.get("discriminator")}
-    if converted.config.quantizer.ema and "codebook" in converted.stats:
-        found |= {"codebook": converted.stats["codebook"]._asdict()}
-    return by_path({name: tree for name, tree in found.items() if tree})
+    """Returns the generator of a tokenizer; ConvertError if the file has not exactly its tensors, see `check`."""
+    shapes = stage1_shapes(config)
+    found = planned(config, shapes, entries(shapes), tensors, dropped)
+    check(found.report, allow)
+    return found
 
 
 def by_path(tree: Any) -> dict[str, Any]:
-    """A tree's leaves by path."""
+    """Returns a tree's leaves by path."""
     return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def whole(converted: Converted) -> Converted:
-    """The model; ConvertError if it is a transformer without its tokenizer."""
+    """Returns the model; ConvertError if it is a transformer without its tokenizer."""
     if isinstance(converted.config, Stage2) and converted.tokenizer is None:
         raise ConvertError(
             "a transformer must come with the tokenizer of its images; this file has none. Give that one's file too: "
@@ -245,13 +227,13 @@ def whole(converted: Converted) -> Converted:
 
 
 def read(planned: Converted) -> Converted:
-    """A plan with arrays for its tensors, one read after the other."""
+    """Returns a plan with arrays for its tensors, one read after the other."""
     return jax.tree.map(lambda leaf: leaf.read() if isinstance(leaf, Tensor) else leaf, planned)
 
 
 @functools.lru_cache(maxsize=8)  # tracing takes a second, and tokenizers are often alike
 def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = False) -> Shapes:
-    """Shapes of every array of a tokenizer, and of what it is trained with, by path; see `names`."""
+    """Returns shapes of every array of a tokenizer, and of what it is trained with, by path; see `names`."""
     factor = 2 ** (len(config.model.channel_multipliers) - 1)
     image = _image(factor, config.model.image_channels)
     found = {"generator": _init(build.vqgan(config), image)["params"]}
@@ -270,13 +252,13 @@ def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = 
 
 @functools.lru_cache(maxsize=8)
 def stage2_shapes(config: Stage2) -> Shapes:
-    """Shapes of every array of a transformer, by path; see `names`."""
+    """Returns shapes of every array of a transformer, by path; see `names`."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on the input's
     return flat({"transformer": _init(build.transformer(config), tokens)["params"]})
 
 
 def flat(tree: Any) -> Shapes:
-    """Shapes of a tree's leaves, by path."""
+    """Returns shapes of a tree's leaves, by path."""
     return {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}
 
 
@@ -285,7 +267,7 @@ def _image(side: int, channels: int) -> jax.ShapeDtypeStruct:
 
 
 def _init(module: Any, *inputs: jax.ShapeDtypeStruct, **options: Any) -> Tree:
-    """Shapes of a module's variables, ConvertError if it cannot be; nothing is computed."""
+    """Returns shapes of a module's variables, ConvertError if it cannot be; nothing is computed."""
     init = functools.partial(module.init, **options)
     key = jax.eval_shape(lambda: jax.random.key(0))
     try:

@@ -22,6 +22,16 @@ class Condition(Protocol):
     """One kind of prefix."""
 
     @property
+    def kind(self) -> str:
+        """Its name in a config."""
+        ...
+
+    @property
+    def droppable(self) -> bool:
+        """Whether training dropped it now and then, so that there is a null token, as guidance needs."""
+        ...
+
+    @property
     def field(self) -> str:
         """What of a batch it reads; empty if nothing."""
         ...
@@ -56,6 +66,8 @@ class Condition(Protocol):
 class Unconditional:
     """One token that is always the same, for the first code to follow."""
 
+    kind = "none"
+    droppable = False
     field = ""
     grid = None
     length = 1
@@ -78,6 +90,7 @@ class ClassLabel:
 
     num_classes: int
     droppable: bool = False
+    kind = "class"
     field = "label"
     grid = None
     length = 1
@@ -122,6 +135,11 @@ class Codes:
     module: Any = None
 
     @property
+    def kind(self) -> str:
+        """The map's."""
+        return self.field
+
+    @property
     def length(self) -> int:
         """One token a code."""
         return self.grid[0] * self.grid[1]
@@ -130,6 +148,14 @@ class Codes:
     def vocab_size(self) -> int:
         """Codes, and the null token."""
         return self.codebook_size + self.droppable
+
+    def is_cut(self, window: tuple[int, int]) -> bool:
+        """Whether a window of that many of the image's codes sees whole codes of a larger map wherever it stands.
+
+        Then the map is encoded once and its codes are cut. Else the part of the map in each window is encoded by
+        itself, as in training: it is brought to another size, or the window may stand in the middle of a code.
+        """
+        return not self.size and all(own % side == 0 for own, side in zip(self.grid, window, strict=True))
 
     def encode(self, frozen: Frozen, batch: dict[str, Array]) -> Int[Array, "b s"]:
         """Codes of the map, row by row; deterministic also for a Gumbel quantizer."""
@@ -158,7 +184,7 @@ class Coordinates:
     grid: tuple[int, int]
     downsample_factor: int
     droppable: bool = False
-    field = "coordinates"
+    kind = field = "coordinates"
 
     @property
     def length(self) -> int:
@@ -194,6 +220,11 @@ class Objects:
     layout: Layout
     droppable: bool = False
     grid = None
+
+    @property
+    def kind(self) -> str:
+        """The field's."""
+        return self.field
 
     @property
     def length(self) -> int:

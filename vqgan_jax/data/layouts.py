@@ -135,19 +135,6 @@ class Layout:
         rows = tokens[: self.max_objects * self._width].reshape(-1, self._width)
         return [(int(row[0]), self._box(row[1], row[-1])) for row in rows if row[0] != self.none]
 
-    def crop(self, tokens: Integer[np.ndarray, "t"]) -> Box:
-        """The part of the image that is looked at.
-
-        Raises:
-          ValueError: if the tokens are not as many as a layout has, or have no crop points.
-        """
-        self._check_length(tokens)
-        if not self.crop_points:
-            raise ValueError(
-                "the crop is told by crop points; this layout has crop_points=False. Ask one that has some."
-            )
-        return self._box(tokens[-2], tokens[-1])
-
     def windows(
         self,
         boxes: Float64[np.ndarray, "n 4"],

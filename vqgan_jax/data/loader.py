@@ -22,34 +22,9 @@ from vqgan_jax.data.views import View
 MAX_BAD_FRACTION = 0.01
 
 Batch: TypeAlias = dict[str, np.ndarray]
-
-
-class Batches(grain.DatasetIterator[Batch]):
-    """An iterator of batches that knows where it is, and which images it could not decode.
-
-    It is a grain iterator: Orbax saves and restores it. `get_state()` is `{"next_index": number of the next batch}`,
-    the same in every process and for any number of processes; `set_state` continues there.
-    """
-
-    def __init__(self, batches: grain.DatasetIterator[Batch], images: "_Decodable | None" = None):
-        super().__init__(batches)
-        self._batches, self._images = batches, images
-
-    def __next__(self) -> Batch:
-        return next(self._batches)
-
-    def get_state(self) -> dict[str, Any]:
-        """`{"next_index": n}`, n the number of the next batch."""
-        return self._batches.get_state()
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continues with the batch `state["next_index"]`."""
-        self._batches.set_state(state)
-
-    @property
-    def bad_images(self) -> tuple[str, ...]:
-        """One message for each image that could not be decoded so far, each naming its file."""
-        return self._images.bad_images if self._images is not None else ()
+# Orbax saves and restores it. `get_state()` is `{"next_index": number of the next batch}`, the same in every process
+# and for any number of processes; `set_state` continues there.
+Batches: TypeAlias = grain.DatasetIterator[Batch]
 
 
 def training_batches(
@@ -97,7 +72,7 @@ def training_batches(
     data = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
     # Randomness comes before the share of a process: keyed by the example's global number it is anyone's to load.
     data = data.random_map(functools.partial(_training_example, images, augmentation, fields))
-    return Batches(share(data, local_size, process_index, process_count, num_threads, prefetch), images)
+    return share(data, local_size, process_index, process_count, num_threads, prefetch)
 
 
 def evaluation_batches(
@@ -136,7 +111,7 @@ def evaluation_batches(
     images, augmentation = _Decodable(source), preprocessing.evaluation(image_size)
     data = grain.MapDataset.range(-(-count // batch_size) * batch_size)
     data = data.map(functools.partial(_evaluation_example, images, augmentation, fields, count))
-    return Batches(share(data, local_size, process_index, process_count, num_threads, prefetch), images)
+    return share(data, local_size, process_index, process_count, num_threads, prefetch)
 
 
 def local_size_of(batch_size: int, process_index: int, process_count: int) -> int:
@@ -229,11 +204,6 @@ class _Decodable:
         self._bad: dict[int, str] = {}
         self._lock = threading.Lock()
 
-    @property
-    def bad_images(self) -> tuple[str, ...]:
-        with self._lock:
-            return tuple(message for _, message in sorted(self._bad.items()))
-
     def get(self, index: int) -> Mapping[str, Any] | None:
         """Example `index`, or None if its image is bad; ValueError once more than 1% of the images are."""
         if index in self._bad:
@@ -256,9 +226,8 @@ class _Decodable:
             if index not in self._bad:
                 logging.warning("%s: number %d is left out: %s", self.source.name, index, message)
             self._bad[index] = message
-            count = len(self._bad)
+            count, first = len(self._bad), "\n  ".join(self._bad[i] for i in sorted(self._bad)[:5])
         if count > MAX_BAD_FRACTION * len(self.source):
-            first = "\n  ".join(self.bad_images[:5])
             raise ValueError(
                 f"at most {MAX_BAD_FRACTION:.0%} of the images may be undecodable; of {self.source.name} {count} of "
                 f"{len(self.source)} already are. Replace or remove them; the first are:\n  {first}"

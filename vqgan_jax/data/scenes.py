@@ -45,7 +45,6 @@ class Scene(TypedDict):
     depth: Float32[np.ndarray, "s s"]  # 0 is ground, 1 the nearest possible
     boxes: Float32[np.ndarray, "n 4"]  # x0 y0 w h in [0, 1] of the whole shape; padding 0
     categories: Int32[np.ndarray, " n"]  # padding -1
-    centers: Float32[np.ndarray, "n 2"]  # x y of the boxes' centres; padding 0
 
 
 class _Shape(NamedTuple):
@@ -235,7 +234,6 @@ def _render(layout: _Layout, size: int) -> Scene:
         depth=depth,
         boxes=boxes,
         categories=categories,
-        centers=boxes[:, :2] + boxes[:, 2:] / 2,
     )
 
 

@@ -254,7 +254,7 @@ def token_batches(
     """
     local_size = loader.local_size_of(batch_size, process_index, process_count)
     data = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None).map(source.__getitem__)
-    return Batches(loader.share(data, local_size, process_index, process_count, num_threads, prefetch))
+    return loader.share(data, local_size, process_index, process_count, num_threads, prefetch)
 
 
 def evaluation_token_batches(
@@ -285,7 +285,7 @@ def evaluation_token_batches(
     count = loader.how_many(num_examples, len(source), source.name)
     data = grain.MapDataset.range(-(-count // batch_size) * batch_size)
     data = data.map(functools.partial(_evaluation_tokens, source, count))
-    return Batches(loader.share(data, local_size, process_index, process_count, num_threads, prefetch))
+    return loader.share(data, local_size, process_index, process_count, num_threads, prefetch)
 
 
 def _evaluation_tokens(source: Source, count: int, index: int) -> dict[str, Any]:

@@ -46,11 +46,16 @@ def segmentation(cut: Cut, *, num_classes: int, shift: bool) -> Int32[np.ndarray
       shift: adds 1 to each, by which 255 becomes 0: COCO-Stuff's unlabelled pixels.
 
     Raises:
-      ValueError: the example has no such map, or one with a category that there is not.
+      ValueError: the example has no such map, or one with a category that there is not, or `shift` and one above 255.
     """
     labels = wanted(cut, "segmentation")
     part = labels[nearest(cut.geometry, labels.shape)]
-    part = (part.astype(np.uint8) + np.uint8(1) if shift else part).astype(np.int32)
+    if shift and not 0 <= part.min() <= part.max() <= 255:
+        raise ValueError(
+            "labels of a segmentation must be in 0 to 255 under data.shift_labels, where 255 is unlabelled; got "
+            f"{part.min()} to {part.max()}. Number the categories anew, or turn data.shift_labels off."
+        )
+    part = (part.astype(np.int32) + 1) % 256 if shift else part.astype(np.int32)
     if part.max() >= num_classes:
         raise ValueError(
             f"labels of a segmentation must be below the number of classes, {num_classes}; got {part.max()}. Raise "

@@ -34,6 +34,5 @@ def vgg_features(params: dict[str, Any], images: Images) -> Float[Array, "b 512"
       params: of `nn.perceptual.LPIPS`, of which only VGG16 is used.
       images: levels 0 to 255, not resized: at least 16 pixels a side.
     """
-    with jax.default_matmul_precision("highest"):
-        features: Any = VGG16().apply({"params": params["vgg"]}, imagenet(to_float(images)))
+    features: Any = VGG16().apply({"params": params["vgg"]}, imagenet(to_float(images)))
     return jnp.mean(features[-1], axis=(1, 2))

@@ -2,6 +2,7 @@
 
 import numpy as np
 from jaxtyping import Float
+from scipy.special import logsumexp
 
 
 def inception_score(logits: Float[np.ndarray, "n c"], *, split: int = 5000, seed: int) -> tuple[float, float]:
@@ -26,12 +27,7 @@ def inception_score(logits: Float[np.ndarray, "n c"], *, split: int = 5000, seed
     shuffled = np.random.default_rng(seed).permutation(logits.astype(np.float64))
     scores = []
     for part in np.array_split(shuffled, max(1, round(len(logits) / split))):
-        logs = part - _log_sum_exp(part, axis=1)
-        marginal = _log_sum_exp(logs, axis=0) - np.log(len(logs))
+        logs = part - logsumexp(part, axis=1, keepdims=True)
+        marginal = logsumexp(logs, axis=0, keepdims=True) - np.log(len(logs))
         scores.append(np.exp(np.mean(np.sum(np.exp(logs) * (logs - marginal), axis=1))))
     return float(np.mean(scores)), float(np.std(scores))
-
-
-def _log_sum_exp(x: Float[np.ndarray, "n c"], axis: int) -> Float[np.ndarray, "..."]:
-    largest = x.max(axis, keepdims=True)
-    return largest + np.log(np.sum(np.exp(x - largest), axis=axis, keepdims=True))

@@ -23,16 +23,14 @@ def lpips_vgg(
       params: LPIPS's.
       images, others: levels 0 to 255; figures of different resolutions cannot be compared.
     """
-    with jax.default_matmul_precision("highest"):
-        distances: Any = LPIPS().apply({"params": params}, to_float(images), to_float(others))
+    distances: Any = LPIPS().apply({"params": params}, to_float(images), to_float(others))
     return distances
 
 
 def embed(params: dict[str, Any], images: UInt8[Array, "b H W 3"]) -> Float[Array, "b _"]:
     """Vectors whose squared distances are the images' LPIPS distances: weighted features, scaled by their area."""
     model = LPIPS()
-    with jax.default_matmul_precision("highest"):
-        features: Any = model.apply({"params": params}, to_float(images), method="features")
+    features: Any = model.apply({"params": params}, to_float(images), method="features")
     parts = []
     for i, f in enumerate(features):
         weight = jnp.sqrt(jnp.maximum(params[f"head_{i}"], 0.0) / (f.shape[1] * f.shape[2]))

@@ -142,26 +142,25 @@ def likelihoods(prior: models.Prior, request: Request) -> Float[np.ndarray, "n 2
     """First condition token and nats a token of every held-out example, or of `limit`, over all processes, in order."""
     source = request.limited(stage2_program.open_split(prior.config, "validation"))
     mesh = sharding.local_mesh()
-    tokenizers = prior.tokenizer, prior.condition
-    task = stage2.from_config(prior.config, prior.tokenizer.module, models.condition_module(*tokenizers))
-
-    @jax.jit
-    def rows(params: Any, frozen: Any, batch: Any) -> Any:
-        condition, indices = stage2.codes(task, frozen, batch)
-        return condition[:, 0], priors.nll(task.prior, params, condition, indices)
-
-    params, frozen = jax.device_put((prior.params, prior.frozen), sharding.replicated(mesh))
+    placed = jax.device_put(prior, sharding.replicated(mesh))
     batches = stage2_program.evaluation_batches(prior.config, source, len(source), request.global_batch)
     told, done, numbers, found = request.track("likelihood", -(-len(source) // jax.process_count())), 0, [], []
     for i, batch in enumerate(batches):
         mask = np.asarray(batch.pop("mask"))
-        first, nll = rows(params, frozen, jax.device_put(dict(batch), jax.NamedSharding(mesh, sharding.BATCH)))
+        first, nll = measured(placed, jax.device_put(dict(batch), jax.NamedSharding(mesh, sharding.BATCH)))
         nats = np.asarray(nll, np.float64).mean(axis=1)
         found.append(np.stack([np.asarray(first, np.float64), nats], axis=1)[mask])
         share = (i * jax.process_count() + jax.process_index()) * len(mask)
         numbers.append((share + np.arange(len(mask)))[mask])
         told(done := done + int(mask.sum()))
     return gather(np.concatenate(found))[np.argsort(gather(np.concatenate(numbers)))]
+
+
+@jax.jit
+def measured(prior: models.Prior, batch: dict[str, Any]) -> tuple[Any, Any]:
+    """First condition token of each example, and nats of each of its tokens."""
+    condition, indices = stage2.codes(prior.module, prior.tokenizer.module, prior.frozen, batch)
+    return condition[:, 0], priors.nll(prior.module, prior.params, condition, indices)
 
 
 def of_likelihood(

@@ -102,10 +102,10 @@ def pair_functions(model: models.Tokenizer, networks: Networks, size: int, *, ss
     def values(images: np.ndarray, recons: np.ndarray) -> dict[str, np.ndarray]:
         x, y = padded(images, size), padded(recons, size)
         found = {"lpips_vgg": likeness.lpips_vgg(networks.lpips, x, y), "psnr": structural.psnr(x, y)}
+        rows = {name: whole(value, len(images)).astype(np.float64) for name, value in found.items()}
         if ssim:
-            found["ssim"] = structural.ssim(x, y)
-        l1 = np.abs(images.astype(np.float64) - recons).mean(axis=(1, 2, 3)) / 127.5
-        return {name: whole(value, len(images)).astype(np.float64) for name, value in found.items()} | {"l1": l1}
+            rows["ssim"] = structural.ssim(images, recons)
+        return rows | {"l1": np.abs(images.astype(np.float64) - recons).mean(axis=(1, 2, 3)) / 127.5}
 
     model = jax.device_put(model, sharding.replicated(sharding.local_mesh()))
     return recons_and_codes, values

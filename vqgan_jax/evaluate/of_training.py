@@ -36,7 +36,8 @@ def judge(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Judge:
         module = build.vqgan(config)
 
         def of_state(state: Any, step: int) -> list[record.Result]:
-            model = models.Tokenizer(*parameters(state, "generator", module, step))
+            params, weights = parameters(state, "generator")
+            model = models.Tokenizer(params, module, run=models.Run(config, step, weights))
             return of_tokenizer.evaluate(model, config, request, workdir=workdir).results
 
         return of_state
@@ -48,15 +49,15 @@ def judge(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Judge:
     )
 
     def of_prior_state(state: Any, step: int) -> list[record.Result]:
-        params, module, step, weights = parameters(state, "transformer", code_prior, step)
-        prior = models.Prior(params, tokenizer, module, config, condition, step, weights)
+        params, weights = parameters(state, "transformer")
+        prior = models.Prior(params, tokenizer, code_prior, condition, run=models.Run(config, step, weights))
         return of_prior.evaluate(prior, request, asked, workdir=workdir).results
 
     return of_prior_state
 
 
-def parameters(state: Any, name: str, module: Any, step: int) -> tuple[Any, Any, int, str]:
-    """Whole parameters on the host, what they belong to, their step and kind."""
+def parameters(state: Any, name: str) -> tuple[Any, str]:
+    """Whole parameters of a network on the host, and their kind."""
     params = state.ema.get(name, state.params[name])
     whole = multihost_utils.process_allgather(params, tiled=True) if jax.process_count() > 1 else jax.device_get(params)
-    return whole, module, step, "ema" if name in state.ema else "raw"
+    return whole, "ema" if name in state.ema else "raw"

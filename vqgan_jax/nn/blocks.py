@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vqgan_jax.nn.convolutions import convolve, convolve_doubled
+from vqgan_jax.nn.precision import attention
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what the paper's networks, biases included, were trained from.
 uniform_fan_in = variance_scaling(1 / 3, "fan_in", "uniform")
@@ -110,16 +111,31 @@ def group_norm(
 def group_norm_forward(x: Array, shift: Array, scale: Array, bias: Array, groups: int, dtype: np.dtype) -> tuple:
     """The value, and what the gradient needs."""
     wide = x.astype(jnp.float32) + shift[None, None, None]
-    channel_mean = wide.mean((1, 2))
-    mean = group_mean(channel_mean, groups)
-    if x.dtype == jnp.bfloat16:
-        # In one pass: what cancels here in float32 is less than what rounding to bfloat16 took from x.
-        variance = jnp.maximum(group_mean(jnp.square(wide).mean((1, 2)), groups) - jnp.square(mean), 0.0)
-    else:
-        variance = group_mean(jnp.square(wide - mean).mean((1, 2)), groups)
+    channel_mean, mean, variance = moments(x, shift, groups)
     inverse_std = jax.lax.rsqrt(variance + 1e-6)
     y = (wide - mean) * (inverse_std * scale[None, None, None]) + bias[None, None, None]
     return y.astype(dtype), (x, shift, scale, channel_mean, mean, inverse_std)
+
+
+def moments(
+    x: Float[Array, "b h w c"], shift: PerChannel, groups: int
+) -> tuple[Float[Array, "b c"], Float[Array, "b 1 1 c"], Float[Array, "b 1 1 c"]]:
+    """Returns the means of the channels of x + shift, and means and variances of their groups, in float32.
+
+    Of bfloat16 in one pass over x: what cancels in E[x^2] - E[x]^2 is less than what rounding to bfloat16 took from x.
+    The shift was not rounded and must not cancel: it joins the means of the channels, of which a second pass is cheap.
+    """
+    wide = x.astype(jnp.float32)
+    if x.dtype != jnp.bfloat16:
+        wide = wide + shift[None, None, None]
+        channel_mean = wide.mean((1, 2))
+        mean = group_mean(channel_mean, groups)
+        return channel_mean, mean, group_mean(jnp.square(wide - mean).mean((1, 2)), groups)
+    unshifted = wide.mean((1, 2))
+    within = jnp.maximum(jnp.square(wide).mean((1, 2)) - jnp.square(unshifted), 0.0)
+    channel_mean = unshifted + shift[None]
+    mean = group_mean(channel_mean, groups)
+    return channel_mean, mean, group_mean(within + jnp.square(channel_mean - mean[:, 0, 0]), groups)
 
 
 def group_norm_backward(groups: int, dtype: np.dtype, saved: tuple, g: Array) -> tuple[Array, Array, Array, Array]:
@@ -185,7 +201,7 @@ class AttnBlock(nn.Module):
         b, h, w, c = x.shape
         normed = GroupNorm(self.dtype, self.groups, name="norm")(x)
         q, k, v = (conv1x1(c, self.dtype, name)(normed).reshape(b, h * w, 1, c) for name in ("q", "k", "v"))
-        attended = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+        attended = attention(q, k, v).reshape(b, h, w, c)
         return x + conv1x1(c, self.dtype, "out")(attended)
 
 

@@ -4,20 +4,28 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from vqgan_jax.nn.precision import precision_of, product
+
 
 def convolve(
     x: Float[Array, "b H W c"], kernel: Float[Array, "s s c d"], stride: int, padding: tuple[int, int]
 ) -> Float[Array, "b h w d"]:
-    """A plain convolution; `padding` is (before, after) on both axes."""
+    """A plain convolution, of float32 in float32; `padding` is (before, after) on both axes."""
     if stride == 1 and x.shape[1] * x.shape[2] <= 4:
         # VGG's last maps of a 32-pixel crop: XLA's CPU convolution takes 80 times as long as a product of patches.
         size = kernel.shape[0]
         x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
         h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
         patches = jnp.stack([x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)], axis=3)
-        return jnp.einsum("bhwsc,scd->bhwd", patches, kernel.reshape(size * size, *kernel.shape[2:]))
+        kernel = kernel.reshape(size * size, *kernel.shape[2:])
+        return product("bhwsc,scd->bhwd", patches, kernel)
     return jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel,
+        (stride, stride),
+        (padding, padding),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision_of(x.dtype),
     )
 
 
@@ -44,7 +52,13 @@ def convolve_copies(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"])
 def convolve_transposed(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
     """The same with zeros between the pixels."""
     return jax.lax.conv_general_dilated(
-        x, folded(kernel), (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        folded(kernel),
+        (1, 1),
+        ((2, 2), (2, 2)),
+        lhs_dilation=(2, 2),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision_of(x.dtype),
     )
 
 

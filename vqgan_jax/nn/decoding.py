@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from vqgan_jax.nn.caches import Form
+from vqgan_jax.nn.precision import attention
 from vqgan_jax.nn.transformer import Block, Transformer, Turns, causal_mask
 
 FEW = 32  # rows, of all devices together: one device may have a single one
@@ -49,6 +50,7 @@ def prefill(
     length: int,
     form: Form,
     places: Float[Array, "b p 2"] | None = None,
+    last: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "b v"], Cache]:
     """Runs the whole prefix.
 
@@ -59,9 +61,11 @@ def prefill(
       length: positions that the cache shall hold.
       form: of the cache.
       places: see `Transformer.__call__`.
+      last: position of the last token that counts, by default that of the last one. `step` writes over what the cache
+        holds behind it before anything sees it.
 
     Returns:
-      Logits of the token after the prefix, and the filled cache.
+      Logits of the token after the last one that counts, and the filled cache.
     """
     mask = causal_mask(prefix.shape[1], module.bidirectional_prefix)[None, None]
     keys, values = [], []
@@ -69,11 +73,12 @@ def prefill(
     def attend(_: int, q: Array, k: Array, v: Array) -> Array:
         keys.append(form.start(k, length))
         values.append(form.start(v, length))
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+        return attention(q, k, v, mask)
 
     x: Any = module.apply({"params": weights.outer}, prefix, method="embed")
     x = layers(module, weights, x, module.turns_at(0, prefix.shape[1], places), attend)
-    logits: Any = module.apply({"params": weights.outer}, x[:, -1:], method="readout")
+    x = x[:, -1:] if last is None else jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
+    logits: Any = module.apply({"params": weights.outer}, x, method="readout")
     return logits[:, 0], Cache(tuple(keys), tuple(values))
 
 

@@ -2,10 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Num, UInt8
 
 
-def check_levels(*images: Num[Array, "..."]) -> None:
+def check_levels(*images: Num[Array | np.ndarray, "..."]) -> None:
     """Raises ValueError unless images are uint8: floats do not tell whether they are in [0, 1], [-1, 1] or 0 to 255."""
     for each in images:
         if each.dtype != jnp.uint8:

@@ -10,6 +10,10 @@ from jaxtyping import Array, Float, Int
 
 from vqgan_jax.nn.blocks import conv1x1
 
+# A latent's float32 distances that are in memory at a time: those to 1,024 codes. They are never more than one layer's
+# activations at the images' own size: at factor 4 a latent stands for 16 pixels of 128 channels of 2 bytes.
+DISTANCE_BYTES = 4096
+
 
 @struct.dataclass
 class Quantized:
@@ -43,15 +47,36 @@ def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
 
 def nearest(latents: Float[Array, "*b d"], codebook: Float[Array, "k d"]) -> Int[Array, "*b"]:
-    """Row of the nearest code, the first one of equals.
+    """Returns the row of the nearest code, the first one of equals.
 
     The minimum of |e|^2 / 2 - z.e: adding |z|^2, the same for all codes, would only cost digits. HIGHEST because
     bfloat16 products, the default on TPU, choose another code for up to 3% of the latents.
+
+    A large codebook is searched in equal parts, one after the other: see `DISTANCE_BYTES`. The codes are cut and not
+    the latents, which many devices may share.
     """
-    flat = latents.reshape(-1, latents.shape[-1])
+    flat, k = latents.reshape(-1, latents.shape[-1]), codebook.shape[0]
+    parts = -(-4 * k // DISTANCE_BYTES)
+    if parts == 1:
+        return jnp.argmin(distances(flat, codebook), axis=-1).astype(jnp.int32).reshape(latents.shape[:-1])
+    size = -(-k // parts)
+    # What fills up the last part repeats the last code, and of equals the first one wins.
+    codes = jnp.pad(codebook, ((0, parts * size - k), (0, 0)), mode="edge").reshape(parts, size, -1)
+
+    def search(part: Float[Array, "_ d"]) -> tuple[Float[Array, "n"], Int[Array, "n"]]:
+        found = distances(flat, part)
+        return found.min(axis=-1), jnp.argmin(found, axis=-1)
+
+    smallest, rows = jax.lax.map(search, codes)
+    part = jnp.argmin(smallest, axis=0)[None]
+    indices = part * size + jnp.take_along_axis(rows, part, axis=0)
+    return indices.astype(jnp.int32).reshape(latents.shape[:-1])
+
+
+def distances(flat: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Float[Array, "n k"]:
+    """Returns half of the squared distance of each latent to each code, less half of the latent's squared length."""
     products = jnp.einsum("nd,kd->nk", flat, codebook, precision=jax.lax.Precision.HIGHEST)
-    distances = 0.5 * jnp.sum(jnp.square(codebook), axis=-1)[None] - products
-    return jnp.argmin(distances, axis=-1).astype(jnp.int32).reshape(latents.shape[:-1])
+    return 0.5 * jnp.sum(jnp.square(codebook), axis=-1)[None] - products
 
 
 class VectorQuantizer(nn.Module):
@@ -189,16 +214,18 @@ class GumbelQuantizer(nn.Module):
         return self.codebook[indices]
 
 
-def kmeans(points: Float[Array, "n d"], k: int, key: jax.Array, *, rounds: int = 10) -> Float[Array, "k d"]:
-    """Lloyd's algorithm from k random points; a centre that loses all its points stays where it is.
+def kmeans(points: Float[Array, "m n d"], k: int, key: jax.Array, *, rounds: int = 10) -> Float[Array, "k d"]:
+    """Returns the k centres that Lloyd's algorithm finds from k random points.
 
-    With fewer points than centres the surplus centres repeat points.
+    A centre that loses all its points stays where it is. With fewer points than centres the surplus centres repeat
+    points. The m sets are searched one after the other, which bounds the memory; their points count alike.
     """
-    n = points.shape[0]
-    centres = points[jnp.resize(jax.random.permutation(key, n), (k,))]
+    m, n, _ = points.shape
+    chosen = jnp.resize(jax.random.permutation(key, m * n), (k,))
+    centres = points[chosen // n, chosen % n]
 
     def move(_: int | Int[Array, ""], centres: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        indices = nearest(points, centres)
+        indices = jax.lax.map(lambda part: nearest(part, centres), points)
         counts = jnp.zeros(k).at[indices].add(1.0)[:, None]
         sums = jnp.zeros_like(centres).at[indices].add(points)
         return jnp.where(counts > 0, sums / jnp.maximum(counts, 1.0), centres)

@@ -11,11 +11,13 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from vqgan_jax.nn.precision import attention, dense_in, precision_of, product
+
 Turns = Float[Array, "_ 2 _"] | Float[Array, "b _ 2 _"]  # of every position or, in a cached step, of the first
 
 NORMS = ("layer", "rms")
 MLPS = ("gelu", "swiglu")
-POSITIONS = ("learned", "rope2d", "rope2d_blank")
+POSITIONS = ("learned", "rope2d", "rope2d_blank", "rope2d_line")
 REMAT = {
     "none": None,
     # Products of a kernel with their biases, and the statistics of norms: what is given to `kept`.
@@ -74,11 +76,11 @@ class Projection(nn.Module):
             bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
         if step:
             flat = lambda w: w.reshape(*w.shape[:-2], -1)  # heads side by side, which `tensor` cuts alike
-            together = jnp.einsum("btm,mkc->btkc", x, flat(kernel)) + flat(bias)[None, None]
+            together = product("btm,mkc->btkc", x, flat(kernel)) + flat(bias)[None, None]
             # Without the barrier the compiler would cut the input, and not compute the second position at all.
             first = jax.lax.optimization_barrier(together)[:, :1]
             return tuple(first[:, :, i].reshape(x.shape[0], 1, *shape[1:]) for i in range(3))
-        return tuple(jnp.einsum("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
+        return tuple(product("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
 
 
 class Block(nn.Module):
@@ -94,7 +96,7 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        dense = functools.partial(nn.DenseGeneral, use_bias=self.bias, kernel_init=normal, dtype=self.dtype)
+        dense = dense_in(self.dtype, use_bias=self.bias, kernel_init=normal)
         norm = functools.partial(Norm, self.norm, self.dtype)
         self.norm1, self.norm2 = norm(), norm()
         self.qkv = Projection(self.num_heads, self.bias, self.dtype)
@@ -138,11 +140,11 @@ class Block(nn.Module):
         if train and self.dropout:
             weights = nn.dot_product_attention_weights(
                 q, k, mask=mask[None, None], dropout_rng=self.make_rng("dropout"), dropout_rate=self.dropout,
-                broadcast_dropout=False, deterministic=False, dtype=jnp.float32,
+                broadcast_dropout=False, deterministic=False, dtype=jnp.float32, precision=precision_of(q.dtype),
             )  # fmt: skip
-            attended = jnp.einsum("bnts,bsnp->btnp", weights.astype(v.dtype), v)
+            attended = product("bnts,bsnp->btnp", weights.astype(v.dtype), v)
         else:
-            attended = jax.nn.dot_product_attention(q, k, v, mask=mask[None, None])  # softmax in float32
+            attended = attention(q, k, v, mask[None, None])
         return self.finish(x, attended, train=train), None
 
 
@@ -155,10 +157,9 @@ class Transformer(nn.Module):
       depth, width, num_heads: layers, channels and heads.
       extra_vocab: rows of the embedding behind the vocabulary, for a prefix that shares no row with the codes.
       bidirectional_prefix: so many first positions see each other both ways.
-      norm: a name of NORMS.
-      mlp: a name of MLPS.
-      positions: "learned", one vector a position, or "rope2d" and "rope2d_blank", which turn queries and keys by
-        `coordinates`.
+      norm, mlp: names of NORMS and MLPS.
+      positions: "learned", one vector a position, or "rope2d", "rope2d_blank" and "rope2d_line", which turn queries and
+        keys by `coordinates`. Only under "rope2d" do the tokens of a layout stand where they say instead: `places`.
       coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
         "rope2d_blank" gives to a prefix, makes queries and keys there zero, as LlamaGen's models were trained.
       qk_norm: normalises queries and keys, head by head.
@@ -206,7 +207,7 @@ class Transformer(nn.Module):
         )
         self.layers = stack(**self.block_fields)
         self.norm_out = Norm(self.norm, self.dtype, name="norm")
-        self.head = nn.Dense(self.vocab_size, use_bias=False, kernel_init=normal, dtype=self.dtype)
+        self.head = dense_in(self.dtype, use_bias=False, kernel_init=normal)(self.vocab_size)
 
     @property
     def block_fields(self) -> dict:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-from jax.extend import core
-from jax.interpreters import partial_eval
+
+from vqgan_jax.compat import ClosedJaxpr, Jaxpr, dce_jaxpr
 
 # Functions of `nn` by their names, with the products of their definition for each that they take.
 RESTATED = {"doubled_gradients": 9 / 4, "convolve_paired": 1 / 2, "part_sums": 0.0}
@@ -25,7 +25,7 @@ def count(function: Callable[..., Any], *args: Any) -> float:
 
 def jaxpr_flops(jaxpr: Any) -> float:
     """FLOPs of what the outputs of a jaxpr need."""
-    live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    live, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return float(sum(equation_flops(equation) for equation in live.eqns))
 
 
@@ -54,7 +54,7 @@ def called(params: dict[str, Any]) -> Iterator[Any]:
     """The jaxprs among an operation's parameters."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
-            if isinstance(item, core.ClosedJaxpr):
+            if isinstance(item, ClosedJaxpr):
                 yield item.jaxpr
-            elif isinstance(item, core.Jaxpr):
+            elif isinstance(item, Jaxpr):
                 yield item

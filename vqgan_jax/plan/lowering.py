@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vqgan_jax import api, build, models
 from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
-from vqgan_jax.train import loop, program, sharding, stage1, stage2
+from vqgan_jax.train import loop, program, sharding, stage1, stage1_program, stage2
 
 Config = configs.Stage1 | configs.Stage2
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -40,7 +40,8 @@ def call(config: Config, mesh: jax.sharding.Mesh, what: str) -> Call:
     Args:
       config: its `batch_size` is the global batch.
       mesh: of the devices to compile for.
-      what: "step" is the loop's training step; "encode" and "decode" are the public functions of a tokenizer, with
+      what: "step" is the loop's training step; "start" makes a tokenizer's first state, with the k-means start where
+        the config has one; "encode" and "decode" are the public functions of a tokenizer, with
         its parameters on every device and the batch cut into rows; "sample" draws grids of codes from a prior whose
         parameters are sharded as in training.
 
@@ -48,11 +49,13 @@ def call(config: Config, mesh: jax.sharding.Mesh, what: str) -> Call:
       ValueError: the batch or a parameter cannot be cut as the mesh wants, or the config's stage has no such function.
     """
     sharding.check_batch(config.batch_size, mesh, config.accumulate if what == "step" else 1)
-    wanted = {"step": (1, 2), "encode": (1,), "decode": (1,), "sample": (2,)}[what]
+    wanted = {"step": (1, 2), "start": (1,), "encode": (1,), "decode": (1,), "sample": (2,)}[what]
     if config.stage not in wanted:
         raise ValueError(f"`--what={what}` needs a config of stage {wanted[0]}; got one of stage {config.stage}.")
     if what == "step":
         return step(config, mesh)
+    if what == "start":
+        return start(config, mesh)
     return sample(config, mesh) if isinstance(config, configs.Stage2) else codec(config, mesh, what)
 
 
@@ -73,6 +76,16 @@ def step(config: Config, mesh: jax.sharding.Mesh) -> Call:
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = program.compiled_step(pure, where, mesh, nonfinite=config.optimizer.nonfinite)
     return step, (state, frozen, rows(batch, mesh), whole(key, mesh))
+
+
+def start(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Call:
+    """The first state out of a key and the first batches, jitted as `train.loop` does it."""
+    where = jax.tree.map(lambda leaf: leaf.sharding, loop.abstract_state(config, mesh))
+    batch, count = images(config), stage1_program.start_batches(config)
+    batches = jax.ShapeDtypeStruct((count, *batch.shape), batch.dtype)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    function = stage1_program.compiled_start(config, stage1.from_config(config), where)
+    return function, (whole(key, mesh), place(batches, jax.NamedSharding(mesh, stage1_program.START)))
 
 
 def codec(config: configs.Stage1, mesh: jax.sharding.Mesh, what: str) -> Call:

@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from vqgan_jax.compat import topologies
+
 GIB = 2**30
 
 
@@ -106,8 +108,6 @@ def describe(name: str) -> Topology:
             f"`--topology={name}` needs the TPU's compiler, which runs without a TPU; libtpu is not installed. "
             "Run `pip install 'vqgan_jax[tpu]'`, or plan for cpu:8."
         ) from None
-    from jax.experimental import topologies
-
     quiet()
     try:
         found = topologies.get_topology_desc(

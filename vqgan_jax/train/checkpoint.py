@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,18 @@ class Restored(NamedTuple):
     config: dict[str, Any]
 
 
+class Manager(ocp.CheckpointManager):
+    """Orbax's, which reads the held-out figures of all checkpoints as it starts."""
+
+    def metrics(self, step: int) -> Any:
+        """Those of a step; None, as where there are none, if their file is broken: the checkpoint may be whole."""
+        read = super().metrics
+        found, errors = tried(lambda: (read(step),), f"what was held out at step {step} in {self.directory}")
+        if found is None and verdict(errors) != BROKEN:
+            raise errors[-1]
+        return found[0] if found else None
+
+
 class Checkpoints:
     """The checkpoints of a workdir: the newest `keep` and the one with the lowest `best`.
 
@@ -43,12 +56,17 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: epath.Path, *, keep: int = 1, best: str = "lpips", read_only: bool = False) -> None:
+        def value(metrics: dict[str, float]) -> float:
+            return metrics[best] if math.isfinite(metrics.get(best, math.inf)) else math.inf
+
         preserve = [
             policies.LatestN(keep),
-            policies.BestN(get_metric_fn=lambda m: -m[best], n=1, keep_checkpoints_without_metrics=False),
+            policies.BestN(get_metric_fn=lambda m: -value(m), n=1, keep_checkpoints_without_metrics=False),
         ]
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=policies.PreemptionCheckpointingPolicy(),  # besides those that the loop forces
+            best_fn=value,  # without it no metrics are written, and the best is forgotten at the next start
+            best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy(preserve),
             create=False,  # by Orbax it is a meeting of all processes, which could not be tried again by one
         )
@@ -56,7 +74,7 @@ class Checkpoints:
         self.folder = workdir / "checkpoints"
         if not read_only and jax.process_index() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.manager = must(lambda: ocp.CheckpointManager(self.folder, options=options), str(self.folder))
+        self.manager = must(lambda: Manager(self.folder, options=options), str(self.folder))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -64,11 +82,25 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.manager.close()
 
+    def holds(self, step: int, part: str) -> bool:
+        """Whether the state of a checkpoint has this part at its top."""
+        state = self.folder / str(step) / "state"
+        return part in must(lambda: ocp.PyTreeCheckpointHandler().metadata(state).tree, str(state))
+
     @property
     def latest(self) -> int | None:
         """Step of the newest checkpoint that is completely written."""
         self.wait()
         return self.manager.latest_step()
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints, oldest first."""
+        return sorted(self.manager.all_steps())
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """What was held out at a checkpoint's step; empty where nothing was."""
+        return self.manager.metrics(step) or {}
 
     def wait(self) -> None:
         """Until all that was saved is written.
@@ -94,14 +126,19 @@ class Checkpoints:
         items = ocp.args.Composite(
             state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data), config=ocp.args.JsonSave(config)
         )
-        self.manager.save(step, args=items, metrics=metrics, force=True)
+        held_out = {name: float(value) for name, value in (metrics or {}).items()}  # of None Orbax would warn
+        self.manager.save(step, args=items, metrics=held_out, force=True)
 
     def preempted(self, step: int) -> bool:
         """Whether any process of a cluster got SIGTERM; true at the same step on all of them."""
         return jax.process_count() > 1 and self.manager.reached_preemption(step)
 
     def newest(
-        self, abstract: Callable[[dict[str, Any], dict[str, Any]], Any], *, partial: bool = False
+        self,
+        abstract: Callable[[dict[str, Any], dict[str, Any]], Any],
+        *,
+        partial: bool = False,
+        only: int | None = None,
     ) -> Restored | None:
         """Restores the newest checkpoint that every process can read; those that are broken are set aside.
 
@@ -111,29 +148,30 @@ class Checkpoints:
           abstract: from the checkpoint's config and data state to the tree of `jax.ShapeDtypeStruct` to restore, with
             the shardings wanted now. It raises ValueError where that config does not fit, which is not caught here.
           partial: the tree may leave out parts of the state.
+          only: the step of the one checkpoint that may be read; None for all.
 
         Raises:
           OSError: a process cannot read a checkpoint, and its tries do not prove that it is broken.
         """
-        for step, config, data in self.readable():
+        for step, config, data in self.readable(only):
             wanted = abstract(config, data)
             state = self.agreed(step, lambda step=step, wanted=wanted: self.read_state(step, wanted, partial=partial))
             if state is not None:
                 return Restored(step, state, data, config)
         return None
 
-    def readable(self) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
-        """Step, config and data state of each checkpoint whose small files every process can read, newest first."""
-        below = None
-        while (step := self.newest_below(below)) >= 0:
+    def readable(self, only: int | None = None) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+        """Step, config and data state of each checkpoint, or of one, that every process can read, newest first."""
+        below = 2**31 - 1
+        while (step := self.newest_below(below, only)) >= 0:
             below = step
             small = self.agreed(step, lambda step=step: self.read_small(step))
             if small is not None:
                 yield step, *small
 
-    def newest_below(self, limit: int | None) -> int:
+    def newest_below(self, limit: int, only: int | None) -> int:
         """The newest step that any process sees, below `limit`; -1 for none."""
-        steps = (step for step in self.manager.all_steps() if limit is None or step < limit)
+        steps = (step for step in self.manager.all_steps() if step < limit and only in (None, step))
         return int(gathered(max(steps, default=-1)).max())
 
     def agreed(self, step: int, read: Callable[[], T]) -> T | None:
@@ -171,7 +209,7 @@ class Checkpoints:
     def read_small(self, step: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """One checkpoint's config and data state."""
         handler = ocp.JsonCheckpointHandler()  # unlike the manager's reads, its own are no meeting of all processes
-        config, data = (handler.restore(self.folder / str(step) / name) for name in ("config", "data"))
+        config, data = (dict(handler.restore(self.folder / str(step) / name)) for name in ("config", "data"))
         return config, data
 
     def read_state(self, step: int, wanted: Any, *, partial: bool) -> Any:

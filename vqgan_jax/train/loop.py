@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vqgan_jax import config as configs
-from vqgan_jax import parsing
+from vqgan_jax import parsing, stored
 from vqgan_jax.evaluate import of_training
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
@@ -51,7 +51,8 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
     config, workdir = dataclasses.asdict(program.config), checkpoints.folder.parent
 
     def abstract(saved: dict[str, Any], data: dict[str, Any]) -> Any:
-        for section, key in (("", "stage"), ("tokenizer", "fingerprint")):
+        saved = stored.current(saved)
+        for section, key in (("", "stage"), ("tokenizer", "fingerprint"), ("transformer", "positions")):
             was, now = ((c.get(section, {}) if section else c).get(key) for c in (saved, config))
             if was != now:
                 name = f"{section} {key}".strip()
@@ -77,6 +78,11 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
     restored = checkpoints.newest(abstract, partial=True)
     if restored is None or restored.data:
         return restored
+    if checkpoints.holds(restored.step, "opt_state"):  # at first converted models had optimisers and no data's state
+        again = checkpoints.newest(lambda *_: {"opt_state": program.abstract.opt_state}, partial=True)
+        assert again is not None
+        assert again.step == restored.step
+        return restored._replace(state=TrainState(**again.state, **restored.state))
     where = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.opt_state)
     opt_state = jax.jit(program.optimizers, out_shardings=where)(restored.state["params"])
     return restored._replace(state=TrainState(opt_state=opt_state, **restored.state))
@@ -203,7 +209,7 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
             checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.log.keep, best=program.best))
             state, first = begin(program, checkpoints, batches, console)
             if jax.process_index() == 0:
-                write_json(workdir / "config.json", dataclasses.asdict(config))
+                write_json(workdir / "config.json", stored.to_json(config))
             writer = metrics_lib.Writer(workdir, resume_from=first, enabled=jax.process_index() == 0)
             stack.callback(writer.close)
             key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
@@ -237,7 +243,7 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
                     if stopping or last or step % config.log.checkpoint_every == 0:
                         writer.scalars(step, "goodput", goodput.shares())  # before: what is saved knows its time
                         with goodput.section("checkpoint"):
-                            checkpoints.save(step, state, batches.get_state(), dataclasses.asdict(config), results)
+                            checkpoints.save(step, state, batches.get_state(), stored.to_json(config), results)
                 if stopping and not last:
                     console.print(f"stopped at step {step}; saved. Run the same command to go on.")
                     break

@@ -81,7 +81,9 @@ def init(task: Task, key: jax.Array, images: Num[Array, "n b H W ..."], *, kmean
         if kmeans_start:
             encode = lambda batch: task.model.apply(variables, task.inputs(batch), method="encode").latents
             latents = jax.lax.map(encode, images)
-            centres = kmeans(latents.reshape(-1, quantizer.embed_dim), quantizer.codebook_size, keys[1])
+            # Batches stay apart: to join them would gather their images, which devices share.
+            points = latents.reshape(len(images), -1, quantizer.embed_dim)
+            centres = kmeans(points, quantizer.codebook_size, keys[1])
             params["generator"]["quantizer"]["codebook"] = quantizer.normalise(centres)
         if quantizer.refreshes:
             codebook = params["generator"]["quantizer"]["codebook"]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Num
 
+from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_output
 from vqgan_jax.nn.quantizer import Quantized
 from vqgan_jax.train.stage1 import Metrics, Task, Tree
@@ -25,7 +26,8 @@ def eval_step(
 ) -> Metrics:
     """Sums over the images where `mask` is set: to be added over batches and divided by `count`.
 
-    PSNR is that of each picture rounded to 8 bits; `lpips` is measured without dropout on the same rounded pictures.
+    PSNR is that of each picture rounded to 8 bits; `lpips` is measured on the same rounded pictures, without dropout
+    and in float32 whatever the model's dtype, as `vqgan evaluate` does.
     Of label maps there is `error` instead, the share of pixels whose label is wrong.
     """
     recon, quantized = reconstruct(task, generator, images)
@@ -36,7 +38,7 @@ def eval_step(
         mse = jnp.square(original - rounded).mean((1, 2, 3)) / 4.0  # of values in [0, 1]
         sums = {
             "psnr": -10.0 * jnp.log10(jnp.maximum(mse, 1e-10)),
-            "lpips": task.lpips.clone(dropout=False).apply({"params": frozen["lpips"]}, original, rounded),
+            "lpips": LPIPS().apply({"params": frozen["lpips"]}, original, rounded),
             "l1": jnp.abs(original - rounded).mean((1, 2, 3)),
         }
     sums["count"] = jnp.ones(len(images))

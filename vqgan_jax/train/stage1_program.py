@@ -1,6 +1,7 @@
 """Stage 1 for the loop: images, LPIPS's weights, and sheets of reconstructions."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,7 @@ from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.train import metrics, program, sharding, stage1, stage1_eval
 
 PREVIEWS = 16
+START = jax.P(None, *sharding.BATCH)  # batches of the start: one after the other, each cut into rows
 SHOWN = (
     "rec_loss", "perceptual_loss", "generator_loss", "discriminator_loss", "adaptive_weight", "codebook_usage",
     "perplexity", "images_per_second",
@@ -41,17 +43,27 @@ def stage1_program(config: configs.Stage1, mesh: jax.sharding.Mesh) -> program.P
         start=functools.partial(start, config, task, mesh, where, source),
         optimizers=functools.partial(stage1.optimizers, task),
         evaluate=evaluation(config, task, mesh, where, frozen, held_out),
-        best="error" if config.data.field == "segmentation" else "lpips", shown=SHOWN,
+        best=models.best_figure(config), shown=SHOWN,
     )  # fmt: skip
 
 
 def start(config: configs.Stage1, task: stage1.Task, mesh: jax.sharding.Mesh, where: Any, source: data.Source) -> Any:
     """A fresh state, born sharded, from the first batches."""
     batches = program.in_time(config, "batch of the start", program.image_batches(config, source))
-    images = np.stack([next(batches)["image"] for _ in range(max(config.quantizer.kmeans_batches, 1))])
-    images = sharding.put_batch({"image": images}, mesh, spec=jax.P(None, *sharding.BATCH))["image"]
+    images = np.stack([next(batches)["image"] for _ in range(start_batches(config))])
+    images = sharding.put_batch({"image": images}, mesh, spec=START)["image"]
+    return compiled_start(config, task, where)(jax.random.key(config.seed), images)
+
+
+def start_batches(config: configs.Stage1) -> int:
+    """How many batches `start` reads: those of the k-means start, or one for the norms' statistics."""
+    return max(config.quantizer.kmeans_batches, 1)
+
+
+def compiled_start(config: configs.Stage1, task: stage1.Task, where: Any) -> Callable[..., Any]:
+    """`stage1.init` of a key and of batches of images, jitted, with the state's shardings."""
     init = functools.partial(stage1.init, task, kmeans_start=config.quantizer.kmeans_batches > 0)
-    return jax.jit(init, out_shardings=where)(jax.random.key(config.seed), images)
+    return jax.jit(init, out_shardings=where)
 
 
 def evaluation(

@@ -81,17 +81,19 @@ def optimizers(task: Task, params: Tree) -> Tree:
     return {"transformer": task.optimizer.init(params["transformer"])}
 
 
-def codes(task: Task, frozen: Tree, batch: dict[str, Array]) -> tuple[Int[Array, "b s"], Int[Array, "b h w"]]:
+def codes(
+    prior: priors.CodePrior, tokenizer: VQGAN | None, frozen: Tree, batch: dict[str, Array]
+) -> tuple[Int[Array, "b s"], Int[Array, "b h w"]]:
     """The condition's tokens and the codes of a batch, which holds images, or both already ("tokens", b s+t)."""
     if "tokens" in batch:
-        length = task.prior.condition.length
+        length = prior.condition.length
         tokens = batch["tokens"]
-        return tokens[:, :length], tokens[:, length:].reshape(-1, *task.prior.grid)
-    assert task.tokenizer is not None, "images need a tokenizer"
-    quantized = task.tokenizer.apply(
+        return tokens[:, :length], tokens[:, length:].reshape(-1, *prior.grid)
+    assert tokenizer is not None, "images need a tokenizer"
+    quantized = tokenizer.apply(
         {"params": frozen["tokenizer"]}, to_float(batch["image"]), method="encode", rngs={"gumbel": jax.random.key(0)}
     )
-    return task.prior.condition.encode(frozen, batch), quantized.indices
+    return prior.condition.encode(frozen, batch), quantized.indices
 
 
 def decode(task: Task, frozen: Tree, indices: Int[Array, "b h w"]) -> UInt8[Array, "b H W c"]:
@@ -131,7 +133,7 @@ def train_step(
 
 def gradients(task: Task, params: Tree, frozen: Tree, batch: dict[str, Array], keys: jax.Array) -> tuple[Tree, Metrics]:
     """The gradients of the mean loss of a batch and what to log; each of the three `keys` is for one kind of chance."""
-    condition, indices = codes(task, frozen, batch)
+    condition, indices = codes(task.prior, task.tokenizer, frozen, batch)
     tokens = indices.reshape(len(indices), -1)[:, task.prior.forward]
     condition = dropped(condition, task.prior.null(condition), task.drop, keys[0])
     inputs = corrupted(tokens, task.loss.keep, task.prior.transformer.vocab_size, keys[1])
@@ -166,6 +168,6 @@ def eval_step(task: Task, transformer: Tree, frozen: Tree, batch: dict[str, Arra
 
     `nll` is nats a token; nothing is dropped or corrupted.
     """
-    condition, indices = codes(task, frozen, batch)
+    condition, indices = codes(task.prior, task.tokenizer, frozen, batch)
     nll = priors.nll(task.prior, transformer, condition, indices).mean(axis=1)
     return {"nll": jnp.sum(jnp.where(mask, nll, 0.0)), "count": jnp.sum(mask.astype(jnp.float32))}

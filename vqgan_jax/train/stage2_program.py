@@ -46,7 +46,7 @@ def stage2_program(config: configs.Stage2, mesh: jax.sharding.Mesh) -> program.P
         start=lambda: start(jax.random.key(config.seed)),
         optimizers=functools.partial(stage2.optimizers, task),
         evaluate=evaluation(config, task, mesh, where, frozen, held_out),
-        best="nll", shown=SHOWN,
+        best=models.best_figure(config), shown=SHOWN,
     )  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def masked(batch: dict[str, jax.Array]) -> tuple[dict[str, jax.Array], jax.Array
 
 def preview(task: stage2.Task, settings: Any, transformer: Any, frozen: Any, batch: Any, key: jax.Array) -> Any:
     """The conditions' tokens; held-out images as the tokenizer sees them, their first half completed, and samples."""
-    condition, indices = stage2.codes(task, frozen, batch)
+    condition, indices = stage2.codes(task.prior, task.tokenizer, frozen, batch)
     batch_size, twice = len(indices), lambda x: jnp.concatenate([x, x])
     half = jnp.where(jnp.arange(2 * batch_size) < batch_size, math.prod(task.prior.grid) // 2, 0)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2 * batch_size))

@@ -19,7 +19,11 @@ PER_SHARD = 16_384  # at most, and at least 16 shards, for processes to share an
 
 
 def write_cache(
-    config: configs.Stage2, folder: epath.PathLike, progress: Callable[[int, int], None] = lambda done, total: None
+    config: configs.Stage2,
+    folder: epath.PathLike,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    step: int | str = "",
 ) -> tokens.Plan:
     """Writes the cache of a config, or what is missing of it; every process of a cluster calls this.
 
@@ -27,6 +31,8 @@ def write_cache(
       config: of the run that will train on it; its `data.source` names images.
       folder: the cache's, on a disk that all processes see.
       progress: told how many of this process's examples are done, and of how many.
+      step: of the images' tokenizer: a number, "newest" or "best"; by default the newest, or the one that the config's
+        fingerprint names. A run that trains on the cache finds the same one by that fingerprint.
 
     Raises:
       ValueError: the config does not fit the tokenizer or the images, or the folder holds another cache.
@@ -34,7 +40,7 @@ def write_cache(
     """
     if config.data.source.startswith("tokens:"):
         raise ValueError(f"a token cache is made of images; `config.data.source` is {config.data.source!r}.")
-    tokenizers = models.load_frozen(config)
+    tokenizers = models.load_frozen(config, step=step)
     config = models.with_fingerprints(config, *tokenizers)
     sources = {split: stage2_program.open_split(config, split) for split in ("train", "validation")}
     mesh = sharding.local_mesh()
@@ -82,7 +88,7 @@ def make_encode(config: configs.Stage2, tokenizers: Any, mesh: jax.sharding.Mesh
     frozen = jax.device_put(jax.device_get(models.frozen(*tokenizers)), everywhere)
 
     def encode(frozen: Any, batch: Any) -> Any:
-        condition, indices = stage2.codes(task, frozen, batch)
+        condition, indices = stage2.codes(task.prior, task.tokenizer, frozen, batch)
         return jnp.concatenate([condition, indices.reshape(len(indices), -1)], axis=1)
 
     jitted = jax.jit(encode, in_shardings=(everywhere, rows), out_shardings=rows)

@@ -1,0 +1,329 @@
+"""Models as files and folders that we write, and how those are read again.
+
+A run's folder is what `load_tokenizer`, `load_prior` and `vqgan train` take. A safetensors file has our own names, the
+paths of `names`, with the configs in its metadata; or upstream's, diffusers' or LlamaGen's names, by their tables from
+right to left.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from safetensors.numpy import save_file
+
+from vqgan_jax import build, models, ordering, stored
+from vqgan_jax.config import Frozen, Stage1, Stage2
+from vqgan_jax.convert import diffusers, llamagen, names, taming, trees
+from vqgan_jax.convert.names import Entry, Row
+from vqgan_jax.convert.tensors import Checkpoint, ConvertError
+from vqgan_jax.convert.trees import Converted, Report, Tensors
+from vqgan_jax.train.checkpoint import Checkpoints, write_json
+from vqgan_jax.train.state import TrainState
+
+PARTS = ("tokenizer", "condition")  # models within a prior
+
+# Folders of runs
+
+
+def write_run(planned: Converted, folder: Path) -> None:
+    """Writes a run's folder: config, and one checkpoint of parameters and optimisers.
+
+    A prior's tokenizers become runs within it. Training can go on in the folder, with the file's optimisers or, where
+    it had none, with new ones. At any time no more than one of the models is in memory.
+
+    Args:
+      planned: as the `plan` of a format gives it; its arrays are read here.
+      folder: local, and not there yet; it appears when all is written, or not at all.
+
+    Raises:
+      ConvertError: the folder is there already, or the file has changed meanwhile.
+      OSError: the disk is full or cannot be written.
+    """
+    trees.whole(planned)
+    if folder.exists():
+        raise ConvertError(
+            f"a converted model needs a folder of its own; {folder} is there. Name another, or delete it."
+        )
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
+    try:
+        _write_run(planned, part, folder)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_run(planned: Converted, part: Path, final: Path) -> None:
+    config = planned.config
+    if isinstance(config, Stage2):
+        named = {"tokenizer": config.tokenizer, "condition": config.condition.tokenizer}
+        for name, below in _below(planned):
+            _write_run(below, part / name, final / name)
+            mark = models.fingerprint(models.load_tokenizer(part / name))
+            named[name] = dataclasses.replace(named[name], workdir=str(final / name), fingerprint=mark)
+        condition = dataclasses.replace(config.condition, tokenizer=named["condition"])
+        config = dataclasses.replace(config, tokenizer=named["tokenizer"], condition=condition)
+    converted = trees.read(planned._replace(config=config, tokenizer=None, condition=None))
+    part.mkdir(parents=True, exist_ok=True)
+    settings = stored.to_json(config)
+    data = {"next_index": 0} if converted.moments else {}  # by which the loop knows whether there are optimisers
+    with Checkpoints(epath.Path(part)) as checkpoints:
+        checkpoints.save(converted.step, _state(converted), data, settings, None)
+    write_json(epath.Path(part / "config.json"), settings)
+
+
+def _below(converted: Converted) -> Iterator[tuple[str, Converted]]:
+    return ((name, below) for name in PARTS if (below := getattr(converted, name)) is not None)
+
+
+def _state(converted: Converted) -> dict[str, Any]:
+    """Returns the state of a run at the checkpoint's step; without optimisers where the file had none."""
+    config, networks = converted.config, converted.networks
+    abstract = models.tokenizer_state(config) if isinstance(config, Stage1) else models.prior_state(config)
+    params = {name: networks[name] for name in ("generator", "discriminator", "transformer") if name in networks}
+    state = {
+        "step": np.asarray(converted.step, np.int32),
+        "params": params,
+        "ema": {name: params[name] for name in abstract.ema},
+        "stats": converted.stats | _hits(config, converted),
+    }
+    if converted.moments:
+        optimizer = lambda name: _optimizer(abstract.opt_state[name], converted.moments.get(name))
+        state["opt_state"] = {name: optimizer(name) for name in params}
+    cast = lambda wanted, array: np.asarray(array, wanted.dtype)
+    return {name: jax.tree.map(cast, getattr(abstract, name), part) for name, part in state.items()}
+
+
+def _optimizer(abstract: Any, moments: trees.Moments | None) -> Any:
+    """Returns an optimiser's state: Adam's averages if there are any, else that of no step."""
+    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)  # no memory before it is written to
+    if moments is None:
+        return fresh
+    return optax.tree_utils.tree_set(fresh, count=np.asarray(moments.count, np.int32), mu=moments.mu, nu=moments.nu)
+
+
+def _hits(config: Stage1 | Stage2, converted: Converted) -> dict[str, Any]:
+    """Returns hits of the codes as of uniform ones, for a run that counts them, where the file did not."""
+    if isinstance(config, Stage2) or "codebook" in converted.networks:
+        return {}
+    quantizer: Any = build.vqgan(config).quantizer
+    if not getattr(quantizer, "refreshes", False):
+        return {}
+    latents = config.batch_size * (config.data.image_size // 2 ** (len(config.model.channel_multipliers) - 1)) ** 2
+    return {"codebook": quantizer.initial_stats(jnp.asarray(converted.params["quantizer"]["codebook"]), latents)}
+
+
+def read_run(path: epath.PathLike, *, step: int | str = "newest", weights: str = "") -> Converted:
+    """Reads a run's checkpoint: every network, and a prior's tokenizers; the optimisers are left out.
+
+    Args:
+      path: the `--workdir` of a run, or a converted model's folder.
+      step: of the checkpoint: a number, "newest" or "best"; see `models.load_tokenizer`.
+      weights: "ema" or "raw"; "" takes the averaged parameters of the networks that have them.
+
+    Raises:
+      FileNotFoundError: no such folder, no whole checkpoint in it, or no tokenizer.
+      ValueError: a tokenizer is another than the one that the prior was trained with, or there are no such weights or
+        no such step.
+    """
+
+    def parts(state: TrainState) -> dict[str, Any]:
+        main = "generator" if "generator" in state.params else "transformer"
+        return {"stats": state.stats} | models.parameters(main, weights)(state) | {"params": state.params}
+
+    restored, config = models.restore(path, (Stage1, Stage2), parts, step=step)
+    state = jax.tree.map(np.asarray, restored.state)
+    networks = state["params"] | state.get("ema", {})
+    stats = state["stats"] if isinstance(state["stats"], dict) else {}  # where empty, Orbax has a leaf of its own
+    if stats.get("discriminator"):
+        networks["batch_stats"] = stats["discriminator"]
+    if isinstance(config, Stage1) and config.quantizer.ema:
+        networks["codebook"] = stats["codebook"]._asdict()
+    found = Converted(config, networks, Report(), {}, restored.step)
+    if isinstance(config, Stage1):
+        return found
+    tokenizer = _tokenizer(config.tokenizer, "tokenizer", path)
+    own = config.condition.kind in build.MAPS and config.condition.tokenizer.workdir
+    condition = _tokenizer(config.condition.tokenizer, "condition", path) if own else None
+    return found._replace(tokenizer=tokenizer, condition=condition)
+
+
+def _tokenizer(wanted: Frozen, role: str, near: epath.PathLike) -> Converted:
+    """Reads one of a prior's tokenizers, as the prior was trained with: averaged parameters where there are any."""
+    place = models.find_tokenizer(wanted.workdir, role, near)
+    loaded = models.load_marked(place, wanted.fingerprint)
+    models.check_tokenizer(wanted, loaded, role)
+    return read_run(place, step=loaded.step)
+
+
+# Files of our own names
+
+CONFIG = "vqgan_jax.config"  # key of the metadata; a tokenizer's has a dot and its name behind
+
+
+def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> Converted:
+    """Finds a model of ours in an opened file; each array is a `Tensor` that is read when it is asked for.
+
+    Args:
+      checkpoint: an opened file.
+      allow: patterns, as of file names, of tensors that may be missing, unexpected or of another shape.
+
+    Raises:
+      ConvertError: a tensor is missing, unexpected or of another shape, or the file has no config that we know.
+    """
+    other = checkpoint.other if isinstance(checkpoint.other, Mapping) else {}
+    found = _model(checkpoint.tensors, other.get("__metadata__", {}))
+    trees.check(found.report, allow)
+    return found
+
+
+def _model(tensors: Tensors, metadata: Mapping[str, str], name: str = "") -> Converted:
+    """Returns the model whose tensors lie below `name`."""
+    prefix, key = (f"{name}/", f"{CONFIG}.{name}") if name else ("", CONFIG)
+    config, step = read_config(metadata, key)
+    below = {part: _model(tensors, metadata, part) for part in PARTS if not name and f"{CONFIG}.{part}" in metadata}
+    mine = {each.removeprefix(prefix): tensor for each, tensor in tensors.items() if each.startswith(prefix)}
+    mine = {each: tensor for each, tensor in mine.items() if each.split("/")[0] not in below}
+    if isinstance(config, Stage1):
+        has = lambda network: any(each.startswith(f"{network}/") for each in mine)
+        shapes = trees.stage1_shapes(config, discriminator=has("discriminator"), lpips=has("lpips"))
+    else:
+        shapes = trees.stage2_shapes(config)
+    found = trees.planned(config, shapes, names.entries((Row("(.+)", r"\1"),), shapes), mine, prefix=prefix)
+    report = trees.joined([found.report, *(each.report for each in below.values())])
+    return found._replace(step=step, report=report, **below)
+
+
+def read_config(metadata: Mapping[str, str], key: str) -> tuple[Stage1 | Stage2, int]:
+    """Returns the config and the step of a model out of a file's metadata; ConvertError if they are not there."""
+    try:
+        settings = json.loads(metadata[key])
+        return stored.from_json(settings["config"]), int(settings["step"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConvertError(
+            f"a file of ours must have its config under `{key}` in its metadata, as `vqgan export --to=safetensors` "
+            f"writes it; {type(error).__name__}: {str(error)[:300]}. Export it again."
+        ) from error
+
+
+def _metadata(converted: Converted, key: str = CONFIG) -> dict[str, str]:
+    """Returns what the file says besides tensors: config and step of the model and of its tokenizers."""
+    found = {key: json.dumps({"config": stored.to_json(converted.config), "step": converted.step})}
+    for name, below in _below(converted):
+        found |= _metadata(below, f"{CONFIG}.{name}")
+    return found
+
+
+# Files of every name
+
+# What a format takes for granted, by section and key of the config.
+UPSTREAM = {"model.kind": "paper", "model.norm_groups": 32, "quantizer.unit_length": False}
+NEEDS: dict[str, dict[str, Any]] = {
+    "taming": UPSTREAM,
+    "llamagen": UPSTREAM | {"quantizer.unit_length": True, "quantizer.kind": "vq"},
+    "diffusers": {"model.kind": "paper", "quantizer.unit_length": False, "quantizer.kind": "vq"},
+}
+GPT_NEEDS = {
+    "transformer.norm": "layer",
+    "transformer.mlp": "gelu",
+    "transformer.positions": "learned",
+    "transformer.qk_norm": False,
+    "transformer.bias": True,
+    "condition.shared_vocab": True,
+}
+
+
+def write_file(converted: Converted, to: str, path: Path) -> None:
+    """Writes a model that was read whole as safetensors.
+
+    Args:
+      converted: the model; the state of its optimisers is not written.
+      to: "safetensors", our own names, or a name of `NEEDS`; a prior only with its tokenizers, as ours or "taming".
+      path: of a file *.safetensors; for "diffusers" of a folder.
+
+    Raises:
+      ConvertError: the format cannot hold this model, or the path does not fit it.
+      OSError: the disk is full or cannot be written; no file is left behind.
+    """
+    config = converted.config
+    if to == "safetensors":
+        own = trees.by_path(converted.networks)
+        for part, below in _below(converted):
+            own |= {f"{part}/{name}": array for name, array in trees.by_path(below.networks).items()}
+        _save(path, own, _metadata(converted))
+    elif to == "diffusers" and isinstance(config, Stage1):
+        _save(path / "diffusion_pytorch_model.safetensors", tensors(converted, to), {"format": "pt"})
+        write_json(epath.Path(path / "config.json"), diffusers.config_json(config))
+    else:
+        _save(path, tensors(converted, to), {"format": "pt"})
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Writes a file beside `path` that takes its name when all is written, and is removed when something goes wrong."""
+    if path.suffix != ".safetensors":
+        raise ConvertError(f"a file of weights must end in .safetensors; got {path}. Name it so.")
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file({name: np.require(array, requirements="C") for name, array in arrays.items()}, part, dict(metadata))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def tensors(converted: Converted, to: str) -> dict[str, np.ndarray]:
+    """Returns arrays of a model by their names in a format of `NEEDS`, as they lie there; views where NumPy can."""
+    config = converted.config
+    if isinstance(config, Stage2):
+        return _taming_prior(converted, config, to)
+    _check(config, NEEDS[to], to)
+    arrays = trees.by_path(converted.networks if to == "taming" else {"generator": converted.params})
+    shapes, levels = {path: array.shape for path, array in arrays.items()}, len(config.model.channel_multipliers)
+    if to == "taming":
+        d = config.discriminator
+        return _taken(names.entries(names.vq_model(config.quantizer.kind, d.num_layers, d.norm), shapes), arrays)
+    return _taken((llamagen if to == "llamagen" else diffusers).entries(shapes, levels), arrays)
+
+
+def _taming_prior(converted: Converted, config: Stage2, to: str) -> dict[str, np.ndarray]:
+    """Returns a transformer together with its tokenizers and its order."""
+    if to != "taming":
+        raise ConvertError(f"a prior is written as 'taming' or 'safetensors'; got {to!r}. Export its tokenizer alone.")
+    _check(config, GPT_NEEDS, to)
+    arrays = trees.by_path(converted.networks)
+    found = _taken(names.entries(names.gpt(), {path: array.shape for path, array in arrays.items()}), arrays)
+    for name, below in _below(converted):
+        generator = {key: below.networks[key] for key in ("generator", "codebook") if key in below.networks}
+        prefix = taming.FIRST if name == "tokenizer" else taming.SECOND
+        part = tensors(below._replace(networks=generator), to)
+        found |= {prefix + each: array for each, array in part.items()}
+    if config.transformer.order != "raster":
+        side = config.data.image_size // config.tokenizer.downsample_factor
+        forward = np.asarray(ordering.order(config.transformer.order, side, side), np.int64)
+        found[f"{taming.PERMUTER}forward_shuffle_idx"] = forward
+        found[f"{taming.PERMUTER}backward_shuffle_idx"] = np.argsort(forward).astype(np.int64)
+    return found
+
+
+def _taken(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: names.take(entry, arrays[entry.path]) for name, entry in entries.items()}
+
+
+def _check(config: Stage1 | Stage2, needs: Mapping[str, Any], to: str) -> None:
+    """Raises ConvertError if the network computes something else than the format's."""
+    for key, needed in needs.items():
+        section, field = key.split(".")
+        value = getattr(getattr(config, section), field)
+        if value != needed:
+            raise ConvertError(
+                f"a model in the format {to!r} must have {key} {needed!r}; this one has {value!r}, which would be "
+                "another network there. Export to 'safetensors' or 'stablehlo'."
+            )

@@ -1,0 +1,100 @@
+"""Configs as runs store them: with the version of their keys. A config of every earlier version is read.
+
+Who adds, renames or removes a key of `config`, or changes what a value means, raises `VERSION` and adds the step that
+leads there to `STEPS`: what a stored config lacks takes the value that does what the program did without the key.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from vqgan_jax import parsing
+from vqgan_jax.config import Stage1, Stage2
+
+VERSION = 1
+
+# Keys that came while configs had no version yet, each with what the program did before it.
+SHARED: dict[str, Any] = {
+    "accumulate": 1,
+    "data": {
+        "field": "image",
+        "low_resolution_factor": 4,
+        "edge_sigma": 2.0,
+        "shift_labels": False,
+        "timeout_seconds": 0,
+    },
+    "optimizer": {"nonfinite": "stop"},
+    "mesh": {"zero1": False},
+    "log": {"eval_metrics": ()},
+}
+STAGE1 = SHARED | {"model": {"kind": "paper", "norm_groups": 32}}
+STAGE2 = SHARED | {
+    "condition": {  # no kind that was there before reads one of these
+        "num_tokens": 1024,
+        "max_objects": 30,
+        "crop_points": True,
+        "paper": False,
+        "size": 0,
+        "tokenizer": {"workdir": "", "fingerprint": "", "codebook_size": 1024, "downsample_factor": 16},
+    }
+}
+ADDED: dict[Any, dict[str, Any]] = {1: STAGE1, 2: STAGE2}
+
+
+def to_json(config: Stage1 | Stage2) -> dict[str, Any]:
+    """Returns a config as nested values with the version of its keys, to be stored."""
+    return {"version": VERSION, **dataclasses.asdict(config)}
+
+
+def from_json(mapping: Mapping[str, Any]) -> Any:
+    """Returns the `Stage1` or `Stage2` of a stored config; ValueError as of `current` and `parsing.parse`."""
+    return parsing.parse(current(mapping))
+
+
+def current(mapping: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a stored config of any version with the keys of today and without its version, to be parsed.
+
+    Raises:
+      ValueError: the version is newer than this program, or is none.
+    """
+    nested = dict(mapping)
+    version = nested.pop("version", 0)
+    if type(version) is not int or not 0 <= version <= VERSION:
+        raise ValueError(
+            f"`config.version` must be a whole number up to {VERSION}, the newest that this program knows; got "
+            f"{version!r}. Install the vqgan_jax that wrote this config, or a newer one."
+        )
+    for step in STEPS[version:]:
+        nested = step(nested)
+    return nested
+
+
+def with_added(nested: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a nested config with those keys of `added` that it lacks, in its sections too."""
+    filled = dict(nested)
+    for key, value in added.items():
+        if key not in nested:
+            filled[key] = value
+        elif isinstance(value, Mapping) and isinstance(nested[key], Mapping):
+            filled[key] = with_added(nested[key], value)
+    return filled
+
+
+def section(nested: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Returns a section, empty where there is none: `parsing.parse` says what is wrong with it."""
+    found = nested.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def from_no_version(nested: dict[str, Any]) -> dict[str, Any]:
+    """Returns version 1 of a config that was stored before there were versions."""
+    # Until shortly before `log.eval_metrics` came, the tokens of a layout stood in a line; since then "rope2d" puts
+    # them where they say.
+    layout = section(nested, "condition").get("kind") in ("boxes", "centers")
+    transformer = section(nested, "transformer")
+    if layout and "eval_metrics" not in section(nested, "log") and transformer.get("positions") == "rope2d":
+        nested = nested | {"transformer": {**transformer, "positions": "rope2d_line"}}
+    return with_added(nested, ADDED.get(nested.get("stage"), {}))
+
+
+STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (from_no_version,)  # number n leads to version n + 1
