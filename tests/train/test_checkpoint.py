@@ -12,8 +12,9 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vqgan_jax import storage
 from vqgan_jax.train import checkpoint
-from vqgan_jax.train.checkpoint import BROKEN, UNREAD, WHOLE, Checkpoints, verdict, write_json
+from vqgan_jax.train.checkpoint import BROKEN, UNREAD, WHOLE, Checkpoints, verdict
 from vqgan_jax.train.sharding import make_mesh
 
 # Orbax leaves half-finished reads behind where a restore of damaged arrays fails; they complain once collected.
@@ -378,10 +379,10 @@ def test_a_step_that_is_there_is_left_alone(tmp_path):
 
 def test_a_json_file_is_whole_or_the_old_one(tmp_path):
     path = epath.Path(tmp_path) / "config.json"
-    write_json(path, {"a": [1, 2]})
+    storage.write_json(path, {"a": [1, 2]})
     with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
+        storage.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": [1, 2]}
-    write_json(path, {"a": 3})
+    storage.write_json(path, {"a": 3})
     assert json.loads(path.read_text()) == {"a": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

@@ -1,7 +1,6 @@
 """Checkpoints: state, data iterator and config of one step in one folder, by Orbax. The one file that knows Orbax."""
 
 import itertools
-import json
 import math
 import re
 import time
@@ -15,6 +14,10 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint import options as options_lib
+
+from vqgan_jax import storage
+from vqgan_jax.train import storage_s3
 
 T = TypeVar("T")
 
@@ -63,7 +66,9 @@ class Checkpoints:
             policies.LatestN(keep),
             policies.BestN(get_metric_fn=lambda m: -value(m), n=1, keep_checkpoints_without_metrics=False),
         ]
+        place = options_lib.AtomicityMode.COMMIT_FILE if storage.in_bucket(workdir) else options_lib.AtomicityMode.AUTO
         options = ocp.CheckpointManagerOptions(
+            atomicity_options=options_lib.AtomicityOptions(mode=place),  # a bucket renames by copying
             save_decision_policy=policies.PreemptionCheckpointingPolicy(),  # besides those that the loop forces
             best_fn=value,  # without it no metrics are written, and the best is forgotten at the next start
             best_mode="min",
@@ -72,8 +77,9 @@ class Checkpoints:
         )
         self.read_only = read_only  # Orbax's own warns about itself at every loading
         self.folder = workdir / "checkpoints"
+        storage_s3.teach_orbax()
         if not read_only and jax.process_index() == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            storage.make_folder(self.folder)
         self.manager = must(lambda: Manager(self.folder, options=options), str(self.folder))
 
     def __enter__(self) -> "Checkpoints":
@@ -226,7 +232,7 @@ class Checkpoints:
         if jax.process_index() == 0 and not self.read_only:
             names = (f"{step}.broken{again or ''}" for again in itertools.count())
             free = next(name for name in names if not (self.folder / name).exists())
-            (self.folder / str(step)).rename(self.folder / free)
+            storage.move_folder(self.folder / str(step), self.folder / free)
         gathered(step)  # nobody looks before it is done
         must(self.manager.reload, str(self.folder))  # it remembers which steps there are
 
@@ -271,10 +277,3 @@ def gathered(value: int) -> np.ndarray:
         meet = ocp.multihost.get_barrier_sync_fn()
         meet(key=f"vqgan_jax checkpoints {next(meetings)}", timeout_ms=1000 * PATIENCE)
     return np.atleast_1d(multihost_utils.process_allgather(np.int32(value)))
-
-
-def write_json(path: epath.Path, value: Any) -> None:
-    """Writes a small file whole or not at all."""
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    temporary.replace(path)
