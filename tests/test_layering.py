@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "vqgan_jax").rglob("*.py"))
 PAGES = sorted((ROOT / "experiments").glob("*.py"))
 
-LAYER_0 = ("compat", "nn", "nn.*", "ordering")
+LAYER_0 = ("compat", "nn", "nn.*", "ordering", "storage")
 LAYER_1 = (
     "losses", "sampling", "config", "build", "parsing", "stored", "pictures", "data", "data.*",
-    "train.sharding", "train.checkpoint", "train.goodput", "train.metrics",
+    "train.sharding", "train.checkpoint", "train.goodput", "train.metrics", "train.storage_s3",
     "train.profile", "train.signals",
 )  # fmt: skip
 LAYER_2 = (
@@ -37,6 +37,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("compat", ()),
     ("nn*", ("nn", "nn.*")),
     ("ordering", ()),
+    ("storage", ()),
     ("pictures", ()),
     ("report*", ("pictures", "report", "report.*", "evaluate.record")),
     ("losses", ("nn", "nn.*")),
@@ -51,13 +52,14 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("prefixes", (*PURE, "models", "sliding")),
     ("models", (*LAYER_0, *LAYER_1, "prior", "train.stage1", "train.stage2", "train.state")),
     ("data.conditions", ("data", "data.*", "pictures", "nn.pixels")),
-    ("data*", ("data", "data.*", "pictures")),
+    ("data*", ("data", "data.*", "pictures", "storage")),
     ("train", ()),
     ("train.sharding", ("train.checkpoint", "train.metrics")),
-    ("train.checkpoint", ("train.sharding", "train.metrics")),
-    ("train.metrics", ("train.sharding", "train.checkpoint", "pictures")),
+    ("train.checkpoint", ("storage", "train.storage_s3", "train.sharding", "train.metrics")),
+    ("train.storage_s3", ("compat",)),
+    ("train.metrics", ("storage", "train.sharding", "train.checkpoint", "pictures")),
     ("train.goodput", ()),
-    ("train.profile", ()),
+    ("train.profile", ("storage",)),
     ("train.signals", ()),
     ("train.state", PURE),
     ("train.accumulation", ()),
@@ -295,4 +297,4 @@ def test_everything_public_has_a_docstring(path):
 
 
 def test_the_package_is_a_house():
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 18_000
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 19_500

@@ -3,14 +3,16 @@
 No other file takes a name from `jax.core`, `jax.extend`, `jax.interpreters`, `jaxlib` or behind an underscore.
 """
 
+import importlib
 import os
 from pathlib import Path
+from typing import Any
 
 from jax.experimental import serialize_executable, topologies  # to compile for absent TPUs and to keep the program
 from jax.extend.core import ClosedJaxpr, Jaxpr  # to find the functions within an operation of a traced function
 from jax.interpreters.partial_eval import dce_jaxpr  # model FLOPs do not count what no output needs
 
-__all__ = ["ClosedJaxpr", "Jaxpr", "dce_jaxpr", "quiet_libtpu", "serialize_executable", "topologies"]
+__all__ = ["ClosedJaxpr", "Jaxpr", "dce_jaxpr", "orbax_places", "quiet_libtpu", "serialize_executable", "topologies"]
 
 
 def quiet_libtpu() -> None:
@@ -27,3 +29,8 @@ def quiet_libtpu() -> None:
         return
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_HOST_BOUNDS", "1,1,1")
+
+
+def orbax_places() -> Any:
+    """Orbax's module whose `build_kvstore_tspec` describes to TensorStore where arrays are; it takes no s3://."""
+    return importlib.import_module("orbax.checkpoint._src.serialization.tensorstore_utils")

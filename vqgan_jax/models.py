@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from vqgan_jax import build, prior, stored
+from vqgan_jax import build, prior, storage, stored
 from vqgan_jax import config as configs
 from vqgan_jax.nn.vqgan import VQGAN
 from vqgan_jax.train import sharding, stage1, stage2
@@ -139,7 +139,7 @@ def load_tokenizer(path: epath.PathLike, *, step: int | str = "newest", weights:
     """Loads the tokenizer of a run: the averaged parameters where there are any.
 
     Args:
-      path: the `--workdir` of a stage-1 run; local, or gs://.
+      path: the `--workdir` of a stage-1 run; local, gs:// or s3://.
       step: of the checkpoint: its number; "newest", the last whole one; or "best", which training keeps for its
         held-out figure: lpips, or of segmentations error. A converted folder has one checkpoint, with the number of
         steps that its file tells, or 0, and no held-out figure: it is the newest, and there is no best.
@@ -166,7 +166,7 @@ def load_prior(
     """Loads the prior of a run, with its tokenizers.
 
     Args:
-      path: the `--workdir` of a stage-2 run; local, or gs://.
+      path: the `--workdir` of a stage-2 run; local, gs:// or s3://.
       tokenizer: the one it was trained with, or that one's folder; by default what the run's config names, or a folder
         of that name beside the run or in it. Of a folder it is the newest checkpoint, or, where that is another than
         the prior was trained with, the one that it was.
@@ -251,8 +251,8 @@ def with_fingerprints(config: configs.Stage2, tokenizer: Tokenizer, condition: T
 
 
 def absolute(path: epath.PathLike) -> Any:
-    """A path, with its folder if it is local."""
-    return epath.Path(path) if "://" in str(path) else epath.Path(path).absolute()
+    """A path, with its folder if it is local; ValueError for a URL that is none of a bucket."""
+    return storage.place(path)
 
 
 def find_tokenizer(workdir: str, role: str = "tokenizer", near: Any = None) -> Any:

@@ -12,13 +12,12 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from vqgan_jax import api, data, drawing, models
+from vqgan_jax import api, data, drawing, models, storage
 from vqgan_jax import config as configs
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.evaluate.likeness import nearest_labels
 from vqgan_jax.report.quickstart import Results, page
 from vqgan_jax.train import loop, metrics, program, token_cache
-from vqgan_jax.train.checkpoint import write_json
 
 PER_CLASS = 8  # samples, and twice as many real crops to compare them with
 
@@ -56,7 +55,7 @@ class Clock:
             return work()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - start
-            write_json(self.path, {"seconds": self.seconds, "peak_gib": self.peak_gib})
+            storage.write_json(self.path, {"seconds": self.seconds, "peak_gib": self.peak_gib})
 
     @property
     def peak_gib(self) -> float:
@@ -71,7 +70,7 @@ def run(plan: Plan, console: Console) -> bool:
     Returns:
       Whether everything is; if not, a signal stopped it and the same call goes on.
     """
-    plan.workdir.mkdir(parents=True, exist_ok=True)
+    storage.make_folder(plan.workdir)
     clock = Clock(plan.workdir / "quickstart.json")
     folder = lambda name: plan.workdir / name
     say = lambda number, text: console.rule(f"[bold]{number} of 5[/]  {text}", align="left")

@@ -31,12 +31,23 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 class Job:
-    """`vqgan train`, or another verb, in a process; the workdir is `folder / name`, the output `folder / name.log`."""
+    """`vqgan train`, or another verb, in a process; the workdir is `folder / name`, the output `folder / name.log`.
+
+    Or the workdir is `inside / name`, of a bucket.
+    """
 
     def __init__(
-        self, folder: Path, name: str, *flags: str, log: str = "", verb: str = "train", page: str = TINY, **env: str
+        self,
+        folder: Path,
+        name: str,
+        *flags: str,
+        log: str = "",
+        verb: str = "train",
+        page: str = TINY,
+        inside: Any = None,
+        **env: str,
     ):
-        self.workdir, self.log = folder / name, folder / f"{log or name}.log"
+        self.workdir, self.log = (inside or folder) / name, folder / f"{log or name}.log"
         command = [sys.executable, "-m", "vqgan_jax", verb, f"--config={page}", f"--workdir={self.workdir}", *flags]
         with self.log.open("w") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(**env))
@@ -48,6 +59,7 @@ class Job:
             return self.process.wait(timeout)
         finally:
             self.process.kill()
+            self.process.wait()
 
     def kill(self) -> float:
         """SIGKILL, while it still runs; the seconds that it had."""
@@ -56,13 +68,14 @@ class Job:
         self.process.wait()
         return time.perf_counter() - self.began
 
-    def wait_for(self, condition: Callable[[], Any], timeout: float = 300) -> None:
+    def wait_for(self, condition: Callable[[], Any], timeout: float = 300, pause: float = 0.003) -> None:
         """Polls every few milliseconds; it is an error if the process ends first."""
         while not condition():
             if self.process.poll() is not None or time.perf_counter() - self.began > timeout:
                 self.process.kill()
+                self.process.wait()
                 raise AssertionError(f"exit {self.process.returncode} too early:\n{self.output()}")
-            time.sleep(0.003)
+            time.sleep(pause)
 
     def output(self) -> str:
         """What it printed, on one line."""
@@ -85,9 +98,9 @@ def run(folder: Path, name: str, *flags: str, **options: str) -> Job:
 
 def rows(workdir: Path, prefix: str = "train") -> list[dict[str, Any]]:
     """The lines of the metrics that training (or "eval") wrote, without clocks."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("}")]
+    there = {path.name: path for path in workdir.iterdir()} if workdir.exists() else {}
+    files = [there[name] for name in sorted(there) if name.endswith(".jsonl")]  # in a bucket there are parts
+    found = [json.loads(line) for file in files for line in file.read_text().splitlines() if line.endswith("}")]
     found = [row for row in found if any(name.startswith(f"{prefix}/") for name in row)]
     return [{name: value for name, value in row.items() if name not in TIMED} for row in found]
 
@@ -95,7 +108,8 @@ def rows(workdir: Path, prefix: str = "train") -> list[dict[str, Any]]:
 def checkpoints(workdir: Path) -> list[int]:
     """Steps of the complete checkpoints."""
     folder = workdir / "checkpoints"
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+    done = lambda path: "://" not in str(path) or (path / "commit_success.txt").exists()
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit() and done(path))
 
 
 def newest(workdir: Path) -> int:
@@ -109,6 +123,9 @@ def arrays(workdir: Path) -> dict[str, Any]:
     import numpy as np
     import orbax.checkpoint as ocp
 
+    from vqgan_jax.train import storage_s3
+
+    storage_s3.teach_orbax()
     folder = workdir / "checkpoints" / str(newest(workdir)) / "state"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).item_metadata.tree

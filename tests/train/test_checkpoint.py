@@ -6,12 +6,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vqgan_jax.train.checkpoint import Checkpoints, write_json
+from vqgan_jax import storage
+from vqgan_jax.train import checkpoint
+from vqgan_jax.train.checkpoint import BROKEN, UNREAD, WHOLE, Checkpoints, verdict
 from vqgan_jax.train.sharding import make_mesh
 
 # Orbax leaves half-finished reads behind where a restore of damaged arrays fails; they complain once collected.
@@ -22,10 +25,20 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def collected():
-    """Such remains are collected here, not in another file's test."""
+def collected(monkeypatch):
+    """Such remains are collected here, not in another file's test; tries follow each other at once."""
+    monkeypatch.setattr(checkpoint, "WAITS", (0.0, 0.0, 0.0))
     yield
     gc.collect()
+
+
+@pytest.fixture
+def warnings(caplog):
+    """A function that gives what was logged."""
+    absl = logging.getLogger("absl")
+    absl.addHandler(caplog.handler)
+    yield lambda: list(dict.fromkeys(record.getMessage() for record in caplog.records))
+    absl.removeHandler(caplog.handler)
 
 
 def state(step: int):
@@ -168,27 +181,28 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "no_config"])
-def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_set_aside(tmp_path, damage, caplog):
+def test_the_newest_whole_checkpoint_is_used_and_the_broken_one_set_aside(tmp_path, damage, warnings):
     save(tmp_path, 1, 2)
     DAMAGES[damage](tmp_path / "checkpoints" / "2")
-    absl = logging.getLogger("absl")
-    absl.addHandler(caplog.handler)
-    try:
-        with Checkpoints(epath.Path(tmp_path), keep=5) as checkpoints:
-            restored = checkpoints.newest(lambda config, _: shapes(state(0)))
-            assert restored is not None
-            assert restored.step == 1
-            assert_equal(restored.state, state(1))
-            checkpoints.save(2, state(2), {"position": 2}, {"seed": 2}, None)
-    finally:
-        absl.removeHandler(caplog.handler)
-    assert any(
-        "checkpoint 2" in record.getMessage() and "set aside" in record.getMessage() for record in caplog.records
-    )
+    with Checkpoints(epath.Path(tmp_path), keep=5) as checkpoints:
+        restored = checkpoints.newest(lambda config, _: shapes(state(0)))
+        assert restored is not None
+        assert restored.step == 1
+        assert_equal(restored.state, state(1))
+        checkpoints.save(2, state(2), {"position": 2}, {"seed": 2}, None)
+    assert any("checkpoint 2" in message and "set aside" in message for message in warnings())
     assert (tmp_path / "checkpoints" / "2.broken").is_dir()
     again = newest(tmp_path)
     assert again.step == 2
     assert_equal(again.state, state(2))
+
+
+def test_a_step_that_breaks_twice_is_set_aside_twice(tmp_path):
+    for _ in range(2):
+        save(tmp_path, 1, 2)
+        truncate(tmp_path / "checkpoints" / "2")
+        assert newest(tmp_path).step == 1
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("*broken*")) == ["2.broken", "2.broken1"]
 
 
 @pytest.mark.parametrize("damage", ["no_metadata", "no_commit"])
@@ -215,6 +229,122 @@ def test_a_reader_sets_nothing_aside(tmp_path):
     assert restored is not None
     assert restored.step == 1
     assert kept(tmp_path) == [1, 2]
+
+
+# A storage that fails now and then
+
+
+STATE, SMALL = (ocp.PyTreeCheckpointHandler, "2/state"), (ocp.JsonCheckpointHandler, "2/config")
+BUSY = {
+    "503": OSError("503 Slow Down"),
+    "timeout": TimeoutError("the read timed out"),
+    "tensorstore": ValueError("UNAVAILABLE: Error reading d/0: 503"),
+    "client": RuntimeError("EndpointConnectionError"),  # clients of stores have errors of their own
+}
+
+
+def failing(monkeypatch, place, error: Exception, *, times: int):
+    """The first reads of a place are this error."""
+    handler, within = place
+    read, left = handler.restore, iter(range(times))
+
+    def fails(self, directory, *arguments, **options):
+        if within in str(directory) and next(left, None) is not None:
+            raise error
+        return read(self, directory, *arguments, **options)
+
+    monkeypatch.setattr(handler, "restore", fails)
+
+
+@pytest.mark.parametrize("error", [*BUSY.values(), ValueError("DATA_LOSS: cut")], ids=[*BUSY, "data_loss"])
+@pytest.mark.parametrize("place", [STATE, SMALL], ids=["state", "small"])
+def test_a_read_that_fails_once_is_tried_again_and_renames_nothing(tmp_path, monkeypatch, warnings, place, error):
+    save(tmp_path, 1, 2)
+    failing(monkeypatch, place, error, times=1)
+    restored = newest(tmp_path)
+    assert restored.step == 2
+    assert_equal(restored.state, state(2))
+    assert kept(tmp_path) == [1, 2]
+    (message,) = warnings()
+    assert message.startswith(
+        f"checkpoint 2 in {tmp_path}/checkpoints cannot be read and is tried again in 0 s: {error}"
+    )
+
+
+@pytest.mark.parametrize("error", BUSY.values(), ids=[*BUSY])
+def test_a_storage_that_stays_away_is_an_error_and_renames_nothing(tmp_path, monkeypatch, error):
+    save(tmp_path, 1, 2)
+    failing(monkeypatch, STATE, error, times=100)
+    with pytest.raises(OSError, match=r"checkpoint 2 in .* must be readable .* after 4 tries: .* nothing is renamed"):
+        newest(tmp_path)
+    assert kept(tmp_path) == [1, 2]
+
+
+def test_a_listing_that_fails_once_is_tried_again(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2)
+    listing, left = ocp.CheckpointManager._load_checkpoint_infos, iter([OSError("503")])
+
+    def fails(self, *arguments, **options):
+        for error in left:
+            raise error
+        return listing(self, *arguments, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "_load_checkpoint_infos", fails)
+    assert newest(tmp_path).step == 2
+
+
+BROKEN_FILE, AWAY = ValueError("DATA_LOSS: cut"), OSError("503")
+
+
+@pytest.mark.parametrize(
+    ("errors", "expected"),
+    [
+        ([BROKEN_FILE] * 4, BROKEN),
+        ([FileNotFoundError("d/0")] * 4, BROKEN),
+        ([AWAY, AWAY, BROKEN_FILE, BROKEN_FILE], BROKEN),
+        ([AWAY, AWAY, AWAY, BROKEN_FILE], UNREAD),
+        ([AWAY] * 4, UNREAD),
+        ([PermissionError("403")] * 4, UNREAD),
+        ([ValueError("PERMISSION_DENIED: 403")] * 4, UNREAD),
+    ],
+)
+def test_only_a_repeated_read_proves_a_checkpoint_broken(errors, expected):
+    assert verdict(errors) == expected
+
+
+def others(monkeypatch, of_process_1):
+    """This is process 0 of two; the other gives these numbers, one a meeting."""
+    answers = iter(of_process_1)
+
+    def gathered(value: int) -> np.ndarray:
+        other = next(answers)
+        return np.array([value, value if other is None else other], np.int32)
+
+    monkeypatch.setattr(checkpoint, "gathered", gathered)
+
+
+def test_what_the_other_process_finds_broken_is_not_used_here(tmp_path, monkeypatch, warnings):
+    save(tmp_path, 1, 2)
+    others(monkeypatch, [None, WHOLE, BROKEN, None, None, WHOLE, WHOLE])
+    restored = newest(tmp_path)
+    assert restored.step == 1
+    assert_equal(restored.state, state(1))
+    assert warnings()[-1].endswith("set aside as 2.broken: process 1 found it broken")
+
+
+def test_what_the_other_process_cannot_read_is_an_error_here(tmp_path, monkeypatch):
+    save(tmp_path, 1, 2)
+    others(monkeypatch, [None, WHOLE, UNREAD])
+    with pytest.raises(OSError, match="process 1 of 2 cannot"):
+        newest(tmp_path)
+    assert kept(tmp_path) == [1, 2]
+
+
+def test_a_step_that_only_the_other_process_sees_is_an_error(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+    others(monkeypatch, [5, WHOLE])
+    with pytest.raises(OSError, match="is not seen by process 0; all must see it"):
+        newest(tmp_path)
 
 
 # What is kept
@@ -249,10 +379,10 @@ def test_a_step_that_is_there_is_left_alone(tmp_path):
 
 def test_a_json_file_is_whole_or_the_old_one(tmp_path):
     path = epath.Path(tmp_path) / "config.json"
-    write_json(path, {"a": [1, 2]})
+    storage.write_json(path, {"a": [1, 2]})
     with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
+        storage.write_json(path, {"a": object()})
     assert json.loads(path.read_text()) == {"a": [1, 2]}
-    write_json(path, {"a": 3})
+    storage.write_json(path, {"a": 3})
     assert json.loads(path.read_text()) == {"a": 3}
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]

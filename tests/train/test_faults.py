@@ -7,7 +7,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from drill import Job, check_identical, checkpoints, newest, pair, run
+from drill import Job, check_identical, checkpoints, copy, newest, pair, run
 
 from vqgan_jax.train.signals import deadline, in_time
 
@@ -210,3 +210,86 @@ def test_of_a_pair_the_other_ends_too_and_both_go_on_as_if_nothing_had_happened(
             assert [job.finish() for job in jobs] == [0, 0], jobs[0].output()
         assert (f"resumed from step {saved}" in jobs[0].output()) == (name == "killed")
     check_identical(tmp_path / "killed", tmp_path / "whole")
+
+
+# A storage that fails one process of two
+
+
+def unreadable(error: str, times: int) -> str:
+    """A program under which the first reads of the newest checkpoint's state are an error, in process 1 only."""
+    return f"""
+import os
+import orbax.checkpoint as ocp
+
+read, left = ocp.PyTreeCheckpointHandler.restore, iter(range({times}))
+
+def fails(self, directory, *arguments, **options):
+    if "/6/" in str(directory) and next(left, None) is not None:
+        raise {error}
+    return read(self, directory, *arguments, **options)
+
+if os.environ.get("SLURM_PROCID") == "1":
+    ocp.PyTreeCheckpointHandler.restore = fails
+"""
+
+
+PAIR = (*FLAGS, "--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.log.keep=5")
+
+
+@pytest.fixture(scope="module")
+def six_steps(tmp_path_factory):
+    """What two processes saved at steps 3 and 6."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for job in (
+        jobs := pair(folder, "six", *PAIR, "--config.steps=6", "--config.optimizer.schedule=constant", **QUICK)
+    ):
+        assert job.finish() == 0, jobs[0].output()
+    assert checkpoints(jobs[0].workdir) == [3, 6]
+    return jobs[0].workdir
+
+
+def go_on(folder, six_steps, program: str) -> list[Job]:
+    """Both processes, three steps more, under a program."""
+    copy(six_steps, folder / "pair")
+    return pair(folder, "pair", *PAIR, "--config.optimizer.schedule=constant", **QUICK, **spoiled(folder, program))
+
+
+@pytest.mark.slow
+def test_a_read_that_fails_once_in_one_of_two_is_tried_again_by_it(tmp_path, six_steps):
+    first, second = go_on(tmp_path, six_steps, unreadable("OSError('503 Slow Down')", 1))
+    with first, second:
+        assert [first.finish(), second.finish()] == [0, 0], first.output() + second.output()
+    assert "cannot be read and is tried again in 1 s: 503 Slow Down" in second.output()
+    assert "resumed from step 6" in first.output()
+    assert checkpoints(first.workdir) == [3, 6, 9]
+    assert not list((first.workdir / "checkpoints").glob("*broken*"))
+
+
+@pytest.mark.slow
+def test_what_one_of_two_finds_broken_neither_uses(tmp_path, six_steps):
+    first, second = go_on(tmp_path, six_steps, unreadable("ValueError('DATA_LOSS: cut')", 100))
+    with first, second:
+        assert [first.finish(), second.finish()] == [0, 0], first.output() + second.output()
+    assert "is not whole and is set aside as 6.broken: DATA_LOSS: cut" in second.output()
+    assert "is not whole and is set aside as 6.broken: process 1 found it broken" in first.output()
+    assert "resumed from step 3" in first.output()
+    assert checkpoints(first.workdir) == [3, 6, 9]
+    check_identical(first.workdir, go_on_alone(tmp_path, six_steps))
+
+
+def go_on_alone(folder, six_steps):
+    """The same pair undisturbed."""
+    copy(six_steps, folder / "alone")
+    for job in pair(folder, "alone", *PAIR, "--config.optimizer.schedule=constant", **QUICK):
+        assert job.finish() == 0, job.output()
+    return folder / "alone"
+
+
+@pytest.mark.slow
+def test_a_storage_that_stays_away_from_one_of_two_ends_both(tmp_path, six_steps):
+    first, second = go_on(tmp_path, six_steps, unreadable("OSError('503 Slow Down')", 100))
+    with first, second:
+        assert [first.finish(), second.finish()] == [1, 1], first.output() + second.output()
+    for job in (first, second):
+        assert "must be readable by every process; process 1 of 2 cannot, after 4 tries" in job.output()
+    assert checkpoints(first.workdir) == [3, 6]

@@ -191,21 +191,20 @@ def save(flags, console, command: str, results, title: str, lead: str, shown, re
     import tempfile
     from pathlib import Path
 
-    from etils import epath
     from rich.table import Table
 
+    from vqgan_jax import storage
     from vqgan_jax.evaluate import moments
     from vqgan_jax.report import evaluation
-    from vqgan_jax.train.checkpoint import write_json
 
-    output = epath.Path(flags.output or (epath.Path(flags.workdir) / "evaluation" if flags.workdir else "evaluation"))
-    output.mkdir(parents=True, exist_ok=True)
+    output = storage.place(flags.output or (f"{flags.workdir}/evaluation" if flags.workdir else "evaluation"))
+    storage.make_folder(output)
     rate = reference.rate if reference else 0.0
     records = [dataclasses.asdict(result) for result in results]
-    write_json(output / "evaluation.json", {"results": records, "features_per_second": rate})
+    storage.write_json(output / "evaluation.json", {"results": records, "features_per_second": rate})
     (output / "evaluation.html").write_text(evaluation.page(title, lead, results, command, **shown))
     for network, found in reference.moments.items() if reference else ():
-        with tempfile.TemporaryDirectory() as folder:  # the output may be gs://
+        with tempfile.TemporaryDirectory() as folder:  # the output may be a bucket
             moments.save(f"{folder}/moments.npz", found)
             (output / f"reference_{network}.npz").write_bytes(Path(folder, "moments.npz").read_bytes())
     tables = []

@@ -117,6 +117,7 @@ def one(config, flags, name: str, batch: int | None, console):
 
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+    from vqgan_jax import storage
     from vqgan_jax.plan import flops, lowering, outcome, report, topology
     from vqgan_jax.train import loop, program
 
@@ -131,7 +132,7 @@ def one(config, flags, name: str, batch: int | None, console):
         task = progress.add_task(f"{title}: lowering")
         lowered = function.lower(*arguments)
         progress.update(task, description=f"{title}: compiling, minutes for a large model")
-        cache = Path(flags.cache).expanduser()
+        cache = storage.place(flags.cache)
         if flags.executable:
             outcome.cached(lowered, target, cache).unlink(missing_ok=True)
         found, executable = outcome.compiled(lowered, target, mesh, cache)

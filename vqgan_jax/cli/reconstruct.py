@@ -30,7 +30,6 @@ def main(argv: Sequence[str]) -> int:
     flags = parser.parse_args(argv)
 
     import functools
-    from pathlib import Path
 
     import numpy as np
     from PIL import Image
@@ -39,29 +38,28 @@ def main(argv: Sequence[str]) -> int:
     from rich.progress import track
 
     import vqgan_jax as vq
-    from vqgan_jax import data, pictures
+    from vqgan_jax import data, pictures, storage
 
     console = Console()
     tokenizer = vq.load_tokenizer(flags.workdir, step=flags.step)
-    output = Path(flags.output)
-    output.mkdir(parents=True, exist_ok=True)
     sheets, skipped = [], []
-    for name, read in track(inputs(flags.input).items(), description="reconstructing", console=console):
-        try:
-            image = read()
-        except data.ImageError as error:
-            skipped.append(str(error))
-            continue
-        image = fit(image, flags.size, tokenizer.downsample_factor)
-        indices = vq.encode(tokenizer, image[None])
-        recon = np.asarray(vq.to_uint8(vq.decode(tokenizer, indices)))[0]
-        Image.fromarray(recon).save(output / f"{name}.png")
-        np.save(output / f"{name}.npy", np.asarray(indices)[0])
-        sheets.append(pictures.grid(np.stack([image, recon]), columns=1))
-    if sheets:
-        (output / "sheet.png").write_bytes(pictures.png(pictures.wall(sheets)))
+    with storage.local_folder(flags.output) as output:
+        for name, read in track(inputs(flags.input).items(), description="reconstructing", console=console):
+            try:
+                image = read()
+            except data.ImageError as error:
+                skipped.append(str(error))
+                continue
+            image = fit(image, flags.size, tokenizer.downsample_factor)
+            indices = vq.encode(tokenizer, image[None])
+            recon = np.asarray(vq.to_uint8(vq.decode(tokenizer, indices)))[0]
+            Image.fromarray(recon).save(output / f"{name}.png")
+            np.save(output / f"{name}.npy", np.asarray(indices)[0])
+            sheets.append(pictures.grid(np.stack([image, recon]), columns=1))
+        if sheets:
+            (output / "sheet.png").write_bytes(pictures.png(pictures.wall(sheets)))
     say = functools.partial(console.print, soft_wrap=True)  # a path that is broken in two cannot be copied
-    say(f"{len(sheets)} images in {output}, step {tokenizer.step} of {flags.workdir}")
+    say(f"{len(sheets)} images in {flags.output}, step {tokenizer.step} of {flags.workdir}")
     for message in skipped:
         say(f"[yellow]skipped[/] {escape(message)}", highlight=False)
     return 0 if sheets else 1

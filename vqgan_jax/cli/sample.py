@@ -61,13 +61,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """`vqgan sample`."""
     flags = parse(argv)
-    from pathlib import Path
-
     import numpy as np
     from rich.console import Console
 
     import vqgan_jax as vq
-    from vqgan_jax import drawing
+    from vqgan_jax import drawing, storage
     from vqgan_jax.train.loop import progress_bar
 
     console = Console()
@@ -93,11 +91,11 @@ def main(argv: Sequence[str]) -> int:
         scores = drawing.scored(scorer, images, subjects.labels[which])
         kept = drawing.best(scores, which.astype(np.int32), flags.count)
         images, indices, which, numbers = images[kept], indices[kept], which[kept], numbers[kept]
-    output = Path(flags.output)
-    save(output, images, indices, which, numbers, subjects)
-    if flags.animate:
-        animate(output, prior, indices, which, subjects, flags.animate)
-    console.print(f"{len(images)} images in {output}, step {prior.step} of {flags.workdir}", soft_wrap=True)
+    with storage.local_folder(flags.output) as output:
+        save(output, images, indices, which, numbers, subjects)
+        if flags.animate:
+            animate(output, prior, indices, which, subjects, flags.animate)
+    console.print(f"{len(images)} images in {flags.output}, step {prior.step} of {flags.workdir}", soft_wrap=True)
     return 0
 
 
@@ -184,7 +182,6 @@ def save(output, images, indices, which, numbers, subjects) -> None:
 
     from vqgan_jax import pictures
 
-    output.mkdir(parents=True, exist_ok=True)
     labels = subjects.labels[which]
     names = which if subjects.rows else labels
     for image, name, number in zip(images, names, numbers, strict=True):

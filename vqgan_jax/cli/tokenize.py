@@ -19,12 +19,15 @@ def main(argv: Sequence[str]) -> int:
         "vqgan tokenize", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a stage-2 page of the lab book")
-    parser.add_argument("--workdir", required=True, help="folder of the cache, seen by all processes")
+    parser.add_argument(
+        "--workdir", required=True, help="folder of the cache, or gs:// or s3:// path, seen by all processes"
+    )
     cli.add_step_flag(parser, default="", of=" of the tokenizer")
     cli.add_cluster_flags(parser)
     flags, overrides = parser.parse_known_args(argv)
 
     from vqgan_jax import config as configs
+    from vqgan_jax import storage
 
     config = cli.load_config(flags.config, overrides)
     if not isinstance(config, configs.Stage2):
@@ -35,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     logging.set_verbosity(logging.WARNING)
+    if jax.process_index() == 0:
+        storage.check_writable(storage.place(flags.workdir))
     write(config, flags.workdir, Console(quiet=jax.process_index() != 0), step=flags.step)
     return 0
 

@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
         "vqgan train", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
-    parser.add_argument("--workdir", help="folder or gs:// path of the run's files")
+    parser.add_argument("--workdir", help="folder, gs:// or s3:// path of the run's files")
     parser.add_argument("--dry_run", action="store_true", help="print config, parameters and shardings, and exit")
     parser.add_argument("--profile", metavar="FIRST:LAST", help="trace these steps into WORKDIR/profile")
     parser.add_argument(
@@ -42,9 +42,9 @@ def main(argv: Sequence[str]) -> int:
     cli.join_cluster(flags)
     import jax
     from absl import logging
-    from etils import epath
     from rich.console import Console
 
+    from vqgan_jax import storage
     from vqgan_jax.train import loop
 
     logging.set_verbosity(logging.WARNING)
@@ -54,8 +54,9 @@ def main(argv: Sequence[str]) -> int:
         return 0
     if not flags.workdir:
         raise cli.UsageError("`--workdir` must name a folder for checkpoints, metrics and images; none was given.")
-    workdir = epath.Path(flags.workdir)
-    workdir = workdir if workdir.is_absolute() or "://" in flags.workdir else workdir.absolute()
+    workdir = storage.place(flags.workdir)
+    if jax.process_index() == 0:
+        storage.check_writable(workdir)
     with compilation_cache(flags.compilation_cache, f"{workdir}/compilation_cache"):
         loop.train(config, workdir, console, profile=profile)
     return 0

@@ -19,13 +19,13 @@ import optax
 from etils import epath
 from safetensors.numpy import save_file
 
-from vqgan_jax import build, models, ordering, stored
+from vqgan_jax import build, models, ordering, storage, stored
 from vqgan_jax.config import Frozen, Stage1, Stage2
 from vqgan_jax.convert import diffusers, llamagen, names, taming, trees
 from vqgan_jax.convert.names import Entry, Row
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError
 from vqgan_jax.convert.trees import Converted, Report, Tensors
-from vqgan_jax.train.checkpoint import Checkpoints, write_json
+from vqgan_jax.train.checkpoint import Checkpoints
 from vqgan_jax.train.state import TrainState
 
 PARTS = ("tokenizer", "condition")  # models within a prior
@@ -77,7 +77,7 @@ def _write_run(planned: Converted, part: Path, final: Path) -> None:
     data = {"next_index": 0} if converted.moments else {}  # by which the loop knows whether there are optimisers
     with Checkpoints(epath.Path(part)) as checkpoints:
         checkpoints.save(converted.step, _state(converted), data, settings, None)
-    write_json(epath.Path(part / "config.json"), settings)
+    storage.write_json(epath.Path(part / "config.json"), settings)
 
 
 def _below(converted: Converted) -> Iterator[tuple[str, Converted]]:
@@ -261,7 +261,7 @@ def write_file(converted: Converted, to: str, path: Path) -> None:
         _save(path, own, _metadata(converted))
     elif to == "diffusers" and isinstance(config, Stage1):
         _save(path / "diffusion_pytorch_model.safetensors", tensors(converted, to), {"format": "pt"})
-        write_json(epath.Path(path / "config.json"), diffusers.config_json(config))
+        storage.write_json(epath.Path(path / "config.json"), diffusers.config_json(config))
     else:
         _save(path, tensors(converted, to), {"format": "pt"})
 

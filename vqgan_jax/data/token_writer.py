@@ -4,7 +4,7 @@ An example's number decides which image, which crop and which batch of the encod
 does. So the files are the same bytes for any number of processes and any number of interruptions, if `encode` is a
 function of its arguments. A shard gets its name when it is whole, `tokens.json` when all of them are.
 
-Writing needs a disk: ArrayRecord writes no gs:// paths. Mount the bucket, or copy the finished folder.
+ArrayRecord writes to a disk only: a shard for a bucket is made in a temporary folder and copied when it is whole.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import dataclasses
 import itertools
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
+from vqgan_jax import storage
 from vqgan_jax.data import loader
 from vqgan_jax.data.sources import Source
 from vqgan_jax.data.tokens import CACHE_FILE, PLAN_FILE, Plan, Split, check_shard, count_records
@@ -82,7 +84,7 @@ def write(
         if more than 1% of the images cannot be decoded.
       OSError: if the disk is full. What is whole stays, and the next call goes on from there.
     """
-    folder = _claim(folder, plan, process_index)
+    folder = _claim(folder, plan)
     mine = plan.shards[process_index::process_count]
     missing = [(split, shard) for split, shard in mine if not (folder / plan.file(split, shard)).exists()]
     count = lambda shards: sum(len(plan.splits[split].numbers(shard)) for split, shard in shards)
@@ -104,16 +106,16 @@ def write(
                     progress(done, total)
 
 
-def _claim(folder: epath.PathLike, plan: Plan, process_index: int) -> epath.Path:
+def _claim(folder: epath.PathLike, plan: Plan) -> epath.Path:
     """Makes the folder and its plan, or sees that it was begun with this one."""
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = storage.place(folder)
+    storage.make_folder(folder)
     strays = any(folder.glob("*.array_record"))  # looked for first: another process may be writing plan and shards
     path = folder / PLAN_FILE
     if not path.exists():
         if strays:
             raise ValueError(f"shards must lie beside their plan; {folder} has no {PLAN_FILE}. Choose another folder.")
-        _write_json(path, plan.to_json(), process_index)
+        storage.write_json(path, plan.to_json())
     found, wanted = json.loads(path.read_text()), plan.to_json()
     if differing := [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]:
         lines = "".join(f"\n  {key}: {found.get(key)} there, {wanted.get(key)} here" for key in differing)
@@ -122,13 +124,6 @@ def _claim(folder: epath.PathLike, plan: Plan, process_index: int) -> epath.Path
             "Choose another folder, return to that configuration, or delete the folder."
         )
     return folder
-
-
-def _write_json(path: epath.Path, value: Any, process_index: int = 0) -> None:
-    """Whole or not at all."""
-    part = path.with_name(f"{path.name}.{process_index}.part")
-    part.write_text(json.dumps(value, indent=2) + "\n")
-    part.replace(path)
 
 
 def _batches(
@@ -171,7 +166,14 @@ def _encoded(plan: Plan, encode: Callable[[loader.Batch], Any], batch: loader.Ba
 
 @contextlib.contextmanager
 def _new_shard(path: epath.Path, records: int) -> Iterator[ArrayRecordWriter]:
-    """A writer of a file that gets its name when it is whole and on the disk."""
+    """A writer of a file that gets its name when it is whole and on the disk, or in the bucket."""
+    if storage.in_bucket(path):
+        with tempfile.TemporaryDirectory() as local:
+            copy = epath.Path(local) / path.name
+            with _new_shard(copy, records) as writer:
+                yield writer
+            path.write_bytes(copy.read_bytes())
+        return
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
     writer = ArrayRecordWriter(os.fspath(part), "group_size:1,uncompressed")
@@ -198,7 +200,7 @@ def finish(folder: epath.PathLike, plan: Plan) -> Plan:
     Raises:
       ValueError: if the folder holds another cache, or a shard is missing or not whole.
     """
-    folder = _claim(folder, plan, 0)
+    folder = _claim(folder, plan)
     left_out = {split: [] for split in plan.splits}
     for split, shard in plan.shards:
         path = check_shard(folder, plan, split, shard)
@@ -209,5 +211,5 @@ def finish(folder: epath.PathLike, plan: Plan) -> Plan:
             reader.close()
     splits = {name: dataclasses.replace(split, left_out=tuple(left_out[name])) for name, split in plan.splits.items()}
     plan = dataclasses.replace(plan, splits=splits)
-    _write_json(folder / CACHE_FILE, plan.to_json())
+    storage.write_json(folder / CACHE_FILE, plan.to_json())
     return plan

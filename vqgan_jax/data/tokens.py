@@ -17,6 +17,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
+from vqgan_jax import storage
 from vqgan_jax.data import loader
 from vqgan_jax.data.loader import Batches
 from vqgan_jax.data.preprocessing import Augmentation
@@ -107,6 +108,11 @@ class Plan:
         """Split and number of every shard, in the order in which processes take turns at them."""
         return [(name, shard) for name, split in self.splits.items() for shard in range(split.shards)]
 
+    @property
+    def contents(self) -> str:
+        """All that decides what is in a shard of some name."""
+        return json.dumps({key: value for key, value in self.to_json().items() if key != "splits"})
+
     def file(self, split: str, shard: int) -> str:
         """The name of a shard."""
         return f"{split}-{shard:05d}-of-{self.splits[split].shards:05d}.array_record"
@@ -145,10 +151,15 @@ def count_records(path: epath.Path) -> int:
 
 
 def check_shard(folder: epath.Path, plan: Plan, split: str, shard: int) -> str:
-    """The path of a shard; ValueError unless it is there and has as many records as planned."""
+    """The path of a shard, or of a local copy; ValueError unless it is there and has as many records as planned."""
     path, expected = folder / plan.file(split, shard), len(plan.splits[split].numbers(shard))
+    local = path
     try:
-        found = f"{count_records(path)} records" if path.exists() else "none"
+        if path.exists():
+            local = storage.local_copy(path, plan.contents)
+            found = f"{count_records(local)} records"
+        else:
+            found = "none"
     except (ValueError, RuntimeError, OSError) as error:
         found = f"one that cannot be read ({error})"
     if found != f"{expected} records":
@@ -156,7 +167,7 @@ def check_shard(folder: epath.Path, plan: Plan, split: str, shard: int) -> str:
             f"{path} must be a file of {expected} records; got {found}. Delete it if it is there, and run "
             "`vqgan tokenize` again: it makes what is missing."
         )
-    return os.fspath(path)
+    return os.fspath(local)
 
 
 class TokenSource:
@@ -168,7 +179,7 @@ class TokenSource:
         Raises:
           ValueError: if a shard is missing or not whole.
         """
-        folder, self.plan = epath.Path(folder), plan
+        folder, self.plan = storage.place(folder), plan
         self.name, self.class_names = f"tokens:{folder}/{split}", plan.class_names
         paths = []
         for shard in range(plan.splits[split].shards):
@@ -199,7 +210,7 @@ def open_tokens(folder: epath.PathLike, *, split: str, fingerprint: str | None =
       ValueError: if there is no cache, it is not complete, has no such split, or was made by another tokenizer or for
         another version of this format.
     """
-    folder = epath.Path(folder)
+    folder = storage.place(folder)
     if not folder.is_dir():
         raise ValueError(f"a token cache is a folder; {folder} is none. Correct the path, or run `vqgan tokenize`.")
     if not (folder / CACHE_FILE).exists():

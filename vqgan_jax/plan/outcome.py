@@ -7,11 +7,12 @@ import os
 import re
 import time
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
+from vqgan_jax import storage
 from vqgan_jax.plan import program_text
 from vqgan_jax.plan.topology import Topology
 
@@ -47,7 +48,7 @@ class Outcome:
     costs: list[tuple[str, str, str, float, float]] = dataclasses.field(default_factory=list)
 
 
-def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: Path) -> tuple[Outcome, Any]:
+def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: epath.PathLike) -> tuple[Outcome, Any]:
     """Compiles a lowered program, unless `cache` has its outcome under its text, topology, compiler and flags.
 
     Returns:
@@ -57,22 +58,20 @@ def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: P
       jax.errors.JaxRuntimeError: the compiler fails by another reason than memory.
     """
     path = cached(lowered, topology, cache)
-    if path.is_file():
+    if path.exists():
         kept = json.loads(path.read_text())
         return Outcome(**kept | {"costs": [tuple(row) for row in kept["costs"]]}), None
     outcome, executable = compile_now(lowered, mesh)
-    cache.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}")  # whoever is stopped while writing leaves nothing half
-    part.write_text(json.dumps(dataclasses.asdict(outcome)))
-    part.rename(path)
+    storage.make_folder(path.parent)
+    storage.write_json(path, dataclasses.asdict(outcome))
     return outcome, executable
 
 
-def cached(lowered: Any, topology: Topology, cache: Path) -> Path:
+def cached(lowered: Any, topology: Topology, cache: epath.PathLike) -> epath.Path:
     """The file that keeps the outcome of this program for this topology by this compiler with these flags."""
     flags = os.environ.get("LIBTPU_INIT_ARGS", "")
     digest = hashlib.sha256(f"5 {topology.name} {topology.compiler} {flags}\n{lowered.as_text()}".encode())
-    return cache / f"{digest.hexdigest()[:32]}.json"
+    return storage.place(cache) / f"{digest.hexdigest()[:32]}.json"
 
 
 def compile_now(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:

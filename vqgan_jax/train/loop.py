@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vqgan_jax import config as configs
-from vqgan_jax import parsing, stored
+from vqgan_jax import parsing, storage, stored
 from vqgan_jax.evaluate import of_training
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
-from vqgan_jax.train.checkpoint import Checkpoints, write_json
+from vqgan_jax.train.checkpoint import Checkpoints
 from vqgan_jax.train.goodput import Goodput
 from vqgan_jax.train.profile import Profile
 from vqgan_jax.train.program import Program, make_mesh
@@ -171,9 +171,9 @@ def evaluated(
         return values, sheets
     found = judge(state, step)
     if jax.process_index() == 0:
-        (workdir / "evaluations").mkdir(parents=True, exist_ok=True)
+        storage.make_folder(workdir / "evaluations")
         records = {"results": [dataclasses.asdict(result) for result in found]}
-        write_json(workdir / "evaluations" / f"{step:07d}.json", records)
+        storage.write_json(workdir / "evaluations" / f"{step:07d}.json", records)
     return values | {result.metric: result.value for result in found}, sheets
 
 
@@ -209,7 +209,7 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
             checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.log.keep, best=program.best))
             state, first = begin(program, checkpoints, batches, console)
             if jax.process_index() == 0:
-                write_json(workdir / "config.json", stored.to_json(config))
+                storage.write_json(workdir / "config.json", stored.to_json(config))
             writer = metrics_lib.Writer(workdir, resume_from=first, enabled=jax.process_index() == 0)
             stack.callback(writer.close)
             key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
@@ -240,9 +240,11 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
                         with goodput.section("evaluation"):
                             results, sheets = evaluated(program, judge, state, step, workdir)
                             recorder.held_out(step, results, sheets)
+                            writer.commit()
                     if stopping or last or step % config.log.checkpoint_every == 0:
                         writer.scalars(step, "goodput", goodput.shares())  # before: what is saved knows its time
                         with goodput.section("checkpoint"):
+                            writer.commit()
                             checkpoints.save(step, state, batches.get_state(), stored.to_json(config), results)
                 if stopping and not last:
                     console.print(f"stopped at step {step}; saved. Run the same command to go on.")

@@ -1,7 +1,12 @@
 """Metrics of a run: averaged over a window of steps, written as JSON lines and for TensorBoard."""
 
+import concurrent.futures
 import json
+import re
+import shutil
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +14,10 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from tensorboardX import SummaryWriter
 
-from vqgan_jax import pictures
+from vqgan_jax import pictures, storage
+
+PART = re.compile(r"metrics-(\d{6})\.jsonl")  # lines of a run in a bucket, which appends nothing
+PART_SECONDS = 120  # what is collected for the next part is at most so old
 
 
 def code_statistics(hits: Int[np.ndarray, "k"]) -> dict[str, float]:
@@ -58,6 +66,95 @@ class Window:
         return means
 
 
+def files_of(path: epath.Path) -> list[epath.Path]:
+    """The file of metrics, if it is there, and its numbered parts in their order."""
+    there = {file.name: file for file in path.parent.iterdir()} if path.parent.is_dir() else {}
+    return [there[name] for name in (path.name, *sorted(filter(PART.fullmatch, there))) if name in there]
+
+
+def lines_of(file: epath.Path) -> list[str]:
+    """The lines of a file; a last one cut off by a kill is left out."""
+    return [line for line in file.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
+
+
+class OnDisk:
+    """Appends lines to `metrics.jsonl`, events to a file of TensorBoard's."""
+
+    def __init__(self, workdir: epath.Path, kept: list[dict[str, Any]], resume_from: int) -> None:
+        self.path = workdir / "metrics.jsonl"
+        storage.write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        for part in files_of(self.path)[1:]:  # of a run that was copied from a bucket
+            part.unlink()
+        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_from + 1)
+
+    def line(self, text: str) -> None:
+        """Appends a line."""
+        with self.path.open("a") as file:
+            file.write(text)
+
+    def commit(self) -> None:
+        """Nothing is held back."""
+
+    def close(self) -> None:
+        """Flushes."""
+        self.board.close()
+
+
+class InBucket:
+    """Collects lines and events; each `commit` writes them as objects of their own, `metrics-000001.jsonl` and so on.
+
+    TensorBoard reads its files one after another, as one run.
+    """
+
+    def __init__(self, workdir: epath.Path, resume_from: int) -> None:
+        self.workdir, self.purge_step = workdir, resume_from + 1
+        files = files_of(workdir / "metrics.jsonl")
+        self.number = max((int(part[1]) for file in files if (part := PART.fullmatch(file.name))), default=0)
+        for file in files:
+            lines = lines_of(file)
+            kept = [line for line in lines if json.loads(line)["step"] <= resume_from]
+            if not kept:
+                file.unlink()
+            elif kept != lines:
+                file.write_text("".join(line + "\n" for line in kept))
+        self.folder = Path(tempfile.mkdtemp())
+        self.begin()
+
+    def begin(self) -> None:
+        """The next part."""
+        self.number, self.lines, self.since = self.number + 1, [], time.monotonic()
+        suffix = f".{self.number:06d}"
+        self.board = SummaryWriter(str(self.folder), purge_step=self.purge_step, filename_suffix=suffix)
+        self.purge_step = None
+
+    def line(self, text: str) -> None:
+        """Collects a line."""
+        self.lines.append(text)
+        if time.monotonic() - self.since > PART_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Writes what was collected."""
+        if self.lines:
+            self.write()
+            self.begin()
+
+    def write(self) -> None:
+        """This part's objects."""
+        self.board.close()
+        if self.lines:
+            (self.workdir / f"metrics-{self.number:06d}.jsonl").write_text("".join(self.lines))
+            for file in self.folder.iterdir():
+                (self.workdir / "tensorboard" / file.name).write_bytes(file.read_bytes())
+        for file in self.folder.iterdir():
+            file.unlink()
+
+    def close(self) -> None:
+        """Writes the rest."""
+        self.write()
+        shutil.rmtree(self.folder)
+
+
 class Writer:
     """Writes `metrics.jsonl`, `images/*.png` and TensorBoard events in a workdir; on all processes but 0, nothing.
 
@@ -69,38 +166,44 @@ class Writer:
         self.enabled, self.kept, self.dropped = enabled, [], []
         if not enabled:
             return
-        self.lines, self.images = workdir / "metrics.jsonl", workdir / "images"
-        self.images.mkdir(parents=True, exist_ok=True)
-        for line in self.read(self.lines):
+        self.images = workdir / "images"
+        storage.make_folder(self.images)
+        for line in self.read(workdir / "metrics.jsonl"):
             (self.kept if line["step"] <= resume_from else self.dropped).append(line)
-        self.lines.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_from + 1)
+        if storage.in_bucket(workdir):
+            self.files = InBucket(workdir, resume_from)
+        else:
+            self.files = OnDisk(workdir, self.kept, resume_from)
 
     @staticmethod
     def read(path: epath.Path) -> list[dict[str, Any]]:
-        """The lines of a metrics file; a last line cut off by a kill is left out."""
-        lines = path.read_text().splitlines() if path.exists() else []
-        whole = [line for line in lines if line.startswith("{") and line.endswith("}")]
-        return [json.loads(line) for line in whole]
+        """The lines of a metrics file and of its numbered parts, each once."""
+        with concurrent.futures.ThreadPoolExecutor(16) as pool:  # of parts there may be thousands
+            files = list(pool.map(lines_of, files_of(path)))
+        return [json.loads(line) for line in dict.fromkeys(line for lines in files for line in lines)]
 
     def scalars(self, step: int, prefix: str, values: dict[str, float]) -> None:
         """One line, `{"step": ..., "time": ..., "train/rec_loss": ...}`, and one point a curve."""
         if not self.enabled:
             return
         named = {f"{prefix}/{name}": value for name, value in values.items()}
-        with self.lines.open("a") as file:
-            file.write(json.dumps({"step": step, "time": round(time.time(), 3), **named}) + "\n")
         for name, value in named.items():
-            self.board.add_scalar(name, value, step)
+            self.files.board.add_scalar(name, value, step)
+        self.files.line(json.dumps({"step": step, "time": round(time.time(), 3), **named}) + "\n")
 
     def picture(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
         """`images/NAME_STEP.png`, and TensorBoard's image NAME."""
         if not self.enabled:
             return
         (self.images / f"{name}_{step:07d}.png").write_bytes(pictures.png(image))
-        self.board.add_image(name, image, step, dataformats="HWC")
+        self.files.board.add_image(name, image, step, dataformats="HWC")
+
+    def commit(self) -> None:
+        """What was told until now is in the workdir afterwards: a state that is saved then has all its lines."""
+        if self.enabled:
+            self.files.commit()
 
     def close(self) -> None:
         """Flushes."""
         if self.enabled:
-            self.board.close()
+            self.files.close()

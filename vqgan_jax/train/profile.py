@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from vqgan_jax import storage
+
 
 class Profile:
     """Traces the steps `first` to `last`, both included, of every process into `folder`; without a window, nothing.
@@ -16,7 +18,7 @@ class Profile:
 
     def __init__(self, folder: epath.Path, window: tuple[int, int] | None) -> None:
         self.folder, (self.first, self.last) = folder, window or (1, 0)
-        self.running = False
+        self.running, self.files = False, contextlib.ExitStack()
 
     def __enter__(self) -> "Profile":
         return self
@@ -28,7 +30,8 @@ class Profile:
     def step(self, number: int) -> Iterator[None]:
         """One step, called by its number in the trace."""
         if self.first <= number <= self.last and not self.running:
-            jax.profiler.start_trace(str(self.folder))
+            folder = self.files.enter_context(storage.local_folder(self.folder))
+            jax.profiler.start_trace(str(folder))
             self.running = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield
@@ -44,3 +47,4 @@ class Profile:
         if self.running:
             self.running = False
             jax.profiler.stop_trace()
+            self.files.close()
