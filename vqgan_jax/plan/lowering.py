@@ -54,9 +54,9 @@ def call(config: Config, mesh: jax.sharding.Mesh, what: str) -> Call:
         raise ValueError(f"`--what={what}` needs a config of stage {wanted[0]}; got one of stage {config.stage}.")
     if what == "step":
         return step(config, mesh)
-    if what == "start":
-        return start(config, mesh)
-    return sample(config, mesh) if isinstance(config, configs.Stage2) else codec(config, mesh, what)
+    if isinstance(config, configs.Stage2):
+        return sample(config, mesh)
+    return start(config, mesh) if what == "start" else codec(config, mesh, what)
 
 
 def step(config: Config, mesh: jax.sharding.Mesh) -> Call:
