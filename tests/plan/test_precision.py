@@ -112,13 +112,14 @@ def test_held_out_lpips_of_a_bfloat16_tokenizer_multiplies_in_float32():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_compiled_program_of_a_float32_tokenizer_has_no_product_of_bfloat16(dtype):
+def test_in_the_compiled_program_of_a_float32_tokenizer_every_product_is_exact():
     pytest.importorskip("libtpu", reason="the TPU's compiler is not installed: pip install 'vqgan_jax[test]'")
-    config, target = cli.load_config(TOKENIZER, [f"--config.model.dtype={dtype}"]), topology.describe("v5p:2x2x1")
+    config, target = cli.load_config(TOKENIZER), topology.describe("v5p:2x2x1")
     mesh = sharding.make_mesh(4, 1, 1, devices=target.devices)
     function, arguments = lowering.call(config, mesh, "step")
     text = function.lower(*arguments).compile().as_text()
     lines = re.findall(r"^.* (?:convolution|dot)\(.*$", text, re.MULTILINE)
-    assert lines
-    assert any("bf16[" in line for line in lines) == (dtype == "bfloat16")
+    assert len(lines) > 20
+    # Without it the compiler puts a rounding to bfloat16 before a product of float32.
+    assert not [line for line in lines if "operand_precision={highest,highest}" not in line]
+    assert "bf16[" not in text
