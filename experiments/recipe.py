@@ -46,7 +46,7 @@ def stage1() -> ConfigDict:
                 "dtype": "bfloat16",  # of convolutions; parameters, norms, codes and losses are float32
             },
             "quantizer": {
-                "kind": "vq",  # vq | gumbel
+                "kind": "vq",  # vq | gumbel | fsq
                 "codebook_size": 1024,
                 "embed_dim": 256,
                 "unit_length": False,
@@ -56,6 +56,7 @@ def stage1() -> ConfigDict:
                 "kmeans_batches": 0,  # batches for a k-means start
                 "noisy_eval": False,  # Gumbel
                 "temperature": (1.0, 1.0, 1),  # Gumbel: cosine from, to, over steps
+                "levels": (8, 5, 5, 5),  # FSQ: of each channel; their product is the codebook's size
             },
             "discriminator": {"channels": 64, "num_layers": 3, "norm": "batch"},
             "loss": {

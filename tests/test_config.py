@@ -222,8 +222,7 @@ def test_fields_arrive_where_they_belong(nested):
         True,
         False,
     )
-    assert (model.encoder.out_channels, model.decoder.out_channels, model.encoder.dropout) == (96, 3, 0.25)
-    assert model.encoder.dtype == model.decoder.dtype == jnp.bfloat16
+    assert (model.latent_channels, model.image_channels, model.dropout, model.dtype) == (96, 3, 0.25, "bfloat16")
     assert disc is not None
     assert (disc.channels, disc.num_layers, disc.norm) == (8, 2, "act")
 

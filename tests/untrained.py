@@ -13,9 +13,8 @@ from etils import epath
 import vqgan_jax as vq
 from vqgan_jax import build, cli, models
 from vqgan_jax import prior as priors
-from vqgan_jax.nn.autoencoder import Decoder, Encoder
+from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.quantizer import VectorQuantizer
-from vqgan_jax.nn.vqgan import VQGAN
 from vqgan_jax.train.checkpoint import Checkpoints
 
 PAGE = str(Path(__file__).parent / "train" / "tiny_prior.py")
@@ -42,7 +41,7 @@ def tokenizer(codebook_size: int = 16, channels: int = 3) -> vq.Tokenizer:
         "resolution": 8,
     }
     quantizer = VectorQuantizer(codebook_size, 4, True)
-    module = VQGAN(Encoder(**shape, out_channels=32), quantizer, Decoder(**shape, out_channels=channels))
+    module = VQGAN(quantizer, **shape, image_channels=channels, latent_channels=32, dtype="float32")
     abstract = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 8, 8, channels)))["params"]
     return vq.Tokenizer(randomised(abstract, 0.1), module)
 

@@ -199,7 +199,7 @@ def log_likelihood(
 def _encode(tokenizer: Tokenizer, images: Any) -> Any:
     if jnp.issubdtype(images.dtype, jnp.floating):
         images = images.astype(jnp.float32)
-    images = pixels.to_input(images, tokenizer.module.decoder.out_channels)
+    images = pixels.to_input(images, tokenizer.module.image_channels)
     rngs = {"gumbel": jax.random.key(0)}  # drawn from only with `noisy_eval`
     quantized: Any = tokenizer.module.apply({"params": tokenizer.params}, images, method="encode", rngs=rngs)
     return quantized.indices
@@ -265,7 +265,7 @@ def check_indices(prior: Prior, indices: Any, count: int, grid: tuple[int, int])
 def check_images(tokenizer: Tokenizer, images: Any) -> None:
     """Raises ValueError for what `encode` cannot take, and for values on the host that are out of range."""
     shape, dtype, f = jnp.shape(images), jnp.result_type(images), tokenizer.downsample_factor
-    channels = tokenizer.module.decoder.out_channels
+    channels = tokenizer.module.image_channels
     labels = len(shape) == 3 and jnp.issubdtype(dtype, jnp.integer) and channels not in (1, 3)
     if not labels and (len(shape) != 4 or shape[-1] != channels):
         raise ValueError(

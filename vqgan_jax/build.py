@@ -1,34 +1,27 @@
 """From configs to modules, optimisers and schedules; configs end here."""
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
 
 from vqgan_jax import config as configs
 from vqgan_jax import ordering, sampling
 from vqgan_jax.data import conditions
 from vqgan_jax.data import views as data_views
 from vqgan_jax.data.layouts import Layout
-from vqgan_jax.nn import maskgit
-from vqgan_jax.nn.autoencoder import Decoder, Encoder
+from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.discriminator import PatchDiscriminator
-from vqgan_jax.nn.quantizer import GumbelQuantizer, VectorQuantizer
+from vqgan_jax.nn.maskgit import AUTOENCODERS
+from vqgan_jax.nn.quantizer import QUANTIZERS, Quantizer
 from vqgan_jax.nn.transformer import Transformer
-from vqgan_jax.nn.vqgan import VQGAN
 
 MAPS = {"segmentation": 0, "depth": 1, "low_resolution": 3, "edges": 3, "keypoints": 3}  # channels; 0: the classes
 LAYOUTS = ("boxes", "centers")
-MODELS = ("paper", "maskgit")
 SCHEDULES = ("constant", "cosine")
-QUANTIZERS: dict[str, Callable[[configs.Quantizer], VectorQuantizer | GumbelQuantizer]] = {
-    "vq": lambda q: VectorQuantizer(q.codebook_size, q.embed_dim, q.unit_length, q.ema, q.decay, q.revive_below),
-    "gumbel": lambda q: GumbelQuantizer(q.codebook_size, q.embed_dim, q.noisy_eval),
-}
 CONDITIONS = ("class", "none", "coordinates", *LAYOUTS, *MAPS)
 
 
@@ -38,22 +31,19 @@ def check_known(path: str, value: Any, table: Collection[Any]) -> None:
         raise ValueError(f"`config.{path}` must be one of {', '.join(map(str, table))}; got {value!r}.")
 
 
+def quantizer(config: configs.Stage1) -> Quantizer:
+    """The quantizer's module: its fields are keys of the sections `quantizer` and, for its losses, `loss`."""
+    check_known("quantizer.kind", config.quantizer.kind, QUANTIZERS)
+    cls = QUANTIZERS[config.quantizer.kind]
+    values = vars(config.loss) | vars(config.quantizer)
+    return cls(**{name: values[name] for name in cls.__annotations__ if name in values})
+
+
 def vqgan(config: configs.Stage1) -> VQGAN:
-    """The tokenizer's module; ValueError for a kind of model or quantizer that there is not."""
-    m, q = config.model, config.quantizer
-    check_known("model.kind", m.kind, MODELS)
-    check_known("quantizer.kind", q.kind, QUANTIZERS)
-    quantizer = QUANTIZERS[q.kind](q)
-    if m.kind == "maskgit":
-        fields = (m.channels, m.channel_multipliers, m.num_res_blocks)
-        options = {"dtype": jnp.dtype(m.dtype), "norm_groups": m.norm_groups}
-        decoder = maskgit.Decoder(*fields, m.image_channels, **options)
-        return VQGAN(maskgit.Encoder(*fields, **options), quantizer, decoder, post_kernel=3)
-    shape = (m.channels, m.channel_multipliers, m.num_res_blocks, m.attn_resolutions, m.resolution)
-    options = {"dropout": m.dropout, "dtype": jnp.dtype(m.dtype), "norm_groups": m.norm_groups}
-    encoder = Encoder(*shape, out_channels=m.latent_channels, **options)
-    decoder = Decoder(*shape, out_channels=m.image_channels, **options)
-    return VQGAN(encoder, quantizer, decoder)
+    """The tokenizer's module, whose fields are the keys of the section `model`; ValueError for an unknown kind."""
+    check_known("model.kind", config.model.kind, AUTOENCODERS)
+    fields = {name: value for name, value in vars(config.model).items() if name != "kind"}
+    return AUTOENCODERS[config.model.kind](quantizer=quantizer(config), **fields)
 
 
 def discriminator(config: configs.Stage1) -> PatchDiscriminator | None:
@@ -85,12 +75,6 @@ def optimizer(config: configs.Optimizer, peak: float, steps: int) -> optax.Gradi
     parts += [decay] if config.weight_decay else []
     parts += [optax.scale_by_learning_rate(schedule(config, peak, steps))]
     return optax.chain(*parts)
-
-
-def temperature(config: configs.Quantizer) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """Temperature of the Gumbel softmax at each step: half a cosine from start to end, then constant."""
-    start, end, steps = config.temperature
-    return lambda step: end + 0.5 * (start - end) * (1 + jnp.cos(jnp.pi * jnp.clip(step / steps, 0.0, 1.0)))
 
 
 def views(config: configs.Stage1 | configs.Stage2) -> Mapping[str, data_views.View]:

@@ -51,7 +51,7 @@ class Model:
 class Quantizer:
     """The codebook; see `nn.quantizer`."""
 
-    kind: str  # vq | gumbel
+    kind: str  # vq | gumbel | fsq
     codebook_size: int
     embed_dim: int
     unit_length: bool
@@ -61,6 +61,7 @@ class Quantizer:
     kmeans_batches: int  # batches for the k-means start; 0 is none
     noisy_eval: bool
     temperature: tuple[float, float, int]  # Gumbel: cosine from, to, over steps
+    levels: tuple[int, ...]  # FSQ: of each channel
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from etils import epath
 
 from vqgan_jax import build, prior, storage, stored
 from vqgan_jax import config as configs
-from vqgan_jax.nn.vqgan import VQGAN
+from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.train import sharding, stage1, stage2
 from vqgan_jax.train.checkpoint import Checkpoints, Restored
 from vqgan_jax.train.state import TrainState
@@ -211,10 +211,10 @@ def load_frozen(
         return first, None
     second = load(c.tokenizer, condition, "condition")
     channels = build.MAPS[c.kind] or c.num_classes
-    if second.module.decoder.out_channels != channels:
+    if second.module.image_channels != channels:
         raise ValueError(
             f"the tokenizer of the condition {c.kind!r} must have {channels} channels; {c.tokenizer.workdir} has "
-            f"{second.module.decoder.out_channels}. Name another, or mend `config.condition.num_classes`."
+            f"{second.module.image_channels}. Name another, or mend `config.condition.num_classes`."
         )
     return first, second
 
@@ -383,7 +383,9 @@ def tokenizer_state(config: configs.Stage1) -> Any:
     """Shapes and dtypes of a stage-1 run's state."""
     size, channels = config.data.image_size, config.model.image_channels
     images = jax.ShapeDtypeStruct((1, config.batch_size, size, size, channels), jnp.uint8)
-    return jax.eval_shape(functools.partial(stage1.init, stage1.from_config(config)), jax.random.key(0), images)
+    return jax.eval_shape(
+        functools.partial(stage1.init, stage1.from_config(config), start=False), jax.random.key(0), images
+    )
 
 
 def prior_state(config: configs.Stage2) -> Any:

@@ -11,6 +11,8 @@ from vqgan_jax import build, ordering, sampling
 from vqgan_jax.config import STAGES, Stage1, Stage2
 from vqgan_jax.losses import ADVERSARIAL, PIXEL
 from vqgan_jax.nn import discriminator, transformer
+from vqgan_jax.nn.maskgit import AUTOENCODERS
+from vqgan_jax.nn.quantizer import QUANTIZERS
 
 DTYPES = ("float32", "bfloat16")
 
@@ -103,8 +105,8 @@ def check_stage1(config: Stage1) -> None:
     m, q, loss = config.model, config.quantizer, config.loss
     one_of(
         [
-            ("model.kind", m.kind, build.MODELS),
-            ("quantizer.kind", q.kind, build.QUANTIZERS),
+            ("model.kind", m.kind, AUTOENCODERS),
+            ("quantizer.kind", q.kind, QUANTIZERS),
             ("discriminator.norm", config.discriminator.norm, discriminator.NORMS),
             ("loss.pixel", loss.pixel, PIXEL),
             ("loss.adversarial", loss.adversarial, ADVERSARIAL),
@@ -112,16 +114,8 @@ def check_stage1(config: Stage1) -> None:
         ]
     )
     check_field(config)
-    width = m.channels * (m.channel_multipliers or (1,))[-1]
-    if m.kind == "maskgit" and (m.attn_resolutions or m.dropout or m.latent_channels != width):
-        raise ValueError(
-            "`config.model.kind` 'maskgit' has no attention, no dropout, and latent channels like its last level: "
-            f"set attn_resolutions to (), dropout to 0 and latent_channels to {width}."
-        )
-    if q.ema and loss.codebook_weight:
-        raise ValueError(
-            "`config.loss.codebook_weight` must be 0 with quantizer.ema, which gets no gradient; set it to 0."
-        )
+    build.vqgan(config).check()
+    build.quantizer(config).check()
     if q.kind == "gumbel" and (q.unit_length or q.ema or q.revive_below or q.kmeans_batches):
         raise ValueError(
             "unit_length, ema, revive_below and kmeans_batches belong to quantizer.kind 'vq'; got 'gumbel'."

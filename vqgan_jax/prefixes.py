@@ -169,7 +169,7 @@ def check_labels(kind: ClassLabel, labels: Any) -> Int[Array, "b 1"]:
 
 def check_map(prior: Prior, kind: Codes, maps: Any) -> None:
     """Raises ValueError for a map of another shape, type or range than the prior's condition has."""
-    channels = kind.module.decoder.out_channels
+    channels = kind.module.image_channels
     integer = jnp.issubdtype(jnp.result_type(maps), jnp.integer)
     if kind.field == "segmentation":
         fine, form = integer and jnp.ndim(maps) == 3, "integers of shape (b, H, W), below the number of classes"

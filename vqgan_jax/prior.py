@@ -11,8 +11,8 @@ from vqgan_jax import build, losses, ordering, sampling
 from vqgan_jax import config as configs
 from vqgan_jax.data.conditions import Condition, Objects
 from vqgan_jax.nn import caches, decoding
+from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.transformer import Transformer
-from vqgan_jax.nn.vqgan import VQGAN
 
 Tree = dict[str, Any]
 

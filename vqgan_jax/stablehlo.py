@@ -78,7 +78,7 @@ def weights_of(model: Tokenizer | Prior) -> dict[str, Any]:
 def serialised(model: Tokenizer | Prior, *, size: tuple[int, int], platforms: tuple[str, ...]) -> dict[str, bytes]:
     """The functions by name; arguments and errors as of `write`."""
     tokenizer = model.tokenizer if isinstance(model, Prior) else model
-    f, channels = tokenizer.downsample_factor, tokenizer.module.decoder.out_channels
+    f, channels = tokenizer.downsample_factor, tokenizer.module.image_channels
     if unknown := sorted(set(platforms) - set(PLATFORMS)):
         raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}; got {', '.join(unknown)}.")
     if any(side < 1 or side % f for side in size):

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from vqgan_jax.nn.autoencoder import Decoder, Encoder
+from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.quantizer import GumbelQuantizer, VectorQuantizer
-from vqgan_jax.nn.vqgan import VQGAN
 
 
 def count(module):
@@ -25,8 +24,7 @@ def count(module):
     ids=["f16_1024", "f16_16384", "gumbel_f8_8192"],
 )
 def test_autoencoder(multipliers, attention, quantizer, expected):
-    shape = (128, multipliers, 2, (attention,), 256)
-    assert count(VQGAN(Encoder(*shape, out_channels=256), quantizer, Decoder(*shape, out_channels=3))) == expected
+    assert count(VQGAN(quantizer, 128, multipliers, 2, (attention,), 256, 3, 256)) == expected
 
 
 @pytest.mark.parametrize(

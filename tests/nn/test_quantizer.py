@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +8,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from vqgan_jax.nn import quantizer as quantizer_module
-from vqgan_jax.nn.quantizer import CodebookStats, GumbelQuantizer, VectorQuantizer, kmeans, nearest, unit
+from vqgan_jax.nn.quantizer import FSQ, CodebookStats, GumbelQuantizer, VectorQuantizer, kmeans, nearest, unit
 
 
 def bound(codebook, **fields):
@@ -19,6 +21,11 @@ def over_eight(*before):
     """The sharding of rows over all devices, behind axes that are whole."""
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     return NamedSharding(mesh, P(*before, "data"))
+
+
+def refresh(quantizer, codebook, *rest):
+    params, stats = quantizer.refresh({"codebook": codebook}, *rest)
+    return params["codebook"], stats
 
 
 # The nearest code
@@ -197,7 +204,7 @@ def test_refresh_of_an_ema_codebook_equals_the_hand_computation():
     quantizer = VectorQuantizer(2, 2, ema=True, decay=0.5)
     stats = CodebookStats(jnp.array([2.0, 2.0]), jnp.array([[2.0, 0.0], [0.0, 4.0]]))
     latents, indices = jnp.array([[1.0, 1.0], [3.0, 1.0], [0.0, 2.0]]), jnp.array([0, 0, 1])
-    codebook, stats = quantizer.refresh(jnp.full((2, 2), 9.0), stats, latents, indices, jax.random.key(0))
+    codebook, stats = refresh(quantizer, jnp.full((2, 2), 9.0), stats, latents, indices, jax.random.key(0))
     np.testing.assert_allclose(stats.hits, [2.0, 1.5], rtol=1e-6)
     np.testing.assert_allclose(stats.sums, [[3.0, 1.0], [0.0, 3.0]], rtol=1e-6)
     smoothed = (np.array([2.0, 1.5]) + 1e-5) / (3.5 + 2e-5) * 3.5
@@ -209,9 +216,9 @@ def test_an_ema_codebook_converges_to_the_means_of_its_latents(getkey):
     quantizer = VectorQuantizer(2, 3, ema=True, decay=0.9)
     latents, indices = jax.random.normal(getkey(), (10, 3)), jnp.arange(10) % 2
     codebook = jnp.zeros((2, 3))
-    stats = quantizer.initial_stats(codebook, 10)
+    stats = quantizer.initial_stats({"codebook": codebook}, 10)
     for _ in range(200):
-        codebook, stats = quantizer.refresh(codebook, stats, latents, indices, getkey())
+        codebook, stats = refresh(quantizer, codebook, stats, latents, indices, getkey())
     np.testing.assert_allclose(codebook, jnp.stack([latents[::2].mean(0), latents[1::2].mean(0)]), atol=1e-4)
 
 
@@ -219,8 +226,8 @@ def test_initial_averages_reproduce_the_codebook_that_they_start_from(getkey):
     """A step whose latents are the codes themselves, each hit alike, changes nothing."""
     codebook = jax.random.normal(getkey(), (8, 3))
     quantizer = VectorQuantizer(8, 3, ema=True, revive_below=0.5)
-    stats = quantizer.initial_stats(codebook, 8)
-    after, new = quantizer.refresh(codebook, stats, codebook, jnp.arange(8), getkey())
+    stats = quantizer.initial_stats({"codebook": codebook}, 8)
+    after, new = refresh(quantizer, codebook, stats, codebook, jnp.arange(8), getkey())
     np.testing.assert_allclose(after, codebook, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(new.hits, stats.hits, rtol=1e-6)
 
@@ -228,11 +235,10 @@ def test_initial_averages_reproduce_the_codebook_that_they_start_from(getkey):
 def test_without_ema_and_revival_refresh_keeps_the_codebook(getkey):
     quantizer, codebook = VectorQuantizer(4, 2), jax.random.normal(getkey(), (4, 2))
     stats = CodebookStats(jnp.zeros(4), jnp.zeros((4, 2)))
-    after, _ = quantizer.refresh(codebook, stats, jnp.ones((5, 2)), jnp.zeros(5, jnp.int32), getkey())
+    after, _ = refresh(quantizer, codebook, stats, jnp.ones((5, 2)), jnp.zeros(5, jnp.int32), getkey())
     np.testing.assert_array_equal(after, codebook)
-    assert not quantizer.refreshes
-    assert VectorQuantizer(4, 2, ema=True).refreshes
-    assert VectorQuantizer(4, 2, revive_below=0.1).refreshes
+    kept = lambda **fields: VectorQuantizer(4, 2, **fields).initial_stats({"codebook": codebook}, 5) is not None
+    assert (kept(), kept(ema=True), kept(revive_below=0.1)) == (False, True, True)
 
 
 @pytest.fixture
@@ -247,7 +253,7 @@ def half_dead(getkey):
 
 def test_dead_codes_become_latents_of_the_batch_with_fresh_averages(half_dead, getkey):
     quantizer, codebook, stats, latents, indices = half_dead
-    after, new = quantizer.refresh(codebook, stats, latents, indices, getkey())
+    after, new = refresh(quantizer, codebook, stats, latents, indices, getkey())
     for dead in (1, 3):
         assert (np.asarray(after)[dead] == np.asarray(latents)).all(-1).any()
         assert new.hits[dead] == 2.0
@@ -256,7 +262,7 @@ def test_dead_codes_become_latents_of_the_batch_with_fresh_averages(half_dead, g
 
 def test_live_codes_are_untouched_by_a_revival(half_dead, getkey):
     quantizer, codebook, stats, latents, indices = half_dead
-    after, new = quantizer.refresh(codebook, stats, latents, indices, getkey())
+    after, new = refresh(quantizer, codebook, stats, latents, indices, getkey())
     live = jnp.array([0, 2])
     np.testing.assert_array_equal(after[live], codebook[live])
     np.testing.assert_allclose(new.hits[live], [0.9 * 10 + 0.4, 0.9 * 5 + 0.4], rtol=1e-6)
@@ -266,8 +272,8 @@ def test_live_codes_are_untouched_by_a_revival(half_dead, getkey):
 def test_a_revived_code_survives_the_next_step_without_a_hit(half_dead, getkey, ema):
     quantizer, codebook, stats, latents, indices = half_dead
     quantizer = quantizer.clone(ema=ema)
-    revived, stats = quantizer.refresh(codebook, stats, latents, indices, getkey())
-    after, _ = quantizer.refresh(revived, stats, -latents, indices, getkey())
+    revived, stats = refresh(quantizer, codebook, stats, latents, indices, getkey())
+    after, _ = refresh(quantizer, revived, stats, -latents, indices, getkey())
     np.testing.assert_allclose(after[jnp.array([1, 3])], revived[jnp.array([1, 3])], rtol=1e-4)
 
 
@@ -275,10 +281,10 @@ def test_a_code_that_stays_without_hits_dies_when_the_arithmetic_says_so(getkey)
     """From its uniform share, decay 0.5 and threshold 0.2: 1/2, 1/4, 1/8 is below at the third step."""
     quantizer = VectorQuantizer(2, 2, decay=0.5, revive_below=0.2)
     codebook, latents = jnp.array([[0.0, 0.0], [5.0, 5.0]]), jnp.full((4, 2), -3.0)
-    stats = quantizer.initial_stats(codebook, 4)
+    stats = quantizer.initial_stats({"codebook": codebook}, 4)
     moved = []
     for _ in range(3):
-        codebook, stats = quantizer.refresh(codebook, stats, latents, jnp.zeros(4, jnp.int32), getkey())
+        codebook, stats = refresh(quantizer, codebook, stats, latents, jnp.zeros(4, jnp.int32), getkey())
         moved.append(bool(codebook[1, 0] == -3.0))
     assert moved == [False, False, True]
 
@@ -286,12 +292,12 @@ def test_a_code_that_stays_without_hits_dies_when_the_arithmetic_says_so(getkey)
 def test_refresh_of_a_sharded_batch_equals_one_device(getkey):
     quantizer = VectorQuantizer(16, 4, ema=True, revive_below=0.5)
     codebook, latents = jax.random.normal(getkey(), (16, 4)), jax.random.normal(getkey(), (64, 4))
-    indices, stats, key = nearest(latents, codebook) // 2, quantizer.initial_stats(codebook, 64), getkey()
+    indices, stats, key = nearest(latents, codebook) // 2, quantizer.initial_stats({"codebook": codebook}, 64), getkey()
     stats = stats._replace(hits=stats.hits.at[3].set(0.0).at[12].set(0.0))
-    alone, alone_stats = jax.jit(quantizer.refresh)(codebook, stats, latents, indices, key)
+    alone, alone_stats = jax.jit(functools.partial(refresh, quantizer))(codebook, stats, latents, indices, key)
     spread = jax.device_put((latents, indices), over_eight())
     assert len(spread[0].addressable_shards) == 8
-    together, together_stats = jax.jit(quantizer.refresh)(codebook, stats, *spread, key)
+    together, together_stats = jax.jit(functools.partial(refresh, quantizer))(codebook, stats, *spread, key)
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(together_stats.hits, alone_stats.hits, rtol=1e-6)
     np.testing.assert_allclose(together_stats.sums, alone_stats.sums, rtol=1e-5, atol=1e-6)
@@ -398,7 +404,8 @@ def test_the_temperature_shapes_the_gradient_and_not_the_choice(gumbel):
 
     def quantize(bias, temperature):
         params = {"logits": {"kernel": kernel, "bias": bias}, "codebook": codebook}
-        return quantizer.apply({"params": params}, latents, temperature=temperature).quantized.sum()
+        cooled = quantizer.clone(temperature=(temperature, temperature, 1))
+        return cooled.apply({"params": params}, latents).quantized.sum()
 
     for temperature in (2.0, 1.0, 0.25):
         value, gradient = jax.value_and_grad(quantize)(jnp.zeros(2), temperature)
@@ -423,11 +430,76 @@ def test_kl_is_zero_for_uniform_logits_and_log_k_for_a_sure_choice(getkey):
     params = quantizer.init({"params": getkey()}, latents)["params"]
 
     def kl(bias):
-        return quantizer.apply(
-            {"params": params | {"logits": {"kernel": jnp.zeros((1, 1, 2, 8)), "bias": bias}}}, latents
-        ).kl[0, 0, 0]
+        logits = {"kernel": jnp.zeros((1, 1, 2, 8)), "bias": bias}
+        return quantizer.apply({"params": params | {"logits": logits}}, latents).terms["kl"]
 
     np.testing.assert_allclose(kl(jnp.full(8, 3.0)), 0.0, atol=1e-6)
     np.testing.assert_allclose(kl(100.0 * jnp.eye(8)[0]), np.log(8), rtol=1e-6)
     halves = jnp.where(jnp.arange(8) < 4, 0.0, -100.0)
     np.testing.assert_allclose(kl(halves), np.log(2), rtol=1e-6)
+
+
+def test_the_temperature_goes_down_half_a_cosine(getkey):
+    at = GumbelQuantizer(2, 1, temperature=(0.9, 0.1, 100)).temperature_at
+    np.testing.assert_allclose([at(0), at(50), at(100), at(1000)], [0.9, 0.5, 0.1, 0.1], rtol=1e-6)
+
+
+# Losses
+
+
+@pytest.mark.parametrize("weights", [(1.0, 0.25), (0.25, 1.0)])
+def test_the_loss_is_the_weighted_sum_of_its_terms(getkey, weights):
+    codebook, latents = jax.random.normal(getkey(), (16, 4)), jax.random.normal(getkey(), (5, 4))
+    out = bound(codebook, codebook_weight=weights[0], commitment_weight=weights[1])(latents)
+    mean = np.square(np.asarray(latents - out.codes)).mean()
+    np.testing.assert_allclose(list(out.terms.values()), [mean, mean], rtol=1e-6)
+    np.testing.assert_allclose(out.loss, sum(weights) * mean, rtol=1e-6)
+
+
+# Finite scalars
+
+
+@pytest.mark.parametrize("levels", [(8, 5, 5, 5), (3, 2), (7,), (2, 2, 2)])
+def test_fsq_reaches_every_code_and_looks_it_up(levels):
+    quantizer = FSQ(levels)
+    indices = jnp.arange(quantizer.codebook_size)
+    codes = quantizer.apply({}, indices, method="lookup")
+    assert len(np.unique(codes, axis=0)) == quantizer.codebook_size
+    assert np.abs(codes).max() == 1.0
+    # A latent whose tanh lands on the point is quantized to it.
+    half, width = np.array(levels) // 2, (np.array(levels) - 1) * 1.001 / 2
+    offset = np.where(np.array(levels) % 2 == 0, 0.5, 0.0)
+    latents = np.arctanh((np.asarray(codes) * half + offset) / width) - np.arctanh(offset / width)
+    out = quantizer.apply({}, jnp.asarray(latents, jnp.float32))
+    np.testing.assert_array_equal(out.indices, indices)
+    np.testing.assert_allclose(out.quantized, codes, atol=1e-6)
+
+
+def test_the_first_channel_of_fsq_varies_fastest():
+    codes = FSQ((3, 4)).apply({}, jnp.array([0, 1, 3]), method="lookup")
+    np.testing.assert_allclose(codes, [[-1.0, -1.0], [0.0, -1.0], [-1.0, -0.5]])
+
+
+def test_the_gradient_of_fsq_is_that_of_its_tanh(getkey):
+    quantizer, latents = FSQ((8, 5)), jax.random.normal(getkey(), (20, 2))
+    gradient = jax.grad(lambda z: quantizer.apply({}, z).quantized.sum())(latents)
+    width, offset, half = np.array([7, 4]) * 1.001 / 2, np.array([0.5, 0.0]), np.array([4, 2])
+    moved = np.asarray(latents) + np.arctanh(offset / width)
+    np.testing.assert_allclose(gradient, width / half / np.square(np.cosh(moved)), rtol=1e-4)
+
+
+def test_fsq_of_bfloat16_latents_counts_in_int32(getkey):
+    latents = 3 * jax.random.normal(getkey(), (20_000, 4)).astype(jnp.bfloat16)
+    out = FSQ((8, 5, 5, 5)).apply({}, latents)
+    assert out.indices.dtype == jnp.int32
+    assert len(np.unique(out.indices)) > 900
+    assert (int(out.indices.min()), int(out.indices.max())) == (0, 999)
+
+
+def test_fsq_has_nothing_to_learn():
+    quantizer, latents = FSQ((4, 4)), jnp.zeros((2, 2))
+    assert not quantizer.init(jax.random.key(0), latents)
+    assert float(quantizer.apply({}, latents).loss) == 0.0
+    assert quantizer.initial_stats({}, 2) is None
+    with pytest.raises(ValueError, match=r"levels.*\(4, 1\)"):
+        FSQ((4, 1)).check()

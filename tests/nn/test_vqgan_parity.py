@@ -9,12 +9,10 @@ import pytest
 from reference import GRADIENTS, VALUES, error, golden, pairs, translate, tree, under
 
 from vqgan_jax.losses import codebook_loss, commitment_loss
-from vqgan_jax.nn.autoencoder import Decoder, Encoder
+from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.quantizer import VectorQuantizer
-from vqgan_jax.nn.vqgan import VQGAN
 
-SHAPE = (32, (3, 2, 2), 1, (8,), 32)
-MODEL: Any = VQGAN(Encoder(*SHAPE, out_channels=16), VectorQuantizer(32, 8), Decoder(*SHAPE, out_channels=3))
+MODEL: Any = VQGAN(VectorQuantizer(32, 8), 32, (3, 2, 2), 1, (8,), 32, 3, 16, dtype="float32")
 
 # Weights of (codebook_loss, commitment_loss): upstream's beta of 0.25 sat on the first term before it was corrected.
 PLACEMENTS = {"legacy": (0.25, 1.0), "corrected": (1.0, 0.25)}

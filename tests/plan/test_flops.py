@@ -4,7 +4,7 @@ import pytest
 from plan_cases import PAGES, TOKENIZER, mesh_of
 
 from vqgan_jax import cli
-from vqgan_jax.nn.convolutions import convolve_doubled
+from vqgan_jax.nn.layers import upsample_convolve
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.plan import flops, lowering, program_text
 
@@ -46,7 +46,7 @@ def test_of_branches_the_dearest_counts():
 
 
 def test_restated_functions_count_as_they_are_defined():
-    doubled = jax.grad(lambda x, k: jnp.sum(jnp.square(convolve_doubled(x, k))), argnums=(0, 1))
+    doubled = jax.grad(lambda x, k: jnp.sum(jnp.square(upsample_convolve(x, k))), argnums=(0, 1))
     assert flops.count(doubled, shape(2, 8, 8, 3), shape(3, 3, 3, 5)) == 3 * 2 * 9 * 3 * 5 * 16 * 16 * 2
 
     images = shape(1, 32, 32, 3)

@@ -11,9 +11,8 @@ import pytest
 
 from vqgan_jax import build, cli, losses, ordering
 from vqgan_jax import prior as priors
-from vqgan_jax.nn.autoencoder import Decoder, Encoder
+from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.quantizer import VectorQuantizer
-from vqgan_jax.nn.vqgan import VQGAN
 from vqgan_jax.train import stage2
 
 PAGE = str(Path(__file__).with_name("tiny_prior.py"))
@@ -30,9 +29,7 @@ ONE_BLOCK = {
     "attn_resolutions": (),
     "resolution": 8,
 }
-TOKENIZER = VQGAN(
-    Encoder(**ONE_BLOCK, out_channels=32), VectorQuantizer(K, 4, True), Decoder(**ONE_BLOCK, out_channels=3)
-)
+TOKENIZER = VQGAN(VectorQuantizer(K, 4, True), **ONE_BLOCK, latent_channels=32, dtype="float32")
 
 
 @functools.cache

@@ -114,11 +114,10 @@ def _hits(config: Stage1 | Stage2, converted: Converted) -> dict[str, Any]:
     """Returns hits of the codes as of uniform ones, for a run that counts them, where the file did not."""
     if isinstance(config, Stage2) or "codebook" in converted.networks:
         return {}
-    quantizer: Any = build.vqgan(config).quantizer
-    if not getattr(quantizer, "refreshes", False):
-        return {}
     latents = config.batch_size * (config.data.image_size // 2 ** (len(config.model.channel_multipliers) - 1)) ** 2
-    return {"codebook": quantizer.initial_stats(jnp.asarray(converted.params["quantizer"]["codebook"]), latents)}
+    params = jax.tree.map(jnp.asarray, converted.params.get("quantizer", {}))
+    stats = build.quantizer(config).initial_stats(params, latents)
+    return {} if stats is None else {"codebook": stats}
 
 
 def read_run(path: epath.PathLike, *, step: int | str = "newest", weights: str = "") -> Converted:

@@ -162,7 +162,7 @@ class Codes:
         maps = batch[self.field]
         if self.size:
             maps = resized(maps, self.size)
-        inputs = to_input(maps, self.module.decoder.out_channels)
+        inputs = to_input(maps, self.module.image_channels)
         rngs = {"gumbel": jax.random.key(0)}
         quantized = self.module.apply({"params": frozen[self.frozen]}, inputs, method="encode", rngs=rngs)
         return quantized.indices.reshape(len(maps), -1)

@@ -1,6 +1,6 @@
 """MaskGIT's encoder and decoder: no attention, means for strided convolutions, and a shortcut that is none.
 
-They stand between the same 1x1 in front of the codes and a 3x3 behind them: see `VQGAN.post_kernel`.
+They stand between the same 1x1 in front of the codes and a 3x3 behind them.
 
 References:
   Chang et al. 2022, MaskGIT: Masked Generative Image Transformer; the arithmetic of its published tokenizers.
@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vqgan_jax.nn.blocks import Conv, GroupNorm, Upsample, conv3x3
+from vqgan_jax.nn.autoencoder import VQGAN, Upsample
+from vqgan_jax.nn.layers import Conv, GroupNorm, conv1x1, conv3x3
 
 
 class ResBlock(nn.Module):
@@ -107,3 +108,26 @@ def blocks(
     for block in range(count):
         x = ResBlock(channels, dtype, groups, name=f"{name}_block_{block}")(x)
     return x
+
+
+class MaskGIT(VQGAN):
+    """MaskGIT's tokenizer as a `VQGAN`: without attention and dropout, latents as wide as the last level."""
+
+    def check(self) -> None:
+        """Raises ValueError where fields say what this network does not have."""
+        width = self.channels * self.channel_multipliers[-1]
+        if self.attn_resolutions or self.dropout or self.latent_channels != width:
+            raise ValueError(
+                "`config.model.kind` 'maskgit' has no attention, no dropout, and latent channels like its last level: "
+                f"set attn_resolutions to (), dropout to 0 and latent_channels to {width}."
+            )
+
+    def setup(self):
+        shape = (self.channels, self.channel_multipliers, self.num_res_blocks)
+        self.encoder = Encoder(*shape, dtype=self.dtype, norm_groups=self.norm_groups)
+        self.decoder = Decoder(*shape, self.image_channels, dtype=self.dtype, norm_groups=self.norm_groups)
+        self.pre_quantizer = conv1x1(self.quantizer.embed_dim, jnp.float32, "pre_quantizer")
+        self.post_quantizer = conv3x3(self.latent_channels, self.dtype, "post_quantizer")
+
+
+AUTOENCODERS = {"paper": VQGAN, "maskgit": MaskGIT}

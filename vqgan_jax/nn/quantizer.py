@@ -1,14 +1,23 @@
-"""From latents to codes: nearest neighbour (equation 2 of the paper) or Gumbel softmax, always in float32."""
+"""From latents to codes: nearest neighbour (equation 2 of the paper), Gumbel softmax, finite scalars; in float32.
 
-from typing import NamedTuple
+A quantizer is one class and one line of `QUANTIZERS`. Its fields are the keys of the config's section `quantizer`. Its
+losses, its statistics and its start belong to it, so that the training step is the same for all of them.
+"""
+
+import math
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from vqgan_jax.nn.blocks import conv1x1
+from vqgan_jax import losses
+from vqgan_jax.nn.layers import conv1x1
+
+Params = dict[str, Any]
 
 # A latent's float32 distances that are in memory at a time: those to 1,024 codes. They are never more than one layer's
 # activations at the images' own size: at factor 4 a latent stands for 16 pixels of 128 channels of 2 bytes.
@@ -17,21 +26,23 @@ DISTANCE_BYTES = 4096
 
 @struct.dataclass
 class Quantized:
-    """What a quantizer makes of latents; float32.
+    """What a quantizer returns; float32.
 
     Attributes:
-      quantized: the codes, with a gradient that reaches the latents: what the decoder gets.
+      quantized: the codes that the decoder reads, with a gradient that reaches the latents.
       indices: codebook row of each position.
       latents: the latents as they were compared with the codes (of unit length where the codes are).
       codes: the chosen codes; their gradient reaches the codebook.
-      kl: nats of each position's code distribution against the uniform one; zero where the choice is not random.
+      loss: the weighted sum of the quantizer's own losses (equation 4 of the paper, second and third term).
+      terms: each of these losses without its weight, by name.
     """
 
     quantized: Float[Array, "*b d"]
     indices: Int[Array, "*b"]
     latents: Float[Array, "*b d"]
     codes: Float[Array, "*b d"]
-    kl: Float[Array, "*b"]
+    loss: Float[Array, ""]
+    terms: dict[str, Float[Array, ""]]
 
 
 class CodebookStats(NamedTuple):
@@ -39,6 +50,265 @@ class CodebookStats(NamedTuple):
 
     hits: Float[Array, "k"]
     sums: Float[Array, "k d"]
+
+
+class Quantizer(nn.Module):
+    """The interface of all quantizers. A class adds
+
+    - `codebook_size` and `embed_dim`, as fields or properties;
+    - `__call__(latents, *, train=False, step=0) -> Quantized`, where `step` is that of training, for schedules;
+    - `lookup(indices)`, the codes of the given rows, as the decoder reads them.
+
+    The methods below act on the quantizer's parameters outside of gradients. Here they do nothing: a quantizer whose
+    codes learn by gradients alone inherits them.
+    """
+
+    @property
+    def start_batches(self) -> int:
+        """Number of training batches whose latents `start` needs."""
+        return 0
+
+    def start(self, params: Params, latents: Float[Array, "m n d"], key: jax.Array) -> Params:
+        """Returns the parameters that training starts from, given the latents of each of `start_batches` batches."""
+        del latents, key
+        return params
+
+    def initial_stats(self, params: Params, n: int) -> CodebookStats | None:
+        """Returns the statistics that `refresh` keeps, before the first step of `n` latents; None for none."""
+        del params, n
+        return None
+
+    def refresh(
+        self, params: Params, stats: CodebookStats, latents: Float[Array, "n d"], indices: Int[Array, "n"], key: Any
+    ) -> tuple[Params, CodebookStats]:
+        """Returns parameters and statistics after a step; `latents` and `indices` are those of the global batch."""
+        del latents, indices, key
+        return params, stats
+
+    def check(self) -> None:
+        """Raises ValueError where fields contradict each other."""
+
+
+class VectorQuantizer(Quantizer):
+    """Nearest code, straight-through gradient (section 3.1 of the paper).
+
+    Attributes:
+      codebook_size: number of codes k.
+      embed_dim: their width d.
+      unit_length: compare and return latents and codes divided by their lengths (then `embed_dim` wants to be about
+        8). The codebook itself is stored as it is and divided at use, so that its gradient passes the division.
+      ema: the codebook is the running average of the latents that chose it, by `refresh`, and gets no gradient.
+      decay: of the running averages.
+      revive_below: a code whose average hits fall below this share of a uniform code's becomes a random latent of the
+        batch; 0 is never.
+      kmeans_batches: the codebook starts as the k-means centres of the latents of so many batches; 0 is off.
+      codebook_weight: of `losses.codebook_loss`; 0 with `ema`.
+      commitment_weight: of `losses.commitment_loss`, beta in the paper.
+    """
+
+    codebook_size: int = 1024
+    embed_dim: int = 256
+    unit_length: bool = False
+    ema: bool = False
+    decay: float = 0.99
+    revive_below: float = 0.0
+    kmeans_batches: int = 0
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+
+    def check(self) -> None:
+        """Raises ValueError where the codebook has a loss and no gradient."""
+        if self.ema and self.codebook_weight:
+            raise ValueError(
+                "`config.quantizer.codebook_weight` must be 0 with quantizer.ema, whose codebook gets no gradient; got "
+                f"{self.codebook_weight}. Set it to 0."
+            )
+
+    def setup(self):
+        bound = 1.0 / self.codebook_size
+        uniform = lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        init = nn.initializers.normal(1.0) if self.unit_length else uniform
+        self.codebook = self.param("codebook", init, (self.codebook_size, self.embed_dim))
+
+    def normalise(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Maps latents or codes into the space where they are compared."""
+        return unit(x) if self.unit_length else x
+
+    def __call__(
+        self, latents: Float[Array, "*b d"], *, train: bool = False, step: int | Int[Array, ""] = 0
+    ) -> Quantized:
+        """Quantizes; neither `train` nor `step` changes anything here."""
+        del train, step
+        latents = self.normalise(latents.astype(jnp.float32))
+        codebook = self.normalise(jax.lax.stop_gradient(self.codebook) if self.ema else self.codebook)
+        indices = nearest(jax.lax.stop_gradient(latents), jax.lax.stop_gradient(codebook))
+        codes = codebook[indices]
+        terms = {
+            "codebook_loss": losses.codebook_loss(latents, codes).mean(),
+            "commitment_loss": losses.commitment_loss(latents, codes).mean(),
+        }
+        loss = self.codebook_weight * terms["codebook_loss"] + self.commitment_weight * terms["commitment_loss"]
+        quantized = latents + jax.lax.stop_gradient(codes - latents)
+        return Quantized(quantized, indices, latents, codes, loss, terms)
+
+    def lookup(self, indices: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """Returns the codes of the given rows."""
+        return self.normalise(self.codebook)[indices]
+
+    @property
+    def start_batches(self) -> int:
+        """Batches for the k-means start."""
+        return self.kmeans_batches
+
+    def start(self, params: Params, latents: Float[Array, "m n d"], key: jax.Array) -> Params:
+        """Puts the codes at the k-means centres of the latents."""
+        return params | {"codebook": self.normalise(kmeans(latents, self.codebook_size, key))}
+
+    def initial_stats(self, params: Params, n: int) -> CodebookStats | None:
+        """Gives every code its share of the `n` latents of a step: no code starts near its death."""
+        if not self.ema and not self.revive_below:
+            return None
+        share = n / self.codebook_size
+        hits = jnp.full(self.codebook_size, share, jnp.float32)
+        return CodebookStats(hits, share * self.normalise(params["codebook"]))
+
+    def refresh(
+        self, params: Params, stats: CodebookStats, latents: Float[Array, "n d"], indices: Int[Array, "n"], key: Any
+    ) -> tuple[Params, CodebookStats]:
+        """Updates the running averages, the EMA codebook, and revives dead codes."""
+        n, k, codebook = latents.shape[0], self.codebook_size, params["codebook"]
+        hits = jnp.zeros(k).at[indices].add(1.0)
+        sums = jnp.zeros_like(codebook).at[indices].add(latents)
+        hits = self.decay * stats.hits + (1 - self.decay) * hits
+        sums = self.decay * stats.sums + (1 - self.decay) * sums
+        if self.ema:
+            # Laplace smoothing (van den Oord et al. 2017, appendix A.1) keeps a rare code's divisor off zero.
+            smoothed = (hits + 1e-5) / (hits.sum() + k * 1e-5) * hits.sum()
+            codebook = sums / smoothed[:, None]
+        if self.revive_below > 0:
+            dead = hits < self.revive_below * n / k
+            fresh = latents[jax.random.randint(key, (k,), 0, n)]
+            codebook = jnp.where(dead[:, None], fresh, codebook)
+            # A revived code starts as a uniform one: with its old averages it would die again in the next step.
+            hits = jnp.where(dead, n / k, hits)
+            sums = jnp.where(dead[:, None], fresh * (n / k), sums)
+        return params | {"codebook": codebook}, CodebookStats(hits, sums)
+
+
+class GumbelQuantizer(Quantizer):
+    """A soft choice of codes by Gumbel noise, made hard with a straight-through gradient (Jang et al. 2017).
+
+    Attributes:
+      codebook_size: number of codes k.
+      embed_dim: their width d.
+      temperature: of the softmax: half a cosine from the first value to the second over so many steps, then constant.
+        It shapes the gradient and nothing else of the choice.
+      noisy_eval: draw noise in evaluation too, as the published model does, which makes encoding random. The noise
+        comes from the PRNG collection "gumbel".
+      kl_weight: of the mean over positions of the KL divergence from the uniform distribution, in nats.
+    """
+
+    codebook_size: int = 8192
+    embed_dim: int = 256
+    temperature: tuple[float, float, int] = (1.0, 1.0, 1)
+    noisy_eval: bool = False
+    kl_weight: float = 0.0
+
+    def setup(self):
+        self.logits = conv1x1(self.codebook_size, jnp.float32, "logits")
+        self.codebook = self.param("codebook", nn.initializers.normal(1.0), (self.codebook_size, self.embed_dim))
+
+    def temperature_at(self, step: int | Int[Array, ""]) -> Float[Array, ""]:
+        """Temperature of the softmax at a training step."""
+        start, end, steps = self.temperature
+        return end + 0.5 * (start - end) * (1 + jnp.cos(jnp.pi * jnp.clip(step / steps, 0.0, 1.0)))
+
+    def __call__(
+        self, latents: Float[Array, "b h w d"], *, train: bool = False, step: int | Int[Array, ""] = 0
+    ) -> Quantized:
+        """Quantizes, with noise in training or with `noisy_eval`."""
+        latents = latents.astype(jnp.float32)
+        logits = self.logits(latents)
+        noisy = logits
+        if train or self.noisy_eval:
+            noisy = logits + jax.random.gumbel(self.make_rng("gumbel"), logits.shape)
+        soft = jax.nn.softmax(noisy / self.temperature_at(step))
+        indices = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
+        hard = jax.nn.one_hot(indices, self.codebook_size)
+        choice = soft + jax.lax.stop_gradient(hard - soft)
+        codes = jnp.einsum("bhwk,kd->bhwd", choice, self.codebook, precision=jax.lax.Precision.HIGHEST)
+        q = jax.nn.softmax(logits)
+        kl = jnp.sum(q * jnp.log(q * self.codebook_size + 1e-10), axis=-1).mean()
+        return Quantized(codes, indices, latents, codes, self.kl_weight * kl, {"kl": kl})
+
+    def lookup(self, indices: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """Returns the codes of the given rows."""
+        return self.codebook[indices]
+
+
+class FSQ(Quantizer):
+    """Finite scalar quantization: every channel is rounded to one of a few levels (Mentzer et al. 2023).
+
+    There is no codebook to learn, none to collapse and no loss. Codes are points of a grid in [-1, 1].
+
+    Attributes:
+      levels: number of levels of each channel; their product is the codebook's size. The paper's section 4.2 uses
+        (8, 5, 5, 5) for about 2^10 codes, (7, 5, 5, 5, 5) for 2^12, (8, 8, 8, 6, 5) for 2^14.
+    """
+
+    levels: tuple[int, ...] = (8, 5, 5, 5)
+
+    @property
+    def codebook_size(self) -> int:
+        """Product of the levels."""
+        return math.prod(self.levels)
+
+    @property
+    def embed_dim(self) -> int:
+        """One channel for each entry of `levels`."""
+        return len(self.levels)
+
+    def check(self) -> None:
+        """Raises ValueError for a channel that carries nothing."""
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(
+                f"`config.quantizer.levels` must be numbers of at least 2, one a channel; got {self.levels}. "
+                "Choose, say, (8, 5, 5, 5)."
+            )
+
+    @property
+    def strides(self) -> Int[np.ndarray, "d"]:
+        """What one level of each channel adds to the index: the first channel varies fastest."""
+        return np.cumprod((1, *self.levels[:-1])).astype(np.int32)
+
+    def __call__(
+        self, latents: Float[Array, "*b d"], *, train: bool = False, step: int | Int[Array, ""] = 0
+    ) -> Quantized:
+        """Rounds; neither `train` nor `step` changes anything here."""
+        del train, step
+        latents = latents.astype(jnp.float32)
+        levels, half = np.asarray(self.levels), np.asarray(self.levels) // 2
+        # Equation 1 of the paper: as wide as `levels` points 1 apart, moved by half a point where their number is even.
+        width = (levels - 1) * (1 + 1e-3) / 2
+        offset = np.where(levels % 2 == 0, 0.5, 0.0)
+        row = lambda v: jnp.asarray(v, jnp.float32).reshape((1,) * (latents.ndim - 1) + (-1,))
+        bounded = jnp.tanh(latents + row(np.arctanh(offset / width))) * row(width) - row(offset)
+        rounded = bounded + jax.lax.stop_gradient(jnp.rint(bounded) - bounded)
+        digits = jnp.rint(bounded).astype(jnp.int32) + half.astype(np.int32).reshape(row(half).shape)
+        # int32: in bfloat16 a thousand codes would share some five hundred indices.
+        indices = jnp.sum(digits * self.strides.reshape(row(half).shape), axis=-1, dtype=jnp.int32)
+        codes = rounded / row(half)
+        return Quantized(codes, indices, latents, codes, jnp.zeros(()), {})
+
+    def lookup(self, indices: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """Returns the grid points of the given indices."""
+        shape = (1,) * indices.ndim + (-1,)
+        levels, half = (np.asarray(v, np.int32).reshape(shape) for v in (self.levels, np.asarray(self.levels) // 2))
+        digits = indices[..., None] // self.strides.reshape(shape) % levels
+        return (digits - half).astype(jnp.float32) / half.astype(np.float32)
+
+
+QUANTIZERS = {"vq": VectorQuantizer, "gumbel": GumbelQuantizer, "fsq": FSQ}
 
 
 def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -77,141 +347,6 @@ def distances(flat: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Float
     """Returns half of the squared distance of each latent to each code, less half of the latent's squared length."""
     products = jnp.einsum("nd,kd->nk", flat, codebook, precision=jax.lax.Precision.HIGHEST)
     return 0.5 * jnp.sum(jnp.square(codebook), axis=-1)[None] - products
-
-
-class VectorQuantizer(nn.Module):
-    """Nearest code, straight-through gradient.
-
-    Attributes:
-      codebook_size: number of codes k.
-      embed_dim: their width d.
-      unit_length: compare and return latents and codes divided by their lengths (then `embed_dim` wants to be about
-        8). The codebook itself is stored as it is and divided at use, so that its gradient passes the division.
-      ema: the codebook is the running average of the latents that chose it, by `refresh`, and gets no gradient.
-      decay: of the running averages.
-      revive_below: a code whose average hits fall below this share of a uniform code's becomes a random latent of the
-        batch; 0 is never.
-    """
-
-    codebook_size: int
-    embed_dim: int
-    unit_length: bool = False
-    ema: bool = False
-    decay: float = 0.99
-    revive_below: float = 0.0
-
-    def setup(self):
-        bound = 1.0 / self.codebook_size
-        init = (
-            nn.initializers.normal(1.0)
-            if self.unit_length
-            else lambda key, s: jax.random.uniform(key, s, minval=-bound, maxval=bound)
-        )
-        self.codebook = self.param("codebook", init, (self.codebook_size, self.embed_dim))
-
-    def normalise(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        """Into the space where latents and codes are compared."""
-        return unit(x) if self.unit_length else x
-
-    def __call__(
-        self, latents: Float[Array, "*b d"], *, train: bool = False, temperature: float | Float[Array, ""] = 1.0
-    ) -> Quantized:
-        """Quantizes; neither `train` nor `temperature` changes anything here."""
-        del train, temperature
-        latents = self.normalise(latents.astype(jnp.float32))
-        codebook = self.normalise(jax.lax.stop_gradient(self.codebook) if self.ema else self.codebook)
-        indices = nearest(jax.lax.stop_gradient(latents), jax.lax.stop_gradient(codebook))
-        codes = codebook[indices]
-        quantized = latents + jax.lax.stop_gradient(codes - latents)
-        return Quantized(quantized, indices, latents, codes, jnp.zeros(indices.shape))
-
-    def lookup(self, indices: Int[Array, "*b"]) -> Float[Array, "*b d"]:
-        """The codes of the given rows, as the decoder wants them."""
-        return self.normalise(self.codebook)[indices]
-
-    @property
-    def refreshes(self) -> bool:
-        """Whether `refresh` does anything."""
-        return self.ema or self.revive_below > 0
-
-    def initial_stats(self, codebook: Float[Array, "k d"], n: int) -> CodebookStats:
-        """Every code as if it had had its share of the `n` latents of a step: no code starts near its death."""
-        share = n / self.codebook_size
-        return CodebookStats(
-            hits=jnp.full(self.codebook_size, share, jnp.float32), sums=share * self.normalise(codebook)
-        )
-
-    def refresh(
-        self,
-        codebook: Float[Array, "k d"],
-        stats: CodebookStats,
-        latents: Float[Array, "n d"],
-        indices: Int[Array, "n"],
-        key: jax.Array,
-    ) -> tuple[Float[Array, "k d"], CodebookStats]:
-        """One step of the running averages, of the EMA codebook and of the revival of dead codes.
-
-        Pure, without parameters of the module; hits and sums are over the whole array, which under `jax.jit` is the
-        global batch.
-        """
-        n, k = latents.shape[0], self.codebook_size
-        hits = jnp.zeros(k).at[indices].add(1.0)
-        sums = jnp.zeros_like(codebook).at[indices].add(latents)
-        hits = self.decay * stats.hits + (1 - self.decay) * hits
-        sums = self.decay * stats.sums + (1 - self.decay) * sums
-        if self.ema:
-            # Laplace smoothing (van den Oord et al. 2017, appendix A.1) keeps a rare code's divisor off zero.
-            smoothed = (hits + 1e-5) / (hits.sum() + k * 1e-5) * hits.sum()
-            codebook = sums / smoothed[:, None]
-        if self.revive_below > 0:
-            dead = hits < self.revive_below * n / k
-            fresh = latents[jax.random.randint(key, (k,), 0, n)]
-            codebook = jnp.where(dead[:, None], fresh, codebook)
-            # A revived code starts as a uniform one: with its old averages it would die again in the next step.
-            hits = jnp.where(dead, n / k, hits)
-            sums = jnp.where(dead[:, None], fresh * (n / k), sums)
-        return codebook, CodebookStats(hits, sums)
-
-
-class GumbelQuantizer(nn.Module):
-    """A soft choice of codes by Gumbel noise, made hard with a straight-through gradient (Jang et al. 2017).
-
-    Attributes:
-      codebook_size: number of codes k.
-      embed_dim: their width d.
-      noisy_eval: draw noise in evaluation too, as the published model does, which makes encoding random. The noise
-        comes from the PRNG collection "gumbel".
-    """
-
-    codebook_size: int
-    embed_dim: int
-    noisy_eval: bool = False
-
-    def setup(self):
-        self.logits = conv1x1(self.codebook_size, jnp.float32, "logits")
-        self.codebook = self.param("codebook", nn.initializers.normal(1.0), (self.codebook_size, self.embed_dim))
-
-    def __call__(
-        self, latents: Float[Array, "b h w d"], *, train: bool = False, temperature: float | Float[Array, ""] = 1.0
-    ) -> Quantized:
-        """Quantizes; `temperature` shapes the gradient and, where there is noise, nothing else of the choice."""
-        latents = latents.astype(jnp.float32)
-        logits = self.logits(latents)
-        noisy = logits
-        if train or self.noisy_eval:
-            noisy = logits + jax.random.gumbel(self.make_rng("gumbel"), logits.shape)
-        soft = jax.nn.softmax(noisy / temperature)
-        indices = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
-        hard = jax.nn.one_hot(indices, self.codebook_size)
-        choice = soft + jax.lax.stop_gradient(hard - soft)
-        codes = jnp.einsum("bhwk,kd->bhwd", choice, self.codebook, precision=jax.lax.Precision.HIGHEST)
-        q = jax.nn.softmax(logits)
-        kl = jnp.sum(q * jnp.log(q * self.codebook_size + 1e-10), axis=-1)
-        return Quantized(codes, indices, latents, codes, kl)
-
-    def lookup(self, indices: Int[Array, "*b"]) -> Float[Array, "*b d"]:
-        """The codes of the given rows."""
-        return self.codebook[indices]
 
 
 def kmeans(points: Float[Array, "m n d"], k: int, key: jax.Array, *, rounds: int = 10) -> Float[Array, "k d"]:

@@ -14,7 +14,7 @@ import jax
 from vqgan_jax.compat import ClosedJaxpr, Jaxpr, dce_jaxpr
 
 # Functions of `nn` by their names, with the products of their definition for each that they take.
-RESTATED = {"doubled_gradients": 9 / 4, "convolve_paired": 1 / 2, "part_sums": 0.0}
+RESTATED = {"upsample_convolve_backward": 9 / 4, "pair_features": 1 / 2, "half_sums": 0.0}
 
 
 def count(function: Callable[..., Any], *args: Any) -> float:

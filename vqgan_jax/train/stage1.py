@@ -16,16 +16,23 @@ from jaxtyping import Array, Float, Int, Num
 
 from vqgan_jax import build, losses
 from vqgan_jax import config as configs
+from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_input
-from vqgan_jax.nn.quantizer import Quantized, VectorQuantizer, kmeans
-from vqgan_jax.nn.vqgan import VQGAN
+from vqgan_jax.nn.quantizer import Quantized
 from vqgan_jax.train.accumulation import in_parts
 from vqgan_jax.train.state import TrainState, moving_average
 
 Metrics = dict[str, Array]
 Tree = dict[str, Any]
+
+
+class Codes(NamedTuple):
+    """What the quantizer's `refresh` reads of a step."""
+
+    latents: Float[Array, "b h w d"]
+    indices: Int[Array, "b h w"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +43,13 @@ class Task:
     discriminator: PatchDiscriminator | None
     lpips: LPIPS
     optimizers: dict[str, optax.GradientTransformation]
-    temperature: Callable[[Int[Array, ""]], Float[Array, ""]]
     loss: configs.Loss
     ema_decay: float
     accumulate: int
 
     def inputs(self, maps: Num[Array, "b H W ..."]) -> Float[Array, "b H W c"]:
         """A batch as the autoencoder reads it."""
-        return to_input(maps, self.model.decoder.out_channels)
+        return to_input(maps, self.model.image_channels)
 
 
 def from_config(config: configs.Stage1) -> Task:
@@ -55,41 +61,36 @@ def from_config(config: configs.Stage1) -> Task:
         discriminator=build.discriminator(config),
         lpips=LPIPS(config.loss.lpips_dropout, jnp.dtype(config.model.dtype)),
         optimizers={name: build.optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
-        temperature=build.temperature(config.quantizer),
         loss=config.loss,
         ema_decay=optimizer.ema_decay,
         accumulate=config.accumulate,
     )
 
 
-def init(task: Task, key: jax.Array, images: Num[Array, "n b H W ..."], *, kmeans_start: bool = False) -> TrainState:
-    """A fresh state.
+def init(task: Task, key: jax.Array, images: Num[Array, "n b H W ..."], *, start: bool = True) -> TrainState:
+    """Returns a fresh state.
 
     Args:
       task: static.
       key: of the initial parameters.
-      images: n training batches. ActNorm starts from the first; with `kmeans_start` the codebook starts as the centres
-        of the latents of all.
-      kmeans_start: only with a `VectorQuantizer`.
+      images: n training batches. ActNorm starts from the first, the quantizer from the latents of all.
+      start: false leaves the quantizer as it was born; shapes do not depend on it.
     """
     keys = jax.random.split(key, 3)
     rngs = {"params": keys[0], "gumbel": keys[1]}
     (recon, quantized), variables = task.model.init_with_output(rngs, task.inputs(images[0]))
     params, stats = {"generator": variables["params"]}, {}
-    quantizer = task.model.quantizer
-    if isinstance(quantizer, VectorQuantizer):
-        if kmeans_start:
-            encode = lambda batch: task.model.apply(variables, task.inputs(batch), method="encode").latents
-            latents = jax.lax.map(encode, images)
-            # Batches stay apart: to join them would gather their images, which devices share.
-            points = latents.reshape(len(images), -1, quantizer.embed_dim)
-            centres = kmeans(points, quantizer.codebook_size, keys[1])
-            params["generator"]["quantizer"]["codebook"] = quantizer.normalise(centres)
-        if quantizer.refreshes:
-            codebook = params["generator"]["quantizer"]["codebook"]
-            stats["codebook"] = quantizer.initial_stats(codebook, quantized.indices.size)
+    quantizer, codes = task.model.quantizer, variables["params"].get("quantizer", {})
+    if start and quantizer.start_batches:
+        encode = lambda batch: task.model.apply(variables, task.inputs(batch), method="encode").latents
+        # Batches stay apart: to join them would gather their images, which devices share.
+        latents = jax.lax.map(encode, images).reshape(len(images), -1, quantizer.embed_dim)
+        codes = params["generator"]["quantizer"] = quantizer.start(codes, latents, keys[1])
+    codebook_stats = quantizer.initial_stats(codes, quantized.indices.size)
+    if codebook_stats is not None:
+        stats["codebook"] = codebook_stats
     if task.discriminator is not None:
-        # The first thing that the discriminator judges is a reconstruction: ActNorm starts from one.
+        # The first thing that the discriminator sees is a reconstruction: ActNorm starts from one.
         variables = task.discriminator.init(keys[2], recon, train=True)
         params["discriminator"] = variables["params"]
         stats["discriminator"] = variables.get("batch_stats", {})
@@ -103,14 +104,14 @@ def init(task: Task, key: jax.Array, images: Num[Array, "n b H W ..."], *, kmean
 
 
 def optimizers(task: Task, params: Tree) -> Tree:
-    """States of the optimisers before any step."""
+    """Returns the states of the optimisers before any step."""
     return {name: task.optimizers[name].init(params[name]) for name in params}
 
 
 def train_step(
     task: Task, state: TrainState, frozen: Tree, batch: dict[str, Array], key: jax.Array
 ) -> tuple[TrainState, Metrics]:
-    """One update of the generator (encoder, codebook, decoder) and one of the discriminator.
+    """Updates the generator (encoder, codebook, decoder) once and the discriminator once (section 3.1, equation 6).
 
     A batch in `task.accumulate` parts has the same codes, hits, losses and gradients as a whole one, except for what
     mixes images: each part has an adaptive weight of its own and BatchNorm normalises each part by itself, as in DDP
@@ -128,172 +129,146 @@ def train_step(
     """
     keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
     params, stats, opt_state = dict(state.params), dict(state.stats), dict(state.opt_state)
-    part = functools.partial(play, task, state, frozen)
-    game, (grads, metrics), quantized = in_parts(
-        task.accumulate, part, stats.get("discriminator", {}), batch["image"], keys[:2]
-    )
+
+    part = functools.partial(gradients, task, state, frozen)
+    disc_stats = stats.get("discriminator", {})
+    disc_stats, (grads, metrics), codes = in_parts(task.accumulate, part, disc_stats, batch["image"], keys[:2])
     params["generator"], opt_state["generator"] = apply_gradients(task, state, "generator", grads["generator"])
     metrics |= {"grad_norm": optax.tree.norm(grads["generator"])}
-    if task.discriminator is not None:
-        if not task.loss.shared_forward:
-            part = functools.partial(play_again, task, state, params["generator"])
-            game, (grads, terms), _ = in_parts(task.accumulate, part, game, batch["image"], keys[2:3])
-            metrics |= terms
-        name, stats["discriminator"] = "discriminator", game
-        params[name], opt_state[name] = apply_gradients(task, state, name, grads[name])
-        metrics |= {"disc_grad_norm": optax.tree.norm(grads[name])}
 
+    if task.discriminator is not None:
+        if not task.loss.shared_forward:  # the published order: the updated generator reconstructs once more
+            part = functools.partial(discriminator_gradients, task, state, params["generator"])
+            disc_stats, (more, terms), _ = in_parts(task.accumulate, part, disc_stats, batch["image"], keys[2:3])
+            grads, metrics = grads | more, metrics | terms
+        stats["discriminator"] = disc_stats
+        new = apply_gradients(task, state, "discriminator", grads["discriminator"])
+        params["discriminator"], opt_state["discriminator"] = new
+        metrics |= {"disc_grad_norm": optax.tree.norm(grads["discriminator"])}
+
+    quantizer, indices = task.model.quantizer, codes.indices.reshape(-1)
     if "codebook" in stats:
-        flat = quantized.latents.reshape(-1, quantized.latents.shape[-1]), quantized.indices.reshape(-1)
-        codebook = params["generator"]["quantizer"]["codebook"]
-        codebook, stats["codebook"] = task.model.quantizer.refresh(codebook, stats["codebook"], *flat, keys[3])
-        params["generator"]["quantizer"]["codebook"] = codebook
-    ema = moving_average(state, params, task.ema_decay)
-    hits = jnp.bincount(quantized.indices.reshape(-1), length=task.model.quantizer.codebook_size)
+        latents, old = codes.latents.reshape(len(indices), -1), params["generator"]["quantizer"]
+        new, stats["codebook"] = quantizer.refresh(old, stats["codebook"], latents, indices, keys[3])
+        params["generator"]["quantizer"] = new
+    hits = jnp.bincount(indices, length=quantizer.codebook_size)
     metrics |= {"param_norm": optax.tree.norm(params["generator"]), "code_hits": hits}
-    return TrainState(state.step + 1, params, opt_state, ema, stats), metrics
+    return TrainState(state.step + 1, params, opt_state, moving_average(state, params, task.ema_decay), stats), metrics
 
 
-def generate(
-    task: Task, step: Int[Array, ""], generator: Tree, images: Float[Array, "b H W c"], key: jax.Array
-) -> tuple[Float[Array, "b H W c"], Quantized]:
-    """Reconstructions and codes in training mode."""
-    rngs = dict(zip(("dropout", "gumbel"), jax.random.split(key), strict=True))
-    return task.model.apply({"params": generator}, images, train=True, temperature=task.temperature(step), rngs=rngs)
+def gradients(
+    task: Task, state: TrainState, frozen: Tree, disc_stats: Tree, images: Num[Array, "b H W ..."], keys: jax.Array
+) -> tuple[Tree, tuple[Tree, Metrics], Codes]:
+    """Returns the discriminator's running statistics, gradients by network and metrics, and the codes of each image.
 
-
-def play(
-    task: Task, state: TrainState, frozen: Tree, stats: Tree, images: Num[Array, "b H W ..."], keys: jax.Array
-) -> tuple[Tree, tuple[Tree, Metrics], Quantized]:
-    """The generator's side on one part of the batch; with a shared forward pass the discriminator's too.
-
-    Gives the discriminator's running statistics; gradients by network and what to log; the codes.
+    With `shared_forward` the discriminator's gradients are among them, at the same reconstruction: the discriminator is
+    then one step late, and the step saves a whole forward pass.
     """
-    images = task.inputs(images)
+    x, loss, grads = task.inputs(images), task.loss, {}
 
-    def forward(generator: Tree) -> tuple[tuple[Array, Array], tuple[Quantized, Metrics]]:
-        recon, quantized = generate(task, state.step, generator, images, keys[0])
-        total, terms = code_loss(task.loss, quantized)
-        return (recon, total), (quantized, terms)
+    # Equations 2 to 4: x_hat = G(q(E(x))), and the losses of the codes.
+    def reconstruct(generator: Tree) -> tuple[tuple[Array, Array], Quantized]:
+        x_hat, quantized = forward(task, state.step, generator, x, keys[0])
+        return (x_hat, quantized.loss), quantized
 
-    (recon, code), pull, (quantized, metrics) = jax.vjp(forward, state.params["generator"], has_aux=True)
-    rec_loss = lambda recon: reconstruction_loss(task, frozen, images, recon, keys[1])
-    (total, terms), gradient = jax.value_and_grad(rec_loss, has_aux=True)(recon)
-    metrics, total, grads, last_kernel = metrics | terms, total + code, {}, {}
+    (x_hat, code_loss), pull, quantized = jax.vjp(reconstruct, state.params["generator"], has_aux=True)
+    metrics = dict(quantized.terms)
+
+    # L_rec: pixels and LPIPS.
+    rec_loss = lambda x_hat: reconstruction_loss(task, frozen, x, x_hat, keys[1])
+    (total, terms), cotangent = jax.value_and_grad(rec_loss, has_aux=True)(x_hat)
+    metrics, total = metrics | terms, total + code_loss
 
     if task.discriminator is not None:
-        fake = judge(task, state.params["discriminator"], stats, recon)
-        stats = fake.stats
-        weighted, gen_gradient, last_kernel, terms = generator_game(task, state.step, fake, gradient, pull)
-        metrics, total, gradient = metrics | terms, total + weighted, gradient + gen_gradient
-        if task.loss.shared_forward:
-            real = judge(task, state.params["discriminator"], stats, images)
-            stats = real.stats
-            grads["discriminator"], terms = discriminator_game(task, state.step, real, fake)
-            metrics |= terms
+        adversarial = losses.ADVERSARIAL[loss.adversarial]
+        logits_fake, pull_fake, disc_stats = discriminate(task, state.params["discriminator"], disc_stats, x_hat)
 
-    grads["generator"] = pull((gradient, jnp.ones(())))[0]
-    grads["generator"]["decoder"]["conv_out"] |= last_kernel
-    return stats, (grads, metrics | {"total_loss": total}), quantized
+        # L_GAN of the generator, and its gradient at the reconstruction.
+        mean_loss = lambda logits: adversarial.generator_loss(logits).mean()
+        generator_loss, by_logits = jax.value_and_grad(mean_loss)(logits_fake)
+        gan_cotangent = pull_fake(by_logits)[1]
+
+        # Equation 7: lambda, from the gradients of both at the decoder's last kernel.
+        weight = jnp.asarray(loss.disc_weight)
+        if loss.adaptive:
+            last = lambda cotangent: pull((cotangent, jnp.zeros(())))[0]["decoder"]["conv_out"]["kernel"]
+            weight *= losses.adaptive_weight(*jax.vmap(last)(jnp.stack((cotangent, gan_cotangent))))
+        gate = jnp.clip((state.step - loss.disc_start + 1) / max(loss.disc_ramp, 1), 0.0, 1.0)
+        total, cotangent = total + weight * gate * generator_loss, cotangent + weight * gate * gan_cotangent
+        metrics |= {"generator_loss": generator_loss, "adaptive_weight": weight, "disc_gate": gate}
+
+        if loss.shared_forward:
+            logits_real, pull_real, disc_stats = discriminate(task, state.params["discriminator"], disc_stats, x)
+            by_logits, terms = discriminator_loss(task, state.step, logits_real, logits_fake)
+            of_both = pull_real(by_logits[0])[0], pull_fake(by_logits[1])[0]
+            grads["discriminator"], metrics = jax.tree.map(jnp.add, *of_both), metrics | terms
+
+    grads["generator"] = pull((cotangent, jnp.ones(())))[0]
+    return disc_stats, (grads, metrics | {"total_loss": total}), Codes(quantized.latents, quantized.indices)
 
 
-def play_again(
-    task: Task, state: TrainState, generator: Tree, stats: Tree, images: Num[Array, "b H W ..."], keys: jax.Array
+def discriminator_gradients(
+    task: Task, state: TrainState, generator: Tree, disc_stats: Tree, images: Num[Array, "b H W ..."], keys: jax.Array
 ) -> tuple[Tree, tuple[Tree, Metrics], None]:
-    """The discriminator's side on one part of the batch, which the updated generator reconstructs once more."""
-    images, params = task.inputs(images), state.params["discriminator"]
-    real = judge(task, params, stats, images)
-    fake = judge(task, params, real.stats, generate(task, state.step, generator, images, keys[0])[0])
-    grads, terms = discriminator_game(task, state.step, real, fake)
-    return fake.stats, ({"discriminator": grads}, terms), None
+    """Returns the same of the discriminator alone, at what the updated generator reconstructs (published order)."""
+    x, params = task.inputs(images), state.params["discriminator"]
+    x_hat, _ = forward(task, state.step, generator, x, keys[0])
+    logits_real, pull_real, disc_stats = discriminate(task, params, disc_stats, x)
+    logits_fake, pull_fake, disc_stats = discriminate(task, params, disc_stats, x_hat)
+    by_logits, metrics = discriminator_loss(task, state.step, logits_real, logits_fake)
+    grads = jax.tree.map(jnp.add, pull_real(by_logits[0])[0], pull_fake(by_logits[1])[0])
+    return disc_stats, ({"discriminator": grads}, metrics), None
 
 
-def code_loss(loss: configs.Loss, quantized: Quantized) -> tuple[Float[Array, ""], Metrics]:
-    """The weighted losses of the codes (equation 4 of the paper, second and third term), and each one unweighted."""
-    terms = {
-        "codebook_loss": losses.codebook_loss(quantized.latents, quantized.codes).mean(),
-        "commitment_loss": losses.commitment_loss(quantized.latents, quantized.codes).mean(),
-        "kl": quantized.kl.mean(),
-    }
-    weights = (loss.codebook_weight, loss.commitment_weight, loss.kl_weight)
-    return sum((w * t for w, t in zip(weights, terms.values(), strict=True) if w), start=jnp.zeros(())), terms
+def forward(
+    task: Task, step: Int[Array, ""], generator: Tree, x: Float[Array, "b H W c"], key: jax.Array
+) -> tuple[Float[Array, "b H W c"], Quantized]:
+    """Returns reconstructions and the quantizer's output, in training mode."""
+    rngs = dict(zip(("dropout", "gumbel"), jax.random.split(key), strict=True))
+    return task.model.apply({"params": generator}, x, train=True, step=step, rngs=rngs)
 
 
 def reconstruction_loss(
-    task: Task, frozen: Tree, images: Float[Array, "b H W c"], recon: Float[Array, "b H W c"], key: jax.Array
+    task: Task, frozen: Tree, x: Float[Array, "b H W c"], x_hat: Float[Array, "b H W c"], key: jax.Array
 ) -> tuple[Float[Array, ""], Metrics]:
-    """Pixel and perceptual loss, weighted, and each one unweighted."""
-    rec = losses.PIXEL[task.loss.pixel](images, recon).mean()
-    terms = {"rec_loss": rec}
-    total = task.loss.pixel_weight * rec
+    """Returns the weighted sum of pixel and perceptual loss, and each one unweighted."""
+    rec = losses.PIXEL[task.loss.pixel](x, x_hat).mean()
+    total, terms = task.loss.pixel_weight * rec, {"rec_loss": rec}
     if task.loss.perceptual_weight:
-        perceptual = task.lpips.apply({"params": frozen["lpips"]}, images, recon, rngs={"dropout": key}).mean()
-        terms["perceptual_loss"] = perceptual
-        total += task.loss.perceptual_weight * perceptual
+        perceptual = task.lpips.apply({"params": frozen["lpips"]}, x, x_hat, rngs={"dropout": key}).mean()
+        total, terms["perceptual_loss"] = total + task.loss.perceptual_weight * perceptual, perceptual
     return total, terms
 
 
-class Judged(NamedTuple):
-    """Logits of a batch, the pull of their gradients to (parameters, batch), and the new running statistics."""
+def discriminate(
+    task: Task, params: Tree, stats: Tree, images: Float[Array, "b H W c"]
+) -> tuple[Float[Array, "b h w"], Callable[[Array], tuple[Tree, Array]], Tree]:
+    """Returns logits of one batch, the pull of their gradients to (parameters, batch), and new running statistics.
 
-    logits: Float[Array, "b h w"]
-    pull: Callable[[Array], tuple[Tree, Array]]
-    stats: Tree
+    Real and reconstructed images are two batches: they never share BatchNorm's statistics.
+    """
 
-
-def judge(task: Task, params: Tree, stats: Tree, images: Float[Array, "b H W c"]) -> Judged:
-    """The discriminator on one batch, in training mode: real and fake images never share BatchNorm's statistics."""
-
-    def forward(params: Tree, images: Array) -> tuple[Array, Tree]:
+    def apply(params: Tree, images: Array) -> tuple[Array, Tree]:
         variables = {"params": params, "batch_stats": stats}
         logits, changed = task.discriminator.apply(variables, images, train=True, mutable=["batch_stats"])
         return logits, changed.get("batch_stats", {})
 
-    return Judged(*jax.vjp(forward, params, images, has_aux=True))
+    return jax.vjp(apply, params, images, has_aux=True)
 
 
-def generator_game(
-    task: Task, step: Int[Array, ""], fake: Judged, rec_gradient: Float[Array, "b H W c"], pull: Callable[..., Any]
-) -> tuple[Float[Array, ""], Float[Array, "b H W c"], Tree, Metrics]:
-    """The generator's side: its weighted loss, that loss's gradient at the reconstruction, and what to log.
-
-    The adaptive weight (equation 7 of the paper) needs two pulls that end at the decoder's last kernel; the compiler
-    drops the rest of them. It is one global value: the kernel's gradients are sums over the global batch. They make the
-    whole gradient of that kernel, which is given too (third) and saves another pull.
-    """
-    loss = task.loss
-    value, to_logits = jax.value_and_grad(
-        lambda logits: losses.ADVERSARIAL[loss.adversarial].generator_loss(logits).mean()
-    )(fake.logits)
-    gradient, adaptive, last_kernel = fake.pull(to_logits)[1], 1.0, {}
-    gate = jnp.clip((step - loss.disc_start + 1) / max(loss.disc_ramp, 1), 0.0, 1.0)
-    if loss.adaptive:
-        to_kernel = lambda cotangent: pull((cotangent, jnp.zeros(())))[0]["decoder"]["conv_out"]["kernel"]
-        rec, gen = jax.vmap(to_kernel)(jnp.stack((rec_gradient, gradient)))
-        adaptive = losses.adaptive_weight(rec, gen)
-        last_kernel = {"kernel": rec + loss.disc_weight * adaptive * gate * gen}
-    weight = jnp.asarray(loss.disc_weight * adaptive)
-    terms = {"generator_loss": value, "adaptive_weight": weight, "disc_gate": gate}
-    return weight * gate * value, weight * gate * gradient, last_kernel, terms
-
-
-def discriminator_game(task: Task, step: Int[Array, ""], real: Judged, fake: Judged) -> tuple[Tree, Metrics]:
-    """The discriminator's side: gradients and what to log.
-
-    In the published order `fake` is what the updated generator reconstructs. Otherwise the judgement of the generator's
-    own step serves both sides, at the price of one step's delay and the gain of a whole forward pass.
-    """
-    game = losses.ADVERSARIAL[task.loss.adversarial]
+def discriminator_loss(
+    task: Task, step: Int[Array, ""], logits_real: Float[Array, "b h w"], logits_fake: Float[Array, "b h w"]
+) -> tuple[tuple[Array, Array], Metrics]:
+    """Returns the gradients of the discriminator's loss by both logits, zero before `disc_train_start`, and metrics."""
     gate = (step >= task.loss.disc_train_start).astype(jnp.float32)
-    value, cotangents = jax.value_and_grad(
-        lambda *logits: gate * game.discriminator_loss(*logits).mean(), argnums=(0, 1)
-    )(real.logits, fake.logits)
-    grads = jax.tree.map(jnp.add, real.pull(cotangents[0])[0], fake.pull(cotangents[1])[0])
-    terms = {"discriminator_loss": value, "logits_real": real.logits.mean(), "logits_fake": fake.logits.mean()}
-    return grads, terms
+    adversarial = losses.ADVERSARIAL[task.loss.adversarial]
+    gated = lambda *logits: gate * adversarial.discriminator_loss(*logits).mean()
+    value, by_logits = jax.value_and_grad(gated, argnums=(0, 1))(logits_real, logits_fake)
+    means = {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
+    return by_logits, {"discriminator_loss": value} | means
 
 
 def apply_gradients(task: Task, state: TrainState, name: str, grads: Tree) -> tuple[Tree, Any]:
-    """New parameters and optimiser state of one network."""
+    """Returns new parameters and optimiser state of one network."""
     updates, opt_state = task.optimizers[name].update(grads, state.opt_state[name], state.params[name])
     return optax.apply_updates(state.params[name], updates), opt_state  # type: ignore[return-value]

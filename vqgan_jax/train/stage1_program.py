@@ -57,13 +57,12 @@ def start(config: configs.Stage1, task: stage1.Task, mesh: jax.sharding.Mesh, wh
 
 def start_batches(config: configs.Stage1) -> int:
     """How many batches `start` reads: those of the k-means start, or one for the norms' statistics."""
-    return max(config.quantizer.kmeans_batches, 1)
+    return max(build.quantizer(config).start_batches, 1)
 
 
 def compiled_start(config: configs.Stage1, task: stage1.Task, where: Any) -> Callable[..., Any]:
     """`stage1.init` of a key and of batches of images, jitted, with the state's shardings."""
-    init = functools.partial(stage1.init, task, kmeans_start=config.quantizer.kmeans_batches > 0)
-    return jax.jit(init, out_shardings=where)
+    return jax.jit(functools.partial(stage1.init, task), out_shardings=where)
 
 
 def evaluation(

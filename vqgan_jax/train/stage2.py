@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from vqgan_jax import build, losses
 from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
+from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.pixels import to_float, to_uint8
-from vqgan_jax.nn.vqgan import VQGAN
 from vqgan_jax.train.accumulation import in_parts
 from vqgan_jax.train.state import TrainState, moving_average
 

@@ -1,0 +1,97 @@
+"""Every faster form has the value and the gradient of the plain function that it stands for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vqgan_jax.nn import forms, layers, perceptual
+
+
+def check_equal(function, *arrays, rest=(), atol=1e-4):
+    """Values, and gradients by every array for a random cotangent."""
+    ours, our_pull = jax.vjp(lambda *x: function(*x, *rest), *arrays)
+    plain, plain_pull = jax.vjp(lambda *x: function.plain(*x, *rest), *arrays)
+    assert ours.dtype == plain.dtype
+    np.testing.assert_allclose(np.asarray(ours, np.float32), np.asarray(plain, np.float32), atol=atol, rtol=atol)
+    cotangent = jax.random.normal(jax.random.key(9), plain.shape).astype(plain.dtype)
+    for a, b in zip(our_pull(cotangent), plain_pull(cotangent), strict=True):
+        assert a.dtype == b.dtype
+        scale = float(jnp.abs(b).max())
+        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=atol * max(scale, 1.0))
+
+
+@pytest.mark.parametrize(("side", "size", "padding"), [(2, 3, (1, 1)), (1, 3, (1, 1)), (2, 2, (0, 1)), (5, 3, (1, 1))])
+def test_convolve(getkey, side, size, padding):
+    x, kernel = jax.random.normal(getkey(), (2, side, side, 6)), jax.random.normal(getkey(), (size, size, 6, 4))
+    check_equal(layers.convolve, x, kernel, rest=(1, padding))
+
+
+@pytest.mark.parametrize(("h", "w"), [(5, 6), (1, 4)])
+def test_upsample_convolve(getkey, h, w):
+    x, kernel = jax.random.normal(getkey(), (2, h, w, 8)), jax.random.normal(getkey(), (3, 3, 8, 7))
+    check_equal(layers.upsample_convolve, x, kernel)
+    np.testing.assert_allclose(
+        forms.upsample_transposed(x, kernel), layers.upsample_convolve.plain(x, kernel), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 1e-4), (jnp.bfloat16, 2e-2)])
+@pytest.mark.parametrize("groups", [1, 4, 32])
+def test_group_norm(getkey, groups, dtype, atol):
+    x = (3.0 + jax.random.normal(getkey(), (2, 6, 5, 64))).astype(dtype)
+    scale, bias = jax.random.normal(getkey(), (64,)), jax.random.normal(getkey(), (64,))
+    check_equal(layers.group_norm, x, scale, bias, rest=(groups, jnp.dtype(dtype)), atol=atol)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0, 100.0])
+@pytest.mark.parametrize("deviation", [0.01, 0.1, 1.0])
+def test_the_one_pass_variance_of_bfloat16_is_that_of_float64(getkey, mean, deviation):
+    """Closer than rounding to bfloat16, which moves x by up to 2^-9 of itself."""
+    x = (mean + deviation * jax.random.normal(getkey(), (2, 16, 16, 64))).astype(jnp.bfloat16)
+    wide = np.asarray(x, np.float64)
+    _, (*_, inverse_std) = forms.group_norm_forward(x, jnp.ones(64), jnp.zeros(64), 32, jnp.dtype(jnp.bfloat16))
+    exact = wide.reshape(2, 256, 32, 2).var((1, 3))
+    variance = 1.0 / np.square(np.asarray(inverse_std, np.float64)[:, 0, 0, ::2]) - 1e-6
+    np.testing.assert_allclose(variance, exact, rtol=1e-4, atol=2**-20 * np.square(wide).mean() + 1e-9)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 8), (5, 9)])
+def test_max_pool(getkey, size):
+    check_equal(perceptual.max_pool, jax.random.normal(getkey(), (2, *size, 3)), atol=0.0)
+
+
+def test_of_two_equal_maxima_the_first_has_the_whole_gradient():
+    gradient = jax.grad(lambda x: perceptual.max_pool(x).sum())(jnp.zeros((1, 2, 2, 1)))
+    np.testing.assert_array_equal(gradient[0, ..., 0], [[1.0, 0.0], [0.0, 0.0]])
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(3)])
+def test_group_distance(getkey, key):
+    """The gradient jumps at every ReLU: bfloat16 flips some."""
+    x, y = (jax.random.normal(getkey(), (2, 6, 8, 3)) for _ in range(2))
+    shapes = [((3, 3, 3, 64), (64,)), ((3, 3, 64, 64), (64,))]
+    layers = [tuple(0.1 * jax.random.normal(getkey(), shape) for shape in pair) for pair in shapes]
+    head = jax.random.uniform(getkey(), (64,))
+
+    def run(function):
+        distance = lambda x, y: function(x, y, layers, head, key, jnp.bfloat16)
+        (value, *pooled), pull = jax.vjp(distance, x, y)
+        return value, pooled, pull((jnp.ones(2), *map(jnp.ones_like, pooled)))
+
+    ours, plain = run(perceptual.group_distance), run(perceptual.group_distance.plain)
+    np.testing.assert_allclose(ours[0], plain[0], rtol=1e-2)
+    for a, b in zip(ours[1], plain[1], strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32), atol=0.02)
+    for a, b in zip(ours[2], plain[2], strict=True):
+        assert np.corrcoef(np.ravel(a), np.ravel(b))[0, 1] > 0.99
+
+
+def test_the_pairs_of_group_distance_in_float32(getkey):
+    """Each part of it, without the rounding of bfloat16."""
+    x, kernel = jax.random.normal(getkey(), (2, 5, 6, 4)), jax.random.normal(getkey(), (3, 3, 4, 4))
+    paired = layers.convolve(forms.pair(x), forms.pair_kernel(kernel), 1, (1, 1))
+    np.testing.assert_allclose(paired, forms.pair(layers.convolve(x, kernel, 1, (1, 1))), atol=1e-5)
+    np.testing.assert_array_equal(forms.pool_pairs(forms.pair(x)), perceptual.max_pool(x))
+    x = x.at[0, 0].set(0.0)
+    np.testing.assert_allclose(forms.normalise_pairs(forms.pair(x)), forms.pair(perceptual.normalise(x)), atol=1e-6)

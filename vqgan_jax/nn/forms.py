@@ -1,0 +1,266 @@
+"""Faster forms of plain functions. A form has the signature and the result of the function that it stands for.
+
+A module defines the plain function, which is the mathematics, and chooses the form in one line above it:
+
+    @forms.use(forms.group_norm)
+    def group_norm(x, scale, bias, groups, dtype): ...
+
+`group_norm.plain` is the plain function, against which tests compare value and gradient. The environment variable
+`VQGAN_JAX_PLAIN` names functions, separated by commas, that stay plain in this process: what a form gains in a whole
+step is the difference of two `vqgan plan` or two benchmarks.
+"""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from vqgan_jax.nn.precision import precision_of, product
+
+PLAIN = frozenset(os.environ.get("VQGAN_JAX_PLAIN", "").split(","))
+
+
+def use(form: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Returns a decorator that puts `form` in the place of a plain function; see the module's docstring."""
+
+    def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
+        function = plain if plain.__name__ in PLAIN else form
+
+        @functools.wraps(plain)
+        def chosen(*args: Any) -> Any:
+            return function(*args)
+
+        chosen.plain = plain  # type: ignore[attr-defined]
+        return chosen
+
+    return decorate
+
+
+# Convolutions
+
+NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve(
+    x: Float[Array, "b H W c"], kernel: Float[Array, "s s c d"], stride: int, padding: tuple[int, int]
+) -> Float[Array, "b h w d"]:
+    """Multiplies patches by the kernel where a map has four pixels or fewer.
+
+    These are VGG16's last maps of a 32-pixel crop, on which XLA's CPU convolution takes 80 times as long.
+    """
+    if stride > 1 or x.shape[1] * x.shape[2] > 4:
+        window, precision = ((stride, stride), (padding, padding)), precision_of(x.dtype)
+        return jax.lax.conv_general_dilated(x, kernel, *window, dimension_numbers=NHWC, precision=precision)
+    size = kernel.shape[0]
+    x = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    h, w = x.shape[1] - size + 1, x.shape[2] - size + 1
+    patches = jnp.stack([x[:, i : i + h, j : j + w] for i in range(size) for j in range(size)], axis=3)
+    return product("bhwsc,scd->bhwd", patches, kernel.reshape(size * size, *kernel.shape[2:]))
+
+
+@jax.custom_vjp
+def upsample_convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"]) -> Float[Array, "b H W d"]:
+    """Convolves the small grid by one 4x4 kernel, transposed, at stride 2: four of nine products.
+
+    The gradient always has this form. The value has it on TPUs in bfloat16: a CPU has no fast transposed convolution,
+    and in float32 the compiler of v6e crashes on it (libtpu 0.0.42).
+    """
+    if x.dtype != jnp.bfloat16:
+        return upsample_copies(x, kernel, precision)
+    transposed, copies = (
+        functools.partial(form, precision=precision) for form in (upsample_transposed, upsample_copies)
+    )
+    return jax.lax.platform_dependent(x, kernel, tpu=transposed, default=copies)
+
+
+def upsample_copies(x: Array, kernel: Array) -> Array:
+    """Every pixel four times, then the convolution."""
+    b, h, w, c = x.shape
+    doubled = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+    return convolve(doubled, kernel, 1, (1, 1))
+
+
+def upsample_transposed(x: Array, kernel: Array) -> Array:
+    """A convolution with zeros between the pixels of x."""
+    return jax.lax.conv_general_dilated(
+        x,
+        fold(kernel),
+        (1, 1),
+        ((2, 2), (2, 2)),
+        lhs_dilation=(2, 2),
+        dimension_numbers=NHWC,
+        precision=precision_of(x.dtype),
+    )
+
+
+def fold(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "4 4 c d"]:
+    """Sums, in float32, what each pixel sends through its four copies to the 4x4 pixels that they reach."""
+    wide = kernel.astype(jnp.float32)
+    shifted = [jnp.pad(wide, ((i, 1 - i), (j, 1 - j), (0, 0), (0, 0))) for i in (0, 1) for j in (0, 1)]
+    return sum(shifted[1:], start=shifted[0]).astype(kernel.dtype)
+
+
+def upsample_convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    """The value, and what the gradient needs."""
+    return upsample_convolve(x, kernel), (x, kernel)
+
+
+@jax.jit
+def upsample_convolve_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    """The function is linear in x, in the kernel and in g alike: the kernel's gradient comes from that of x."""
+    x, kernel = saved
+
+    def of_x(kernel: Array) -> Array:
+        return convolve(g, fold(kernel)[::-1, ::-1].swapaxes(2, 3), 2, (1, 1))
+
+    gradient, pull = jax.vjp(of_x, kernel)
+    return gradient, pull(x)[0]
+
+
+upsample_convolve.defvjp(upsample_convolve_forward, upsample_convolve_backward)
+
+
+# Norms
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def group_norm(
+    x: Float[Array, "b h w c"], scale: Float[Array, "c"], bias: Float[Array, "c"], groups: int, dtype: np.dtype
+) -> Float[Array, "b h w c"]:
+    """Takes the statistics of bfloat16 in one pass, and has a gradient with two sums at once.
+
+    The gradient that JAX derives needs three sums over the image, one after the other; TPUs take these two in the same
+    pass as the convolution before. Sums over space come first and then those over the few channels of a group: they
+    read memory in order, on a CPU three to six times as fast as `flax.linen.GroupNorm`.
+    """
+    return group_norm_forward(x, scale, bias, groups, dtype)[0]
+
+
+def group_norm_forward(x: Array, scale: Array, bias: Array, groups: int, dtype: np.dtype) -> tuple[Array, tuple]:
+    """The value, and what the gradient needs."""
+    wide = x.astype(jnp.float32)
+    mean = group_mean(wide.mean((1, 2)), groups)
+    if x.dtype == jnp.bfloat16:
+        # The difference of two float32 means cancels fewer digits than rounding x to bfloat16 has taken already.
+        variance = jnp.maximum(group_mean(jnp.square(wide).mean((1, 2)), groups) - jnp.square(mean), 0.0)
+    else:
+        variance = group_mean(jnp.square(wide - mean).mean((1, 2)), groups)
+    inverse_std = jax.lax.rsqrt(variance + 1e-6)
+    y = (wide - mean) * (inverse_std * scale[None, None, None]) + bias[None, None, None]
+    return y.astype(dtype), (x, scale, mean, inverse_std)
+
+
+def group_norm_backward(groups: int, dtype: np.dtype, saved: tuple, g: Array) -> tuple[Array, Array, Array]:
+    """Gradients of x, scale and bias."""
+    x, scale, mean, inverse_std = saved
+    g, normed = g.astype(jnp.float32), (x.astype(jnp.float32) - mean) * inverse_std
+    slope, offset = (g * normed).mean((1, 2)), g.mean((1, 2))
+    along, level = group_mean(slope * scale[None], groups), group_mean(offset * scale[None], groups)
+    of_x = inverse_std * (g * scale[None, None, None] - level - normed * along)
+    pixels = x.shape[1] * x.shape[2]
+    return of_x.astype(x.dtype), pixels * slope.sum(0), pixels * offset.sum(0)
+
+
+group_norm.defvjp(group_norm_forward, group_norm_backward)
+
+
+def group_mean(v: Float[Array, "b c"], groups: int) -> Float[Array, "b 1 1 c"]:
+    """The mean over each group of channels, at each of its channels."""
+    means = v.reshape(v.shape[0], groups, -1).mean(-1)
+    return jnp.repeat(means, v.shape[1] // groups, axis=-1)[:, None, None]
+
+
+# VGG16
+
+
+def max_pool(x: Float[Array, "b H W c"]) -> Float[Array, "b h w c"]:
+    """Takes maxima of slices.
+
+    A select-and-scatter, the gradient of a window's maximum, takes a CPU twenty times as long.
+    """
+    x = x[:, : x.shape[1] // 2 * 2, : x.shape[2] // 2 * 2]
+    x = larger(x[:, ::2], x[:, 1::2])
+    return larger(x[:, :, ::2], x[:, :, 1::2])
+
+
+@jax.custom_vjp
+def larger(x: Float[Array, "*b"], y: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """The maximum; of equals the first has the gradient, where that of `jnp.maximum` divides to halve it."""
+    return jnp.maximum(x, y)
+
+
+def larger_backward(first: Array, g: Array) -> tuple[Array, Array]:
+    """The whole gradient goes to one of the two."""
+    return jnp.where(first, g, 0), jnp.where(first, 0, g)
+
+
+larger.defvjp(lambda x, y: (larger(x, y), x >= y), larger_backward)
+
+
+def group_distance(
+    x: Float[Array, "b H W _"], y: Float[Array, "b H W _"], layers: Any, head: Array, key: Any, dtype: Any
+) -> tuple[Float[Array, "b"], Float[Array, "b h w d"], Float[Array, "b h w d"]]:
+    """Puts every two neighbouring columns side by side in the channels, in bfloat16 and for 64 channels.
+
+    128 channels fill the width of a TPU's matrix unit: half of the wider kernel is zeros, and it costs as much as the
+    plain one on half of the pixels. So does all that follows.
+    """
+    from vqgan_jax.nn import perceptual  # the plain function stands there, and this one in its place
+
+    if jnp.dtype(dtype) != jnp.bfloat16 or head.shape != (64,) or x.shape[2] % 2:
+        return perceptual.group_distance.plain(x, y, layers, head, key, dtype)
+    x, y = (pair_features(features, tuple(layers), jnp.dtype(dtype)) for features in (x, y))
+    difference = normalise_pairs(x.astype(jnp.float32)) - normalise_pairs(y.astype(jnp.float32))
+    distance = perceptual.compare(difference, jnp.tile(head, 2), key) / 2
+    return distance, pool_pairs(x), pool_pairs(y)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def pair_features(x: Float[Array, "b h w c"], layers: Any, dtype: Any) -> Float[Array, "b h v d"]:
+    """`group_features` of pairs of columns."""
+    from vqgan_jax.nn import perceptual
+
+    return perceptual.group_features(pair(x), [(pair_kernel(k), jnp.tile(bias, 2)) for k, bias in layers], dtype)
+
+
+def pair(x: Float[Array, "b h w c"]) -> Float[Array, "b h v d"]:
+    """Every two neighbouring columns of a map side by side in the channels; its width is even."""
+    b, h, w, c = x.shape
+    return x.reshape(b, h, w // 2, 2 * c)
+
+
+def pair_kernel(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "3 3 e f"]:
+    """The kernel that convolves pairs as `kernel` convolves columns."""
+    _, _, c, d = kernel.shape
+    shifted = [jnp.pad(kernel, ((0, 0), (1 + column, 2 - column), (0, 0), (0, 0))) for column in (0, 1)]
+    return jnp.stack(shifted, axis=-2).reshape(3, 3, 2 * c, 2 * d)
+
+
+def pool_pairs(x: Float[Array, "b h v d"]) -> Float[Array, "b g v c"]:
+    """`max_pool` of the columns that were put side by side."""
+    x = x[:, : x.shape[1] // 2 * 2]
+    return larger(*jnp.split(larger(x[:, ::2], x[:, 1::2]), 2, axis=-1))
+
+
+def normalise_pairs(x: Float[Array, "b h v d"]) -> Float[Array, "b h v d"]:
+    """Divides each half of the channels by its length, and zeros by nothing."""
+    squares = half_sums(jnp.square(x))
+    positive = squares > 0
+    return x * jnp.where(positive, 1.0 / (jnp.sqrt(jnp.where(positive, squares, 1.0)) + 1e-10), 0.0)
+
+
+@jax.jit
+def half_sums(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """The sum of each half of the channels, at each of its channels.
+
+    As a product, because a sum over a part of a TPU's lanes costs more. HIGH is three products of bfloat16, which hold
+    the 16 bits of a squared bfloat16.
+    """
+    width = x.shape[-1] // 2
+    same = jnp.kron(jnp.eye(2), jnp.ones((width, width)))
+    return jnp.einsum("bhwc,cd->bhwd", x, same, precision=jax.lax.Precision.HIGH)
