@@ -313,6 +313,20 @@ CODEBOOKS: dict[str, dict[str, Any]] = {  #                                     
 }
 
 
+# Finite scalars in place of a learned codebook of 512: nothing to keep alive, and no loss.
+FSQ: dict[str, Any] = {
+    "quantizer.kind": "fsq",
+    "quantizer.levels": (8, 8, 8),
+    "quantizer.codebook_size": 512,
+    "quantizer.embed_dim": 3,
+    "quantizer.unit_length": False,
+    "quantizer.kmeans_batches": 0,
+    "quantizer.revive_below": 0.0,
+    "loss.codebook_weight": 0.0,
+    "loss.commitment_weight": 0.0,
+}
+
+
 def maps(kind: str, *, tokenizer: str, condition: str, codebook_size: int = 1024, factor: int = 16) -> dict[str, Any]:
     """A prior over the 16 x 16 codes of crops, each told by as many codes of a map; both f`factor`."""
     return {

@@ -6,12 +6,13 @@ Eleven photographs and textures out of scikit-image; each step draws four crops 
 rightmost fifth of every photograph is held out. f4: 16 x 16 codes a crop, 1024 codes a step for a codebook of 512.
 """
 
-from recipe import CODEBOOKS, choose, laptop_stage1, paper_stage1, stage1, vary
+from recipe import CODEBOOKS, FSQ, choose, laptop_stage1, paper_stage1, stage1, vary
 
 VARIANTS = {
     "base": {},  # held out at step 1200: 22.8 dB, LPIPS 0.296, 99.8% of the codes used
     "quick": {"steps": 700, "loss.disc_start": 350},  # what `vqgan quickstart` trains
     **CODEBOOKS,
+    "fsq": FSQ,  # 8 x 8 x 8 codes in place of 512 learned ones
     "no_disc": {"loss.disc_weight": 0.0},
     "l1_only": {"loss.disc_weight": 0.0, "loss.perceptual_weight": 0.0},
     "strong_disc": {"loss.disc_weight": 0.8},  # from step 800 of 1600: 22.6 dB fell to 21.0, LPIPS 0.32 rose to 0.35

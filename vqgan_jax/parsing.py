@@ -115,14 +115,20 @@ def check_stage1(config: Stage1) -> None:
     )
     check_field(config)
     build.vqgan(config).check()
-    build.quantizer(config).check()
-    if q.kind == "gumbel" and (q.unit_length or q.ema or q.revive_below or q.kmeans_batches):
+    quantizer = build.quantizer(config)
+    quantizer.check()
+    if (quantizer.codebook_size, quantizer.embed_dim) != (q.codebook_size, q.embed_dim):
         raise ValueError(
-            "unit_length, ema, revive_below and kmeans_batches belong to quantizer.kind 'vq'; got 'gumbel'."
+            f"`config.quantizer` must say what its codes are; of kind {q.kind!r} they have codebook_size "
+            f"{quantizer.codebook_size} and embed_dim {quantizer.embed_dim}; got {q.codebook_size} and {q.embed_dim}."
         )
-    if q.kind == "gumbel" and (loss.codebook_weight or loss.commitment_weight):
+    if q.kind != "vq" and (q.unit_length or q.ema or q.revive_below or q.kmeans_batches):
         raise ValueError(
-            "codebook_weight and commitment_weight belong to quantizer.kind 'vq'; set both to 0 for 'gumbel'."
+            f"unit_length, ema, revive_below and kmeans_batches belong to quantizer.kind 'vq'; got {q.kind!r}."
+        )
+    if q.kind != "vq" and (loss.codebook_weight or loss.commitment_weight):
+        raise ValueError(
+            f"codebook_weight and commitment_weight belong to quantizer.kind 'vq'; set both to 0 for {q.kind!r}."
         )
 
 

@@ -27,7 +27,7 @@ SHARED: dict[str, Any] = {
     "mesh": {"zero1": False},
     "log": {"eval_metrics": ()},
 }
-STAGE1 = SHARED | {"model": {"kind": "paper", "norm_groups": 32}}
+STAGE1 = SHARED | {"model": {"kind": "paper", "norm_groups": 32}, "quantizer": {"levels": (8, 5, 5, 5)}}
 STAGE2 = SHARED | {
     "condition": {  # no kind that was there before reads one of these
         "num_tokens": 1024,

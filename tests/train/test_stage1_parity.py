@@ -65,6 +65,7 @@ CONFIG = {
         "kmeans_batches": 0,
         "noisy_eval": False,
         "temperature": (1.0, 1.0, 1),
+        "levels": (8, 5, 5, 5),
     },
     "discriminator": {"channels": 16, "num_layers": 2, "norm": "batch"},
     "loss": {

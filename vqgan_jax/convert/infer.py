@@ -145,6 +145,7 @@ def _quantizer(shapes: Shapes) -> dict[str, Any]:
         "kmeans_batches": 0,
         "noisy_eval": False,
         "temperature": (0.9, 1e-6, 1_000_001) if gumbel else (1.0, 1.0, 1),
+        "levels": (8, 5, 5, 5),
     }
 
 

@@ -13,6 +13,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from vqgan_jax.convert.tensors import ConvertError
+
 Shape: TypeAlias = tuple[int, ...]
 
 
@@ -230,14 +232,22 @@ def lpips(prefix: str = "loss.perceptual_loss") -> Table:
     return (*vgg, Row(r"lpips/head_(\d)", rf"{prefix}.lin\1.model.1.weight", CHANNELS))
 
 
+CODEBOOKS = {"vq": "quantize.embedding", "gumbel": "quantize.embed"}
+
+
 def vq_model(kind: str, num_layers: int, norm: str) -> Table:
     """Returns the table of a whole file of stage 1.
 
     Args:
       kind: of the quantizer, as configs name it.
       num_layers, norm: of the discriminator, likewise.
+
+    Raises:
+      ConvertError: upstream has no such quantizer.
     """
-    codebook = {"vq": "quantize.embedding", "gumbel": "quantize.embed"}[kind]
+    if kind not in CODEBOOKS:
+        raise ConvertError(f"upstream's quantizers are {', '.join(CODEBOOKS)}; this tokenizer's is {kind!r}.")
+    codebook = CODEBOOKS[kind]
     return (*autoencoder(codebook), *discriminator(num_layers, norm), *lpips())
 
 
