@@ -71,11 +71,8 @@ def upsample_convolve(x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"
     and in float32 the compiler of v6e crashes on it (libtpu 0.0.42).
     """
     if x.dtype != jnp.bfloat16:
-        return upsample_copies(x, kernel, precision)
-    transposed, copies = (
-        functools.partial(form, precision=precision) for form in (upsample_transposed, upsample_copies)
-    )
-    return jax.lax.platform_dependent(x, kernel, tpu=transposed, default=copies)
+        return upsample_copies(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, tpu=upsample_transposed, default=upsample_copies)
 
 
 def upsample_copies(x: Array, kernel: Array) -> Array:
