@@ -67,6 +67,7 @@ def gs() -> Iterator[dict[str, str]]:
         yield {
             "STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url, "GOOGLE_AUTH_TOKEN_FOR_TESTING": "testing",
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # it would ask Google what kind of bucket this is
+            "NO_GCE_CHECK": "true",  # or else whether this is a machine of Google's
         }  # fmt: skip
 
 

@@ -17,7 +17,8 @@ import pytest
 from vqgan_jax import build, parsing
 from vqgan_jax import config as configs
 from vqgan_jax.cli import load_config, run_page
-from vqgan_jax.nn.quantizer import GumbelQuantizer
+from vqgan_jax.nn.maskgit import AUTOENCODERS
+from vqgan_jax.nn.quantizer import QUANTIZERS, GumbelQuantizer
 from vqgan_jax.train import stage1, stage2
 
 ROOT = Path(__file__).parents[1]
@@ -187,7 +188,7 @@ def test_whole_numbers_pass_as_floats_and_lists_as_tuples(nested):
         ({"quantizer.ema": True}, r"codebook_weight"),
         ({"quantizer.kind": "gumbel", "quantizer.unit_length": True}, r"unit_length"),
         ({"quantizer.kind": "gumbel"}, r"codebook_weight and commitment_weight"),
-        ({"quantizer.kind": "lookup"}, r"must be one of vq, gumbel; got 'lookup'"),
+        ({"quantizer.kind": "lookup"}, r"must be one of vq, gumbel, fsq; got 'lookup'"),
         ({"loss.pixel": "huber"}, r"l1, l2"),
         ({"loss.adversarial": "wgan"}, r"hinge, vanilla, non_saturating"),
         ({"discriminator.norm": "layer"}, r"batch, act"),
@@ -279,7 +280,9 @@ def test_clipping_stands_before_adams_moments(config):
 
 
 def test_the_published_temperature(config):
-    temperature = build.temperature(dataclasses.replace(config.quantizer, temperature=(0.9, 1e-6, 1_000_001)))
+    published = {"kind": "gumbel", "temperature": (0.9, 1e-6, 1_000_001)}
+    section = dataclasses.replace(config.quantizer, **published)
+    temperature = build.quantizer(dataclasses.replace(config, quantizer=section)).temperature_at
     expected = {0: 0.9, 250_000: 0.768198, 500_000: 0.450001, 1_000_001: 1e-6, 2_000_000: 1e-6}
     for step, value in expected.items():
         assert float(temperature(jnp.asarray(step))) == pytest.approx(value, abs=1e-6), step
@@ -297,8 +300,8 @@ def test_the_published_temperature(config):
     ],
 )
 def test_a_module_of_a_kind_that_there_is_not_is_an_error(config, section, key, make):
-    changed = dataclasses.replace(getattr(config, section), **{key: "fsq"})
-    with pytest.raises(ValueError, match=rf"`config\.{section}\.{key}` must be one of .*got 'fsq'"):
+    changed = dataclasses.replace(getattr(config, section), **{key: "lookup"})
+    with pytest.raises(ValueError, match=rf"`config\.{section}\.{key}` must be one of .*got 'lookup'"):
         make(dataclasses.replace(config, **{section: changed}))
 
 
@@ -332,6 +335,10 @@ def test_every_key_is_read_somewhere():
         path for path in (ROOT / "vqgan_jax").rglob("*.py") if "config" in path.read_text() and "nn" not in path.parts
     ]
     read = set().union(*map(reads, files))
+    # Keys of a module's own are its fields, which it must read itself.
+    for table, name in ((QUANTIZERS, "quantizer"), (AUTOENCODERS, "autoencoder")):
+        fields = set().union(*(cls.__annotations__ for cls in table.values()))
+        read |= fields & reads(ROOT / "vqgan_jax" / "nn" / f"{name}.py")
     classes = [cls for cls in vars(configs).values() if isinstance(cls, type) and cls.__module__ == configs.__name__]
     unread = [
         f"{cls.__name__}.{field.name}"

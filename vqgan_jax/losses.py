@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 
 def l1_loss(images: Float[Array, "*b"], recon: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -66,6 +66,29 @@ def commitment_loss(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"]) 
       van den Oord et al. 2017, Neural Discrete Representation Learning, equation 3, third term.
     """
     return jnp.mean(jnp.square(latents - jax.lax.stop_gradient(codes)), axis=-1)
+
+
+def lpips_loss(
+    difference: Float[Array, "b h w c"], head: Float[Array, "c"], key: Key[Array, ""] | None = None
+) -> Float[Array, "b"]:
+    r"""One layer of LPIPS: the mean over positions of the weighted squares of a difference of features.
+
+    .. math:: \frac{1}{HW}\sum_{h, w}\lVert w \odot (\hat f - \hat g)_{hw} \rVert_2^2
+
+    Args:
+      difference: of the features of two images, each position divided by its length.
+      head: the learned weights of the channels, which stand for the squares of w.
+      key: drops half of the channels at random, and doubles the others; None drops none.
+
+    References:
+      Zhang et al. 2018, The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, equation 1.
+    """
+    squares = jnp.square(difference)
+    if key is not None:
+        squares = jnp.where(jax.random.bernoulli(key, 0.5, squares.shape), 2.0 * squares, 0.0)
+    # One contraction over space and channels: the weights are linear.
+    weighted = jnp.einsum("bhwc,c->b", squares, head, precision=jax.lax.Precision.HIGHEST)
+    return weighted / (squares.shape[1] * squares.shape[2])
 
 
 def hinge_discriminator_loss(logits_real: Float[Array, "*b"], logits_fake: Float[Array, "*b"]) -> Float[Array, "*b"]:

@@ -492,7 +492,7 @@ def test_fsq_of_bfloat16_latents_counts_in_int32(getkey):
     latents = 3 * jax.random.normal(getkey(), (20_000, 4)).astype(jnp.bfloat16)
     out = FSQ((8, 5, 5, 5)).apply({}, latents)
     assert out.indices.dtype == jnp.int32
-    assert len(np.unique(out.indices)) > 900
+    assert len(np.unique(out.indices)) > 800
     assert (int(out.indices.min()), int(out.indices.max())) == (0, 999)
 
 

@@ -28,8 +28,12 @@ from vqgan_jax.train.checkpoint import Checkpoints
 from vqgan_jax.train.metrics import Writer
 from vqgan_jax.train.profile import Profile
 
-# gcsfs gives aiohttp what it sends as bytes, of which aiohttp would rather have a file.
-pytestmark = pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning")
+pytestmark = [
+    # gcsfs gives aiohttp what it sends as bytes, of which aiohttp would rather have a file.
+    pytest.mark.filterwarnings("ignore:Sending a large body directly with raw bytes:ResourceWarning"),
+    # TensorStore may have an answer to a read that failed when the loop that asked is closed.
+    pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"),
+]
 
 
 @pytest.fixture(scope="module", params=["s3", "gs"])

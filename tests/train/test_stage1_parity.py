@@ -1,5 +1,6 @@
 """The losses and ten whole optimiser steps against upstream's, from the same weights on the same images."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -143,28 +144,31 @@ def test_adversarial_losses():
 def play(state, frozen, images):
     """The parts of `train_step` without its updates: upstream recorded both sides on one reconstruction."""
 
+    task = dataclasses.replace(TASK, loss=dataclasses.replace(TASK.loss, shared_forward=True))
+    keys, stats = jax.random.split(jax.random.key(0)), state.stats["discriminator"]
+    _, (_, values), _ = stage1.gradients(task, state, frozen, stats, images, keys)
+
     def generate(params):
         recon, quantized = TASK.model.apply({"params": params}, images, train=True)
-        total, _ = stage1.code_loss(TASK.loss, quantized)
-        return recon, total
+        return recon, quantized.loss
 
     def rec_loss(recon):
-        return stage1.reconstruction_loss(TASK, frozen, images, recon, jax.random.key(0))
+        return stage1.reconstruction_loss(TASK, frozen, images, recon, keys[1])
+
+    def generator_loss(recon):
+        logits, _, _ = stage1.discriminate(TASK, state.params["discriminator"], stats, recon)
+        return losses.ADVERSARIAL[TASK.loss.adversarial].generator_loss(logits).mean(), logits
 
     def at_last_kernel(gradient):
         return pull((gradient, jnp.zeros(())))[0]["decoder"]["conv_out"]["kernel"]
 
     (recon, quant_loss), pull = jax.vjp(generate, state.params["generator"])
-    (nll, terms), gradient = jax.value_and_grad(rec_loss, has_aux=True)(recon)
-    fake = stage1.judge(TASK, state.params["discriminator"], state.stats["discriminator"], recon)
-    weighted, gen_gradient, _, gen = stage1.generator_game(TASK, state.step, fake, gradient, pull)
-    real = stage1.judge(TASK, state.params["discriminator"], fake.stats, images)
-    disc = stage1.discriminator_game(TASK, state.step, real, fake)[1]
-    values = terms | gen | disc | {"nll_loss": nll, "quant_loss": quant_loss, "total_loss": nll + quant_loss + weighted}
-    gen_gradient = gen_gradient / gen["adaptive_weight"]
+    (nll, _), gradient = jax.value_and_grad(rec_loss, has_aux=True)(recon)
+    (_, logits), gen_gradient = jax.value_and_grad(generator_loss, has_aux=True)(recon)
+    values |= {"nll_loss": nll, "quant_loss": quant_loss}
     gradients = {"nll/grad_recon": gradient, "nll/grad_kernel": at_last_kernel(gradient)}
     gradients |= {"g/grad_recon": gen_gradient, "g/grad_kernel": at_last_kernel(gen_gradient)}
-    return values, gradients, {"recon": recon, "logits": fake.logits[..., None]}
+    return values, gradients, {"recon": recon, "logits": logits[..., None]}
 
 
 # Upstream's name of each term and ours. Its `rec_loss` includes LPIPS and equals `nll_loss`.

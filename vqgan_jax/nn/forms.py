@@ -20,20 +20,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from vqgan_jax import losses
 from vqgan_jax.nn.precision import precision_of, product
 
 PLAIN = frozenset(os.environ.get("VQGAN_JAX_PLAIN", "").split(","))
 
 
-def use(form: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Returns a decorator that puts `form` in the place of a plain function; see the module's docstring."""
+def use(
+    form: Callable[..., Any], *, where: Callable[..., bool] = lambda *_: True
+) -> Callable[[Callable[..., Any]], Any]:
+    """Returns a decorator that puts `form` in the place of a plain function; see the module's docstring.
+
+    Args:
+      form: the faster function.
+      where: of the same arguments; where it is false the plain function serves.
+    """
 
     def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
-        function = plain if plain.__name__ in PLAIN else form
+        faster = plain.__name__ not in PLAIN
 
         @functools.wraps(plain)
         def chosen(*args: Any) -> Any:
-            return function(*args)
+            return form(*args) if faster and where(*args) else plain(*args)
 
         chosen.plain = plain  # type: ignore[attr-defined]
         return chosen
@@ -202,27 +210,30 @@ larger.defvjp(lambda x, y: (larger(x, y), x >= y), larger_backward)
 def group_distance(
     x: Float[Array, "b H W _"], y: Float[Array, "b H W _"], layers: Any, head: Array, key: Any, dtype: Any
 ) -> tuple[Float[Array, "b"], Float[Array, "b h w d"], Float[Array, "b h w d"]]:
-    """Puts every two neighbouring columns side by side in the channels, in bfloat16 and for 64 channels.
+    """Puts every two neighbouring columns side by side in the channels; see `fits_pairs`.
 
     128 channels fill the width of a TPU's matrix unit: half of the wider kernel is zeros, and it costs as much as the
     plain one on half of the pixels. So does all that follows.
     """
-    from vqgan_jax.nn import perceptual  # the plain function stands there, and this one in its place
-
-    if jnp.dtype(dtype) != jnp.bfloat16 or head.shape != (64,) or x.shape[2] % 2:
-        return perceptual.group_distance.plain(x, y, layers, head, key, dtype)
     x, y = (pair_features(features, tuple(layers), jnp.dtype(dtype)) for features in (x, y))
     difference = normalise_pairs(x.astype(jnp.float32)) - normalise_pairs(y.astype(jnp.float32))
-    distance = perceptual.compare(difference, jnp.tile(head, 2), key) / 2
-    return distance, pool_pairs(x), pool_pairs(y)
+    return losses.lpips_loss(difference, jnp.tile(head, 2), key) / 2, pool_pairs(x), pool_pairs(y)
+
+
+def fits_pairs(x: Array, y: Array, layers: Any, head: Array, key: Any, dtype: Any) -> bool:
+    """Whether a group has 64 channels in bfloat16, and the images an even width."""
+    del y, layers, key
+    return jnp.dtype(dtype) == jnp.bfloat16 and head.shape == (64,) and x.shape[2] % 2 == 0
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def pair_features(x: Float[Array, "b h w c"], layers: Any, dtype: Any) -> Float[Array, "b h v d"]:
-    """`group_features` of pairs of columns."""
-    from vqgan_jax.nn import perceptual
-
-    return perceptual.group_features(pair(x), [(pair_kernel(k), jnp.tile(bias, 2)) for k, bias in layers], dtype)
+    """What leaves a group, of pairs of columns."""
+    x = pair(x)
+    for kernel, bias in layers:
+        x = convolve(x.astype(dtype), pair_kernel(kernel).astype(dtype), 1, (1, 1))
+        x = jax.nn.relu(x + jnp.tile(bias, 2).astype(dtype)[None, None, None])
+    return x
 
 
 def pair(x: Float[Array, "b h w c"]) -> Float[Array, "b h v d"]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
+from vqgan_jax import losses
 from vqgan_jax.nn import forms
 from vqgan_jax.nn.layers import convolve, uniform_fan_in
 
@@ -97,7 +97,7 @@ def group_features(x: Float[Array, "b H W _"], layers: Layers, dtype: DTypeLike)
     return x
 
 
-@forms.use(forms.group_distance)
+@forms.use(forms.group_distance, where=forms.fits_pairs)
 def group_distance(
     x: Float[Array, "b H W _"],
     y: Float[Array, "b H W _"],
@@ -114,19 +114,7 @@ def group_distance(
     """
     x, y = group_features(x, layers, dtype), group_features(y, layers, dtype)
     difference = normalise(x.astype(jnp.float32)) - normalise(y.astype(jnp.float32))
-    return compare(difference, head, key), max_pool(x), max_pool(y)
-
-
-def compare(
-    difference: Float[Array, "b h w c"], head: Float[Array, "c"], key: Key[Array, ""] | None = None
-) -> Float[Array, "b"]:
-    """Returns the mean over positions of the weighted squares."""
-    squares = jnp.square(difference)
-    if key is not None:
-        squares = jnp.where(jax.random.bernoulli(key, 0.5, squares.shape), 2.0 * squares, 0.0)
-    # One contraction over space and channels: the weights are linear.
-    weighted = jnp.einsum("bhwc,c->b", squares, head, precision=jax.lax.Precision.HIGHEST)
-    return weighted / (squares.shape[1] * squares.shape[2])
+    return losses.lpips_loss(difference, head, key), max_pool(x), max_pool(y)
 
 
 @forms.use(forms.max_pool)
