@@ -50,7 +50,7 @@ def draw(
     key = jax.random.key(seed)
     if prior.module.condition.kind == "class":
         rows = {"labels": labels, **rows}
-    check(prior, rows, len(labels), options.get("size"))
+    check(prior, rows, len(labels), options.get("size"), options.get("stride", 1))
     images, codes = [], []
     for start in range(0, len(labels), batch_size):
         index = np.arange(start, start + batch_size).clip(max=len(labels) - 1)  # the last batch repeats its last row
@@ -67,10 +67,11 @@ def draw(
     return np.concatenate(images)[: len(labels)], np.concatenate(codes)[: len(labels)]
 
 
-def check(prior: Prior, rows: Mapping[str, Any], count: int, size: tuple[int, int] | None) -> None:
+def check(prior: Prior, rows: Mapping[str, Any], count: int, size: tuple[int, int] | None, stride: int) -> None:
     """Raises ValueError for rows out of range: here, on the host, once for all batches. Nothing is computed."""
-    given = {name: rows.get(name) for name in ("labels", "condition")}
-    jax.eval_shape(lambda: prefixes.prefix(prior, **given, count=count, size=size).tokens)
+    labels, condition = rows.get("labels"), rows.get("condition")
+    given = {"labels": labels, "condition": condition, "count": count, "size": size, "stride": stride}
+    jax.eval_shape(lambda: prefixes.prefix(prior, **given).tokens)
     if "prompt" in rows:
         prefixes.check_range("prompt", rows["prompt"], prior.tokenizer.codebook_size, "It is of another tokenizer.")
 
