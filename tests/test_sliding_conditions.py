@@ -198,7 +198,7 @@ def check_larger(model, grid, stride, settings):
     options = {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
     codes = vq.sample_indices(model, keys, **said(model, grid), size=size, stride=stride, **options)
     np.testing.assert_array_equal(codes, restated(model, grid, keys, settings, stride))
-    assert len(np.unique(codes)) > 3
+    assert settings.greedy or len(np.unique(codes)) > 3  # the likeliest codes may all be one
 
 
 @pytest.mark.parametrize(("name", "stride"), [("boxes", 2), ("half", 1)])
