@@ -89,7 +89,7 @@ class Job:
         self.process.wait()
 
 
-def run(folder: Path, name: str, *flags: str, **options: str) -> Job:
+def run(folder: Path, name: str, *flags: str, **options: Any) -> Job:
     """Trains to the end."""
     job = Job(folder, name, *flags, **options)
     assert job.finish() == 0, job.output()

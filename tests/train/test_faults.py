@@ -173,14 +173,14 @@ def small_disk(tmp_path):
 @pytest.mark.slow
 def test_a_full_disk_is_said_and_the_checkpoint_before_stays_whole(tmp_path, small_disk):
     folder, enlarge = small_disk
-    job = Job(folder, "full", *FLAGS)
+    job = Job(tmp_path, "full", *FLAGS, inside=folder)  # what it says is written elsewhere
     assert job.finish() == 1, job.output()
     message = job.output()[job.output().index("vqgan train: ") :]
     assert "a checkpoint must be written whole; the newest that is, is step 3 in" in message
     assert "No space left on device" in message
     assert checkpoints(job.workdir) == [3]
     enlarge()
-    assert "resumed from step 3" in run(folder, "full", *FLAGS).output()
+    assert "resumed from step 3" in run(tmp_path, "full", *FLAGS, inside=folder).output()
     reference = run(tmp_path, "reference", *FLAGS)
     check_identical(job.workdir, reference.workdir)
 
