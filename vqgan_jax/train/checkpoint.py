@@ -1,5 +1,6 @@
 """Checkpoints: state, data iterator and config of one step in one folder, by Orbax. The one file that knows Orbax."""
 
+import contextlib
 import itertools
 import math
 import re
@@ -86,7 +87,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.manager.close()
+        with self.writing():
+            self.manager.close()
 
     def holds(self, step: int, part: str) -> bool:
         """Whether the state of a checkpoint has this part at its top."""
@@ -114,8 +116,14 @@ class Checkpoints:
         Raises:
           OSError: it could not be written, such as to a full disk.
         """
-        try:
+        with self.writing():
             self.manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Names the newest whole checkpoint where Orbax fails to write one, which it says at whatever comes next."""
+        try:
+            yield
         except (ValueError, OSError) as error:
             raise OSError(
                 f"a checkpoint must be written whole; the newest that is, is step {self.manager.latest_step()} in "
@@ -133,7 +141,8 @@ class Checkpoints:
             state=ocp.args.PyTreeSave(state), data=ocp.args.JsonSave(data), config=ocp.args.JsonSave(config)
         )
         held_out = {name: float(value) for name, value in (metrics or {}).items()}  # of None Orbax would warn
-        self.manager.save(step, args=items, metrics=held_out, force=True)
+        with self.writing():
+            self.manager.save(step, args=items, metrics=held_out, force=True)
 
     def preempted(self, step: int) -> bool:
         """Whether any process of a cluster got SIGTERM; true at the same step on all of them."""
