@@ -1,7 +1,7 @@
 """Writes configs of a commit, as its runs store them, and the arrays that its code makes of them.
 
-    git worktree add /tmp/old COMMIT
-    cd /tmp/old && PYTHONPATH=. python REPOSITORY/tests/golden/make_configs.py REPOSITORY/tests/golden/configs COMMIT
+    git worktree add ../old COMMIT
+    cd ../old && PYTHONPATH=. python REPOSITORY/tests/golden/make_configs.py REPOSITORY/tests/golden/configs COMMIT
 
 It runs that commit's code, so it uses only what every commit has. The shapes go to `shapes.json`; where another commit
 has written them there already, they must be the same. README.md in the folder names the commits.
