@@ -111,7 +111,7 @@ def ours(case: str) -> Contender:
     def forward(params: Any) -> Any:
         rngs = {"dropout": key, "gumbel": key}
         recon, quantized = task.model.apply({"params": params}, images, train=True, rngs=rngs)
-        return recon, stage1.code_loss(task.loss, quantized)[0]
+        return recon, quantized.loss
 
     def gradient(params: Any) -> Any:
         return jax.grad(lambda params: jnp.mean(forward(params)[0] * recon) + forward(params)[1])(params)
@@ -121,10 +121,12 @@ def ours(case: str) -> Contender:
         return jax.grad(lambda recon: lpips.apply({"params": weights}, images, recon).mean())(recon)
 
     def discriminator_step(state: Any) -> Any:
-        fake = stage1.judge(task, state.params["discriminator"], state.stats["discriminator"], recon)
-        real = stage1.judge(task, state.params["discriminator"], fake.stats, images)
-        grads, _ = stage1.discriminator_game(task, state.step, real, fake)
-        return stage1.apply_gradients(task, state, "discriminator", grads), real.stats
+        params, stats = state.params["discriminator"], state.stats["discriminator"]
+        fake, pull_fake, stats = stage1.discriminate(task, params, stats, recon)
+        real, pull_real, stats = stage1.discriminate(task, params, stats, images)
+        by_logits, _ = stage1.discriminator_loss(task, state.step, real, fake)
+        grads = jax.tree.map(jnp.add, pull_real(by_logits[0])[0], pull_fake(by_logits[1])[0])
+        return stage1.apply_gradients(task, state, "discriminator", grads), stats
 
     def train(config: configs.Stage1) -> Callable[[], object]:
         task, state = stage1.from_config(config), None
