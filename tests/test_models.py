@@ -13,7 +13,7 @@ from etils import epath
 import vqgan_jax as vq
 from vqgan_jax import api, cli, drawing, models
 from vqgan_jax.evaluate import of_prior
-from vqgan_jax.evaluate.of_images import Request
+from vqgan_jax.evaluate.protocol import Request
 from vqgan_jax.train.checkpoint import Checkpoints
 
 PAGES = Path(__file__).parent / "train"

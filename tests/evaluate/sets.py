@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vqgan_jax.evaluate.of_images import Request
+from vqgan_jax.evaluate.protocol import Request
 
 
 def blobs(count: int, *, size: int = 16, seed: int = 0) -> np.ndarray:

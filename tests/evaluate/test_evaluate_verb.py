@@ -13,8 +13,7 @@ import vqgan_jax as vq
 from vqgan_jax import data
 from vqgan_jax.__main__ import main
 from vqgan_jax.convert.lpips import load_lpips
-from vqgan_jax.evaluate.frechet import frechet_distance
-from vqgan_jax.evaluate.moments import add, empty
+from vqgan_jax.evaluate.distances import add, empty, frechet_distance
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_float
 

@@ -14,11 +14,9 @@ from vqgan_jax.__main__ import main
 from vqgan_jax.convert import names, trees
 from vqgan_jax.convert.inception import FILES, TORCH, load_inception
 from vqgan_jax.evaluate import distances
+from vqgan_jax.evaluate.distances import add, empty, frechet_distance, inception_score
 from vqgan_jax.evaluate.features import inception_features
-from vqgan_jax.evaluate.frechet import frechet_distance
-from vqgan_jax.evaluate.inception_score import inception_score
-from vqgan_jax.evaluate.moments import add, empty
-from vqgan_jax.evaluate.record import file_hash
+from vqgan_jax.evaluate.protocol import file_hash
 from vqgan_jax.nn.inception import Inception
 
 pytestmark = pytest.mark.slow

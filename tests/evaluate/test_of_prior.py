@@ -11,7 +11,8 @@ from PIL import Image
 
 import vqgan_jax as vq
 from vqgan_jax import data, drawing
-from vqgan_jax.evaluate import of_images, of_prior, of_samples
+from vqgan_jax.evaluate import of_prior, protocol
+from vqgan_jax.evaluate.features import open_networks
 
 COUNT, CLASSES = 21, 3
 pytestmark = pytest.mark.slow
@@ -31,9 +32,13 @@ def prior(tmp_path_factory):
     return untrained.prior(side=8, classes=CLASSES, data__source=f"folder:{folder}")
 
 
-def asked(samples: int = 0, **more) -> of_prior.Asked:
-    given = {"settings": [OPTIONS | {"top_k": 16}], "reference": "validation", "neighbours": 0} | more
-    return of_prior.Asked(samples=samples, **given)
+def asked(samples: int = 0, **more) -> of_prior.DrawRequest:
+    return of_prior.DrawRequest(samples=samples, **{"settings": [OPTIONS | {"top_k": 16}]} | more)
+
+
+def first_of(report) -> list:
+    """The samples to look at of each setting."""
+    return list(report.sections["samples"].values())
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +55,8 @@ def test_every_token_of_every_example_counts(prior, report):
     (row,) = [row for row in report.results if row.metric == "nll"]
     assert row.value == pytest.approx(nats.mean(), rel=1e-5)
     assert (row.subject_count, row.reference, row.sampling) == (COUNT, "none", {})
-    assert [name for name, *_ in report.classes] == ["a", "b", "c"]
-    for label, (_, count, nll, drawn, _) in enumerate(report.classes):
+    assert [name for name, *_ in report.sections["classes"]] == ["a", "b", "c"]
+    for label, (_, count, nll, drawn, _) in enumerate(report.sections["classes"]):
         assert (count, drawn) == (7, 4)
         assert nll == pytest.approx(nats[batch["label"] == label].mean(), rel=1e-5)
 
@@ -71,7 +76,7 @@ def test_a_sweep_has_a_record_for_each_setting(report):
 
 
 def test_a_sweep_is_one_compilation(prior, caplog):
-    labels, numbers, _ = of_samples.subjects_of(prior, 8)
+    labels, numbers, _ = of_prior.subjects_of(prior, 8)
     with jax.log_compiles():
         for options in of_prior.settings(OPTIONS, "top_k:1,7,16;guidance:1,3;temperature:0.5,1;top_p:0.5,1"):
             drawing.draw(prior, labels, numbers, seed=0, batch_size=8, options=options)
@@ -81,7 +86,7 @@ def test_a_sweep_is_one_compilation(prior, caplog):
 
 def test_a_thousand_samples_are_a_thousand(prior):
     """The class and the number make the key: one seed for every class would repeat (E11)."""
-    labels, numbers, rows = of_samples.subjects_of(prior, 1000)
+    labels, numbers, rows = of_prior.subjects_of(prior, 1000)
     assert not rows
     assert len(set(zip(labels.tolist(), numbers.tolist(), strict=True))) == 1000
     assert np.bincount(labels).tolist() == [334, 333, 333]
@@ -98,12 +103,12 @@ def test_of_more_samples_the_best_of_each_class_count(prior):
     everyone, choice = report.results
     assert (everyone.sampling["accept_rate"], choice.sampling["accept_rate"]) == (1.0, 0.3334)
     assert everyone.subject_count == choice.subject_count == 12
-    labels, numbers, _ = of_samples.subjects_of(prior, 36)
+    labels, numbers, _ = of_prior.subjects_of(prior, 36)
     images, _ = drawing.draw(prior, labels, numbers, seed=0, batch_size=8, options=OPTIONS | {"top_k": 16})
     order = np.argsort(-images.mean((1, 2, 3)), kind="stable")
     best = np.sort(np.concatenate([order[labels[order] == c][:4] for c in range(3)]))
-    np.testing.assert_array_equal(report.samples[0], images[:12])
-    np.testing.assert_array_equal(report.samples[1], images[best])
+    np.testing.assert_array_equal(first_of(report)[0], images[:12])
+    np.testing.assert_array_equal(first_of(report)[1], images[best])
     with pytest.raises(ValueError, match=r"`accept_rate` must be in \(0, 1\], of a class-conditional prior and with a"):
         of_prior.evaluate(prior, request, asked(12, settings=settings), workdir="here")
 
@@ -111,8 +116,7 @@ def test_of_more_samples_the_best_of_each_class_count(prior):
 def test_copies_of_training_images_are_found(prior):
     source = data.open_source(prior.config.data.source, split="train", image_size=16)
     (batch,) = data.evaluation_batches(source, image_size=16, batch_size=12, num_threads=1)
-    chosen = of_images.generation.choose(["fd_vgg"], "prior")
-    networks = of_images.open_networks(chosen, None)
+    networks = open_networks(protocol.choose(["fd_vgg"], "prior").values(), None)
     samples = np.concatenate([batch["image"][[7]], sets.blobs(1, seed=99)])
     _, near, distances, held_out = of_prior.neighbours(
         prior, sets.request(batch_size=8), networks, prior.config, samples, sets.blobs(5, seed=98)
@@ -151,9 +155,9 @@ def test_samples_of_layouts_and_maps_go_by_held_out_ones_in_turn(kind):
     report = of_prior.evaluate(prior, request, asked(10), workdir="here")
     nll, distance = report.results
     assert (distance.subject_count, distance.reference_count) == (10, 12)
-    labels, numbers, rows = of_samples.subjects_of(prior, 10)
+    labels, numbers, rows = of_prior.subjects_of(prior, 10)
     images, _ = drawing.draw(prior, labels, numbers, seed=0, batch_size=8, options=OPTIONS | {"top_k": 16}, rows=rows)
-    np.testing.assert_array_equal(report.samples[0], images)
+    np.testing.assert_array_equal(first_of(report)[0], images)
     assert len(np.unique(rows["condition"], axis=0)) == 10  # other examples' conditions
     assert nll.value > 0
-    assert not report.classes
+    assert not report.sections["classes"]

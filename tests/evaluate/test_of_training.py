@@ -53,7 +53,7 @@ def test_of_a_prior(tmp_path):
     config, found = trained("tiny_prior.py", tmp_path / "run", **{"tokenizer.workdir": tokenizer})
     prior = vq.load_prior(tmp_path / "run")
     options = [drawing.options_of(config.sampling)]
-    drawn = of_prior.Asked(samples=16, settings=options, reference="validation", neighbours=0)
+    drawn = of_prior.DrawRequest(samples=16, settings=options)
     (expected,) = of_prior.evaluate(prior, asked(config), drawn, workdir=str(tmp_path / "run")).results
     assert found["value"] == pytest.approx(expected.value, rel=1e-6)
     assert found["subject_fingerprint"] == expected.subject_fingerprint

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from vqgan_jax.cli.quickstart import make_plan
-from vqgan_jax.evaluate.record import Result
+from vqgan_jax.evaluate.protocol import Result
 from vqgan_jax.report import evaluation, page, quickstart
 
 NASTY = """<script>alert("1 & 2")</script> 'q'"""

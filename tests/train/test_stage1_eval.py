@@ -10,7 +10,7 @@ import untrained
 
 from vqgan_jax import cli, models
 from vqgan_jax.convert.lpips import load_lpips
-from vqgan_jax.evaluate import likeness, of_tokenizer, structural
+from vqgan_jax.evaluate import likeness, of_tokenizer
 from vqgan_jax.train import stage1, stage1_eval
 
 
@@ -24,4 +24,4 @@ def test_held_out_lpips_and_psnr_of_a_bfloat16_tokenizer_are_those_of_evaluate()
     distances = likeness.lpips_vgg(frozen["lpips"], images, recons)
     assert float(distances.min()) > 0.01
     np.testing.assert_allclose(sums["lpips"] / 3, np.mean(distances), atol=1e-5)
-    np.testing.assert_allclose(sums["psnr"] / 3, np.mean(structural.psnr(images, recons)), rtol=1e-5)
+    np.testing.assert_allclose(sums["psnr"] / 3, np.mean(likeness.psnr(images, recons)), rtol=1e-5)

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import dataclasses
 import importlib.util
 import json
 import sys
@@ -17,6 +18,12 @@ from vqgan_jax import parsing, stored
 
 class UsageError(Exception):
     """A mistake of the caller, shown as one message without a traceback."""
+
+
+def parser(verb: str, description: str | None, examples: str) -> argparse.ArgumentParser:
+    """Returns the parser of a verb: its module's docstring, and examples in the lines in which they are written."""
+    form = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(f"vqgan {verb}", description=description, epilog=examples, formatter_class=form)
 
 
 def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +61,23 @@ def add_step_flag(parser: argparse.ArgumentParser, default: str = "newest", of: 
         metavar="N",
         help=f"checkpoint{of}: its number, newest or best, by what was held out; default: newest",
     )
+
+
+def add_sampling_flags(parser) -> None:
+    """Adds the flags of how a prior draws; `sampling_options` reads them."""
+    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("guidance", float), ("power", float)):
+        parser.add_argument(f"--{name}", type=kind)
+    parser.add_argument("--schedule", help="of the guidance: constant, linear or cosine")
+    parser.add_argument("--greedy", action="store_true", default=None)
+
+
+def sampling_options(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Returns what `sample_indices` takes: the run's own settings (`config.Sampling`), and the flags over them."""
+    from vqgan_jax import drawing
+
+    given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config)}
+    changed = {name: value for name, value in given.items() if value is not None}
+    return drawing.options_of(dataclasses.replace(config, **changed))
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:

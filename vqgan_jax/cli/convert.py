@@ -1,6 +1,5 @@
 """Makes somebody's file of weights a folder that `load_tokenizer`, `load_prior` and every verb take."""
 
-import argparse
 from collections.abc import Sequence
 
 from vqgan_jax import cli
@@ -20,9 +19,7 @@ the file's own optimisers where it holds them.
 
 def main(argv: Sequence[str]) -> int:
     """`vqgan convert`."""
-    parser = argparse.ArgumentParser(
-        "vqgan convert", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("convert", __doc__, EXAMPLES)
     parser.add_argument("--input", required=True, metavar="FILE", help="of weights, or a folder that holds one")
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     cli.add_checkpoint_flags(parser)

@@ -24,9 +24,7 @@ reference_NETWORK.npz that every evaluation leaves. The results are evaluation.j
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and overrides of the run's config."""
-    parser = argparse.ArgumentParser(
-        "vqgan evaluate", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("evaluate", __doc__, EXAMPLES)
     parser.add_argument("--workdir", help="of the run to judge")
     cli.add_step_flag(parser)
     parser.add_argument("--metrics", help="with commas between; default: all common ones that need no file")
@@ -50,10 +48,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     group.add_argument("--neighbours", type=int, default=0, metavar="N", help="samples to compare with training images")
     group.add_argument("--tokenizer", help="folder of its tokenizer; default: as the run's config names it")
     group.add_argument("--condition_tokenizer", help="likewise, of its condition's tokenizer")
-    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("guidance", float), ("power", float)):
-        group.add_argument(f"--{name}", type=kind)
-    group.add_argument("--schedule", help="of the guidance: constant, linear or cosine")
-    group.add_argument("--greedy", action="store_true", default=None)
+    cli.add_sampling_flags(group)
     cli.add_cluster_flags(parser)
     return parser.parse_known_args(argv)
 
@@ -74,7 +69,8 @@ def main(argv: Sequence[str]) -> int:
     from absl import logging
     from rich.console import Console
 
-    from vqgan_jax.evaluate.of_images import Request
+    from vqgan_jax.evaluate import of_images
+    from vqgan_jax.evaluate.protocol import Request
 
     logging.set_verbosity(logging.WARNING)
     console = Console(quiet=jax.process_index() != 0)
@@ -85,17 +81,26 @@ def main(argv: Sequence[str]) -> int:
             return lambda done: bar.update(task, completed=done)
 
         request = Request(
-            metrics=tuple(filter(None, (flags.metrics or "").split(","))), seed=flags.seed,
-            batch_size=flags.batch_size, inception=flags.inception, track=track,
-        )  # fmt: skip
-        found = evaluate(flags, overrides, request)
+            metrics=tuple(filter(None, (flags.metrics or "").split(","))),
+            seed=flags.seed,
+            batch_size=flags.batch_size,
+            inception=flags.inception,
+            track=track,
+        )
+        if flags.samples_from:
+            evaluation = of_images.evaluate(
+                flags.reference, flags.samples_from, request, size=flags.size, count=flags.reference_count
+            )
+        else:
+            config = run_config(flags, overrides)
+            evaluation = STAGES[config.stage](flags, config, request)
     if jax.process_index() == 0:
-        save(flags, console, shlex.join(["vqgan", "evaluate", *argv]), *found)
+        save(flags, console, shlex.join(["vqgan", "evaluate", *argv]), evaluation)
     return 0
 
 
 def progress(console):
-    """A bar for each part of the work, with its rate."""
+    """Returns a bar for each part of the work, with its rate."""
     from rich.progress import ProgressColumn, TextColumn
     from rich.text import Text
 
@@ -113,43 +118,33 @@ def progress(console):
     return bar
 
 
-def evaluate(flags, overrides: Sequence[str], request) -> tuple:
-    """Results, title, lead, what else the page shows, and statistics of the reference."""
+def run_config(flags, overrides: Sequence[str]):
+    """Returns the run's config with the overrides."""
     import dataclasses
 
-    from vqgan_jax import config as configs
     from vqgan_jax import models, parsing
-    from vqgan_jax.evaluate import of_images, of_tokenizer
 
-    if flags.samples_from:
-        sets = of_images.evaluate(
-            flags.reference, flags.samples_from, request, size=flags.size, count=flags.reference_count
-        )
-        lead = f"{flags.samples_from} against {flags.reference}."
-        return sets.results, "Two sets of images", lead, {}, sets.reference.summary
     nested = dataclasses.asdict(models.config_of(flags.workdir, step=flags.step))
     cli.override(nested, overrides)
-    config = parsing.parse(nested)
-    if isinstance(config, configs.Stage2):
-        return evaluate_prior(flags, config, request)
-    split = flags.reference or "validation"
-    if split not in ("validation", "train"):
-        raise cli.UsageError(f"`--reference` of a tokenizer must be validation or train; got {split!r}.")
+    return parsing.parse(nested)
+
+
+def evaluate_tokenizer(flags, config, request):
+    """Returns the evaluation of a run of stage 1."""
+    from vqgan_jax import models
+    from vqgan_jax.evaluate import of_tokenizer
+
     model = models.load_tokenizer(flags.workdir, step=flags.step, weights=flags.weights)
-    told = of_tokenizer.evaluate(model, config, request, workdir=flags.workdir, split=split)
-    count = told.found.originals.count
-    lead = f"{flags.workdir}, step {model.step}, {model.weights} weights, on {count:,} images: each once, centre crop."
-    shown = {"recons": told.shown, "hits": told.found.hits, "distances": told.found.values["lpips_vgg"]}
-    return told.results, "A tokenizer, measured", lead, shown, told.found.originals
+    split = flags.reference or "validation"
+    return of_tokenizer.evaluate(model, config, request, workdir=flags.workdir, split=split)
 
 
-def evaluate_prior(flags, config, request) -> tuple:
-    """The same of a prior."""
+def evaluate_prior(flags, config, request):
+    """Returns the evaluation of a run of stage 2."""
     import dataclasses
 
-    from vqgan_jax import drawing, models
-    from vqgan_jax.evaluate import of_prior, of_samples
-    from vqgan_jax.report.evaluation import swept_settings
+    from vqgan_jax import models
+    from vqgan_jax.evaluate import of_prior
 
     prior = models.load_prior(
         flags.workdir,
@@ -159,65 +154,54 @@ def evaluate_prior(flags, config, request) -> tuple:
         weights=flags.weights,
     )
     if flags.tokenizer:  # its config names the images of a run on a token cache
-        config = dataclasses.replace(
-            config, tokenizer=dataclasses.replace(config.tokenizer, workdir=str(flags.tokenizer))
-        )
+        tokenizer = dataclasses.replace(config.tokenizer, workdir=str(flags.tokenizer))
+        config = dataclasses.replace(config, tokenizer=tokenizer)
     prior = dataclasses.replace(prior, run=models.Run(config, prior.step, prior.weights))
-    given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config.sampling)}
-    changed = {name: value for name, value in given.items() if value is not None}
-    base = drawing.options_of(dataclasses.replace(config.sampling, **changed))
-    settings = of_prior.settings(base, flags.sweep)
-    if flags.neighbours > min(of_samples.SHOWN, flags.samples):
-        raise cli.UsageError(
-            f"`--neighbours` must be at most {of_samples.SHOWN}, and `--samples`; got {flags.neighbours}."
-        )
-    scorer = cli.load_function("--scorer", flags.scorer) if flags.scorer else None
-    asked = of_prior.Asked(
-        samples=flags.samples, settings=settings, reference=flags.reference or "validation",
-        neighbours=flags.neighbours, scorer=scorer,
-    )  # fmt: skip
-    told = of_prior.evaluate(prior, request, asked, workdir=flags.workdir)
-    swept = swept_settings(told.results)
-    title = lambda options: ", ".join(f"{name} {options[name]}" for name in swept) or "samples"
-    samples = zip(map(title, settings), told.samples, strict=True) if told.samples else ()
-    shown = {"samples": dict(samples), "classes": told.classes, "neighbours": told.neighbours}
-    lead = f"{flags.workdir}, step {prior.step}, {prior.weights} weights."
-    return told.results, "A prior, measured", lead, shown, told.reference and told.reference.summary
+    draws = of_prior.DrawRequest(
+        samples=flags.samples,
+        settings=of_prior.settings(cli.sampling_options(flags, config.sampling), flags.sweep),
+        reference=flags.reference or "validation",
+        neighbours=flags.neighbours,
+        scorer=cli.load_function("--scorer", flags.scorer) if flags.scorer else None,
+    )
+    return of_prior.evaluate(prior, request, draws, workdir=flags.workdir)
 
 
-def save(flags, console, command: str, results, title: str, lead: str, shown, reference) -> None:
-    """The table on the terminal, and the files."""
+STAGES = {1: evaluate_tokenizer, 2: evaluate_prior}
+
+
+def save(flags, console, command: str, evaluation) -> None:
+    """Writes the files, and prints the tables."""
     import dataclasses
-    import tempfile
-    from pathlib import Path
 
     from rich.table import Table
 
     from vqgan_jax import storage
-    from vqgan_jax.evaluate import moments
-    from vqgan_jax.report import evaluation
+    from vqgan_jax.evaluate.of_images import save_moments
+    from vqgan_jax.evaluate.protocol import swept_settings
+    from vqgan_jax.report.evaluation import by_setting, page, unit_of
 
     output = storage.place(flags.output or (f"{flags.workdir}/evaluation" if flags.workdir else "evaluation"))
     storage.make_folder(output)
+    results, reference = evaluation.results, evaluation.reference
     rate = reference.rate if reference else 0.0
-    records = [dataclasses.asdict(result) for result in results]
-    storage.write_json(output / "evaluation.json", {"results": records, "features_per_second": rate})
-    (output / "evaluation.html").write_text(evaluation.page(title, lead, results, command, **shown))
-    for network, found in reference.moments.items() if reference else ():
-        with tempfile.TemporaryDirectory() as folder:  # the output may be a bucket
-            moments.save(f"{folder}/moments.npz", found)
-            (output / f"reference_{network}.npz").write_bytes(Path(folder, "moments.npz").read_bytes())
-    tables = []
-    plain = [result for result in results if not result.sampling] if evaluation.swept_settings(results) else results
-    if plain:
-        tables.append(Table("metric", "value", "unit", "definition"))
-    for result in plain:
-        tables[0].add_row(result.metric, f"{result.value:.5g}", evaluation.unit_of(result), result.variant)
-    if len(plain) < len(results):
-        header, rows = evaluation.by_setting(results)
-        tables.append(Table(*header))
+    figures = [dataclasses.asdict(result) for result in results]
+    storage.write_json(output / "evaluation.json", {"results": figures, "features_per_second": rate})
+    text = page(evaluation.title, evaluation.lead, results, command, **evaluation.sections)
+    (output / "evaluation.html").write_text(text)
+    for network, moments in reference.moments.items() if reference else ():
+        save_moments(output / f"reference_{network}.npz", moments)
+    single = [result for result in results if not result.sampling] if swept_settings(results) else results
+    if single:
+        table = Table("metric", "value", "unit", "definition")
+        for result in single:
+            table.add_row(result.metric, f"{result.value:.5g}", unit_of(result), result.variant)
+        console.print(table)
+    if len(single) < len(results):
+        header, rows = by_setting(results)
+        table = Table(*header)
         for row in rows:
-            tables[-1].add_row(*row)
-    console.print(*tables, sep="\n")
-    console.print(lead + (f" Features of {rate:,.0f} images a second and process." if rate else ""))
+            table.add_row(*row)
+        console.print(table)
+    console.print(evaluation.lead + (f" Features of {rate:,.0f} images a second and process." if rate else ""))
     console.print(f"{output / 'evaluation.json'} and evaluation.html", soft_wrap=True)

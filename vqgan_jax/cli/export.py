@@ -1,6 +1,5 @@
 """Writes a run's model in forms that others read: upstream's names, diffusers', plain arrays, or compiled functions."""
 
-import argparse
 from collections.abc import Sequence
 
 from vqgan_jax import cli
@@ -20,9 +19,7 @@ example.py, which runs them without this package. What was exported, `vqgan conv
 
 def main(argv: Sequence[str]) -> int:
     """`vqgan export`."""
-    parser = argparse.ArgumentParser(
-        "vqgan export", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("export", __doc__, EXAMPLES)
     parser.add_argument("--workdir", required=True, help="of a run, or a converted model's folder")
     cli.add_step_flag(parser)
     parser.add_argument("--to", required=True, choices=TARGETS)

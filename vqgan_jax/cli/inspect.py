@@ -1,6 +1,5 @@
 """Tells what somebody's file of weights is: its sizes, what would be loaded of it, and what not."""
 
-import argparse
 from collections.abc import Sequence
 
 from vqgan_jax import cli
@@ -17,9 +16,7 @@ is run, and no tensor is read: only names and shapes are.
 
 def main(argv: Sequence[str]) -> int:
     """`vqgan inspect`."""
-    parser = argparse.ArgumentParser(
-        "vqgan inspect", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("inspect", __doc__, EXAMPLES)
     parser.add_argument("file", help="of weights, or a folder that holds one")
     parser.add_argument("--names", type=int, default=8, help="shown of each list at most; default: 8")
     cli.add_checkpoint_flags(parser)

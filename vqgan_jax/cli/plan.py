@@ -1,6 +1,5 @@
 """Tells, before a launch and without the chips, whether a run fits them, how fast it is and where its time goes."""
 
-import argparse
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,9 +32,7 @@ WHAT = ("step", "start", "encode", "decode", "sample")
 
 def main(argv: Sequence[str]) -> int:
     """`vqgan plan`."""
-    parser = argparse.ArgumentParser(
-        "vqgan plan", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("plan", __doc__, EXAMPLES)
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
     parser.add_argument("--topology", required=True, metavar="NAME,...", help="slices, such as v5p:4x4x4 or cpu:8")
     parser.add_argument("--batch", metavar="N,...", help="images or sequences a chip; default: the config's batch_size")

@@ -1,7 +1,8 @@
 """Trains both stages on the embedded photographs and writes a report: the whole story in one command."""
 
-import argparse
 from collections.abc import Sequence
+
+from vqgan_jax import cli
 
 EXAMPLES = """examples:
   vqgan quickstart
@@ -14,9 +15,7 @@ Interrupt it as you like: the same command goes on. It ends with WORKDIR/report.
 
 def main(argv: Sequence[str]) -> int:
     """`vqgan quickstart`."""
-    parser = argparse.ArgumentParser(
-        "vqgan quickstart", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("quickstart", __doc__, EXAMPLES)
     parser.add_argument("--workdir", default="runs/quickstart", help="default: runs/quickstart")
     parser.add_argument(
         "--minutes",
@@ -30,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     from absl import logging
     from rich.console import Console
 
-    from vqgan_jax import cli, quickstart
+    from vqgan_jax import quickstart
 
     if not flags.minutes > 0:
         raise cli.UsageError(f"`--minutes` must be above 0; got {flags.minutes}.")
@@ -46,7 +45,7 @@ def make_plan(workdir: str, minutes: float | int, seed: int = 0):
     import jax
 
     import vqgan_jax
-    from vqgan_jax import cli, models, quickstart
+    from vqgan_jax import models, quickstart
 
     folder = models.absolute(workdir)
     pages = Path(vqgan_jax.__file__).resolve().parents[1] / "experiments"

@@ -1,6 +1,5 @@
 """Encodes and decodes images: writes reconstructions, their indices and a sheet of both."""
 
-import argparse
 from collections.abc import Sequence
 
 from vqgan_jax import cli
@@ -17,9 +16,7 @@ indices (int32, h w); sheet.png shows every original above its reconstruction.
 
 def main(argv: Sequence[str]) -> int:
     """`vqgan reconstruct`."""
-    parser = argparse.ArgumentParser(
-        "vqgan reconstruct", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("reconstruct", __doc__, EXAMPLES)
     parser.add_argument("--workdir", required=True, help="of the run whose tokenizer to use")
     cli.add_step_flag(parser)
     parser.add_argument(

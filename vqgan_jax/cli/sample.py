@@ -25,9 +25,7 @@ FPS = 12  # frames a second
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags."""
-    parser = argparse.ArgumentParser(
-        "vqgan sample", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("sample", __doc__, EXAMPLES)
     parser.add_argument("--workdir", required=True, help="of a stage-2 run")
     cli.add_step_flag(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
@@ -51,10 +49,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--accept_rate", type=float, default=1.0, help="keep this share, the best by --scorer (the paper's rejection)"
     )
     parser.add_argument("--scorer", metavar="FILE.py:NAME", help="function (uint8 n H W 3, labels n) -> scores n")
-    for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("guidance", float), ("power", float)):
-        parser.add_argument(f"--{name}", type=kind)
-    parser.add_argument("--schedule", help="of the guidance: constant, linear or cosine")
-    parser.add_argument("--greedy", action="store_true", default=None)
+    cli.add_sampling_flags(parser)
     return parser.parse_args(argv)
 
 
@@ -74,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
     )
     scorer, draws = load_scorer(flags)
     size = size_of(flags, prior)
-    options = choose_options(flags, prior.config.sampling) | {"size": size, "stride": flags.stride}
+    options = cli.sampling_options(flags, prior.config.sampling) | {"size": size, "stride": flags.stride}
     subjects = asked_for(flags, prior, size)
     which = np.repeat(np.arange(len(subjects.labels)), draws)
     numbers = np.tile(np.arange(draws), len(subjects.labels))
@@ -119,20 +114,6 @@ def load_scorer(flags):
     if flags.scorer is None:
         return None, flags.count
     return cli.load_function("--scorer", flags.scorer), math.ceil(flags.count / flags.accept_rate)
-
-
-def choose_options(flags, config) -> dict:
-    """What `sample_indices` takes: the run's own settings, and the flags over them."""
-    import dataclasses
-
-    from vqgan_jax import drawing
-
-    changed = {
-        field.name: value
-        for field in dataclasses.fields(config)
-        if (value := getattr(flags, field.name, None)) is not None
-    }
-    return drawing.options_of(dataclasses.replace(config, **changed))
 
 
 def asked_for(flags, prior, size):

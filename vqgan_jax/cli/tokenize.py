@@ -1,6 +1,5 @@
 """Writes a token cache: the codes of all images, so that stage 2 trains without encoding them."""
 
-import argparse
 from collections.abc import Sequence
 
 from vqgan_jax import cli
@@ -15,9 +14,7 @@ Then `vqgan train` with --config.data.source=tokens:DIR. Run the same command ag
 
 def main(argv: Sequence[str]) -> int:
     """`vqgan tokenize`."""
-    parser = argparse.ArgumentParser(
-        "vqgan tokenize", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("tokenize", __doc__, EXAMPLES)
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a stage-2 page of the lab book")
     parser.add_argument(
         "--workdir", required=True, help="folder of the cache, or gs:// or s3:// path, seen by all processes"

@@ -1,6 +1,5 @@
 """Trains what a config describes, or goes on where the same command stopped."""
 
-import argparse
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -23,9 +22,7 @@ environment (docs/pods.md tells more):
 
 def main(argv: Sequence[str]) -> int:
     """`vqgan train`."""
-    parser = argparse.ArgumentParser(
-        "vqgan train", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.parser("train", __doc__, EXAMPLES)
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
     parser.add_argument("--workdir", help="folder, gs:// or s3:// path of the run's files")
     parser.add_argument("--dry_run", action="store_true", help="print config, parameters and shardings, and exit")

@@ -2,7 +2,7 @@
 
 from vqgan_jax.data.images import ImageError
 from vqgan_jax.data.loader import Batches, evaluation_batches, training_batches
-from vqgan_jax.data.sources import Source, open_source, spread
+from vqgan_jax.data.sources import Source, open_source, spread, subset
 from vqgan_jax.data.tokens import TokenSource, evaluation_token_batches, open_tokens, token_batches
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "open_source",
     "open_tokens",
     "spread",
+    "subset",
     "token_batches",
     "training_batches",
 ]

@@ -3,7 +3,7 @@
 These are photos, scenes, folder:PATH, paired:PATH, coco:PATH and tfds:NAME.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, SupportsIndex, cast, runtime_checkable
 
 import numpy as np
@@ -111,22 +111,28 @@ _SCHEMES = {
 }
 
 
-class _Spread:
-    """Some examples of a source, at even distances."""
+class _Subset:
+    """Some examples of a source."""
 
-    def __init__(self, source: Source, count: int):
+    def __init__(self, source: Source, numbers: Sequence[int]):
         self.source, self.name, self.class_names = source, source.name, source.class_names
         self.category_names: tuple[str, ...] = getattr(source, "category_names", source.class_names)
-        self.indices = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+        self.numbers = np.asarray(numbers)
 
     def __len__(self) -> int:
-        return len(self.indices)
+        return len(self.numbers)
 
     def __getitem__(self, index: SupportsIndex) -> Mapping[str, Any]:
         """Example `index` of these."""
-        return self.source[int(self.indices[index])]
+        return self.source[int(self.numbers[index])]
+
+
+def subset(source: Source, numbers: Sequence[int]) -> Source:
+    """Returns some examples of a source, by their numbers in it."""
+    return _Subset(source, numbers)
 
 
 def spread(source: Source, count: int) -> Source:
-    """At most `count` examples at even distances: of all classes, where a source is sorted by class."""
-    return _Spread(source, count)
+    """Returns at most `count` examples at even distances: of all classes, where a source is sorted by class."""
+    numbers = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
+    return subset(source, numbers.tolist())

@@ -1,16 +1,110 @@
-"""What distances between single features tell of two sets: KID, precision, recall, density, coverage, neighbours.
+"""Arrays in, numbers out: the distances of two sets of features, and the Inception Score of one set of logits.
 
-Products are float64 and made in blocks; distances are squared everywhere. No point is its own neighbour.
+`Moments` are added up batch by batch and host by host, float64 and centred. Products of single features are float64 and
+made in blocks; distances between features are squared everywhere. No point is its own neighbour.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.special import logsumexp
 
 Features = Float[np.ndarray, "_ d"]
 
 _BLOCK = 512  # rows of distances at a time: 200 MB against 50,000 points
+
+
+class Moments(NamedTuple):
+    """What is known of a set of vectors.
+
+    Attributes:
+      count: how many.
+      mean: of them.
+      scatter: sum of the outer products of their distances from the mean.
+    """
+
+    count: int
+    mean: Float[np.ndarray, "d"]
+    scatter: Float[np.ndarray, "d d"]
+
+
+def empty(size: int) -> Moments:
+    """Of no vector; `size` is the vectors' length."""
+    return Moments(0, np.zeros(size), np.zeros((size, size)))
+
+
+def add(moments: Moments, features: Float[np.ndarray, "b d"]) -> Moments:
+    """With a batch more, which may be empty.
+
+    Raises:
+      ValueError: a feature is not finite.
+    """
+    if not len(features):
+        return moments
+    if not np.isfinite(features).all():
+        rows = np.flatnonzero(~np.isfinite(features).all(axis=1))
+        raise ValueError(
+            f"features must be finite; those of images {rows[:5].tolist()} of {len(features)} are not. See whether "
+            "the images or the weights are."
+        )
+    features = features.astype(np.float64)
+    mean = features.mean(axis=0)
+    centred = features - mean[None]
+    return merge(moments, Moments(len(features), mean, centred.T @ centred))
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """Of two sets together (Chan, Golub and LeVeque 1979)."""
+    count = a.count + b.count
+    if count == 0:
+        return a
+    way = b.mean - a.mean
+    scatter = a.scatter + b.scatter + a.count * b.count / count * np.outer(way, way)
+    return Moments(count, a.mean + b.count / count * way, scatter)
+
+
+def covariance(moments: Moments) -> Float[np.ndarray, "d d"]:
+    """With denominator count - 1.
+
+    Raises:
+      ValueError: fewer than two vectors.
+    """
+    if moments.count < 2:
+        raise ValueError(f"a covariance must be of two vectors or more; got {moments.count}. Add images.")
+    return moments.scatter / (moments.count - 1)
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    r"""Squared 2-Wasserstein distance between the Gaussians that have these means and covariances.
+
+    .. math:: |m_1 - m_2|^2 + \mathrm{tr}\, S_1 + \mathrm{tr}\, S_2 - 2\, \mathrm{tr} (S_1^{1/2} S_2 S_1^{1/2})^{1/2}
+
+    The root is that of a symmetric matrix, real whatever its rank: nothing is added to the diagonals. Rounding may
+    leave some 1e-5 below 0 where both are of one set; then it is 0. The distance is biased upwards by about 1/count.
+
+    Raises:
+      ValueError: sizes differ, or there are fewer than two vectors.
+
+    References:
+      Heusel et al. 2017, GANs Trained by a Two Time-Scale Update Rule, equation 6.
+    """
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(
+            f"features must have one length; got {len(a.mean)} and {len(b.mean)}. Make both with one network."
+        )
+    first, second = covariance(a), covariance(b)
+    root = square_root(first)
+    product = np.linalg.eigvalsh(root @ second @ root)
+    traces = np.trace(first) + np.trace(second) - 2.0 * np.sum(np.sqrt(np.maximum(product, 0.0)))
+    return max(float(np.sum(np.square(a.mean - b.mean)) + traces), 0.0)
+
+
+def square_root(matrix: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
+    """Of a symmetric matrix without negative eigenvalues, but for those by rounding, which count as 0."""
+    values, vectors = np.linalg.eigh(matrix)
+    return (vectors * np.sqrt(np.maximum(values, 0.0))[None]) @ vectors.T
 
 
 def kid(x: Features, y: Features, *, subsets: int = 100, size: int = 1000, seed: int) -> tuple[float, float]:
@@ -130,3 +224,31 @@ def nearest(
         order = np.argsort(squares, axis=1, kind="stable")[:, :count]
         found.append((order, np.take_along_axis(squares, order, axis=1)))
     return np.concatenate([order for order, _ in found]), np.concatenate([squares for _, squares in found])
+
+
+def inception_score(logits: Float[np.ndarray, "n c"], *, split: int = 5000, seed: int) -> tuple[float, float]:
+    r"""Mean and standard deviation over splits of :math:`\exp(E_x\, KL(p(y|x)\, \|\, p(y)))`: 1 to how many classes.
+
+    Samples are shuffled first: written class by class, a split of few classes could not score higher than these.
+    Logarithms are those of the logits, never of a probability that has become 0.
+
+    Args:
+      logits: of Inception, for FID's weights those without the classifier's bias.
+      split: images in each; the set is cut into equal parts, as many as come nearest to that, at least one.
+      seed: of the shuffle.
+
+    Raises:
+      ValueError: no image, or logits that are not finite.
+
+    References:
+      Salimans et al. 2016, Improved Techniques for Training GANs, section 4.
+    """
+    if not len(logits) or not np.isfinite(logits).all():
+        raise ValueError(f"logits must be finite and of one image at least; got {len(logits)} images. See the weights.")
+    shuffled = np.random.default_rng(seed).permutation(logits.astype(np.float64))
+    scores = []
+    for part in np.array_split(shuffled, max(1, round(len(logits) / split))):
+        logs = part - logsumexp(part, axis=1, keepdims=True)
+        marginal = logsumexp(logs, axis=0, keepdims=True) - np.log(len(logs))
+        scores.append(np.exp(np.mean(np.sum(np.exp(logs) * (logs - marginal), axis=1))))
+    return float(np.mean(scores)), float(np.std(scores))

@@ -1,246 +1,339 @@
-"""Two sets of images against each other; and what every evaluation has: its request, its networks, its records."""
+"""Sets of images: every image once, the same for any batches and any number of processes; and two sets compared."""
 
-import dataclasses
-from collections.abc import Callable, Mapping
+import hashlib
+import io
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, SupportsIndex
 
 import jax
 import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+from jaxtyping import Int, Shaped, UInt8
 
 from vqgan_jax import data
-from vqgan_jax.convert import inception, lpips
-from vqgan_jax.evaluate import features, generation, moments, record
-from vqgan_jax.evaluate.collection import Archive, Collector, Measured, Summary
-from vqgan_jax.evaluate.gathering import gather, numbered
+from vqgan_jax.evaluate import distances, protocol
+from vqgan_jax.evaluate.features import Networks, open_networks
+from vqgan_jax.evaluate.protocol import Evaluation, Metric, Request, Summary
 from vqgan_jax.train import program, sharding
 
-Track = Callable[[str, int], Callable[[int], None]]  # what is done and how much there is to do -> told how much is done
 ROUNDING = "rint((clip(x) + 1) * 127.5) to 8 bits"
 GALLERY = 16  # real images of each class
+Run = Callable[[Any], Mapping[str, Any]]  # images (uint8 b H W 3) to rows (b d) by name
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Request:
-    """What is asked for, whatever is judged.
+def gather(rows: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "_n ..."]:
+    """Returns the rows of all processes, one process's after the other's; they may have different numbers of rows.
 
-    Attributes:
-      metrics: names of `generation.METRICS`; the default ones if empty.
-      seed: of everything that is drawn.
-      batch_size: images at a time over all processes, rounded up to a multiple of the devices.
-      inception: file of Inception's weights; by default it is looked for where `convert.inception` says.
-      track: shows progress.
-      limit: held-out examples of a run that are looked at, spread over all; 0 for every one.
+    Bytes travel, not numbers: as JAX arrays int64 and float64 would become 32 bits wide.
     """
-
-    metrics: tuple[str, ...]
-    seed: int
-    batch_size: int
-    inception: str | None
-    track: Track
-    limit: int = 0
-
-    @property
-    def global_batch(self) -> int:
-        """Images at a time over all processes."""
-        return -(-self.batch_size // jax.device_count()) * jax.device_count()
-
-    def limited(self, source: Any) -> Any:
-        """The source, or `limit` of its examples."""
-        return data.spread(source, self.limit) if self.limit else source
-
-    @property
-    def local_batch(self) -> int:
-        """Images at a time in this process."""
-        return self.global_batch // jax.process_count()
+    if jax.process_count() == 1:
+        return rows
+    counts = multihost_utils.process_allgather(np.array([len(rows)], np.int32)).reshape(-1)
+    width = rows.dtype.itemsize * int(np.prod(rows.shape[1:]))
+    padded = np.zeros((int(counts.max()), width), np.uint8)
+    padded[: len(rows)] = np.frombuffer(np.ascontiguousarray(rows).tobytes(), np.uint8).reshape(len(rows), width)
+    everyone = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(counts), -1, width)
+    kept = np.concatenate([part[:count] for part, count in zip(everyone, counts, strict=True)])
+    return np.frombuffer(kept.tobytes(), rows.dtype).reshape(-1, *rows.shape[1:])
 
 
-class Networks(NamedTuple):
-    """What sees the images.
+def numbers_of(
+    batch: int, mask: Shaped[np.ndarray, "b"], *, process_index: int, process_count: int
+) -> Int[np.ndarray, "_b"]:
+    """Returns the numbers in the source of the examples that the mask keeps of this process's part of a global batch.
 
-    Attributes:
-      run: from images (uint8 b H W 3) to features by name.
-      lpips: parameters of LPIPS and its VGG16.
-      files: name and hash of the weights' file, by network.
+    Of each global batch, process p has the p-th of equal parts; what the mask leaves out is no example.
     """
-
-    run: Callable[[Any], Mapping[str, Any]]
-    lpips: Any
-    files: dict[str, tuple[str, str]]
-
-    def named(self, network: str) -> dict[str, str]:
-        """The record's fields of a network."""
-        name, digest = self.files.get(network, (record.NOTHING, record.NOTHING))
-        return {"network": name, "network_hash": digest}
+    return ((batch * process_count + process_index) * len(mask) + np.arange(len(mask)))[mask]
 
 
-class Seen(NamedTuple):
-    """A set of images that was read to its end.
-
-    Attributes:
-      summary: its statistics.
-      resize: what was done to its images, in words.
-      gallery: the first images of each class, up to `GALLERY`, with their labels.
-      class_names: empty where there are none.
-    """
-
-    summary: Summary
-    resize: str
-    gallery: tuple[np.ndarray, np.ndarray]
-    class_names: tuple[str, ...]
+def numbered(
+    batches: Iterable[Mapping[str, Any]], *, process_index: int, process_count: int
+) -> Iterator[tuple[Int[np.ndarray, "b"], dict[str, Any]]]:
+    """Yields batches of `data.evaluation_batches` without padding, each with its examples' numbers in the source."""
+    for i, batch in enumerate(batches):
+        mask = batch["mask"]
+        numbers = numbers_of(i, mask, process_index=process_index, process_count=process_count)
+        yield numbers, {name: value[mask] for name, value in batch.items() if name != "mask"}
 
 
-def open_networks(chosen: Mapping[str, generation.Metric], path: str | None) -> Networks:
-    """Loads what the metrics need, before any work.
-
-    Raises:
-      FileNotFoundError: Inception's weights are needed and not there.
-    """
-    files, everywhere = {"vgg": lpips.lpips_path()}, sharding.replicated(sharding.local_mesh())
-    wanted = {metric.network for metric in chosen.values() if metric.compare is not None}
-    if "inception" in wanted:
-        files["inception"] = Path(path) if path else inception.find_inception()
-        inception_params = jax.device_put(inception.load_inception(files["inception"]), everywhere)
-    vgg = jax.device_put(lpips.load_lpips(), everywhere)
-
-    def run(images: Any) -> dict[str, Any]:
-        found = {"vgg": features.vgg_features(vgg, images)} if "vgg" in wanted else {}
-        if "inception" in wanted:
-            found["inception"], found["logits"] = features.inception_features(inception_params, images)
-        return found
-
-    return Networks(run, vgg, {name: (file.name, record.file_hash(file)) for name, file in files.items()})
+def in_order(
+    numbers: Sequence[Int[np.ndarray, "_"]], rows: Sequence[Shaped[np.ndarray, "_ ..."]]
+) -> Shaped[np.ndarray, "n ..."]:
+    """Returns the rows of all processes, out of parts with their numbers, in the order of these numbers."""
+    return gather(np.concatenate(rows))[np.argsort(gather(np.concatenate(numbers)), kind="stable")]
 
 
-def collect(source: Any, request: Request, networks: Networks, *, size: int, keep: frozenset[str], name: str) -> Seen:
+class Collector:
+    """Takes images as they come; its `summary` covers those of all processes."""
+
+    def __init__(self, run: Run, *, keep: frozenset[str] = frozenset()) -> None:
+        """`run` gives features by name; the rows of those in `keep` are held, of the others only moments."""
+        self.run, self.keep = run, keep
+        self.numbers: list[np.ndarray] = []
+        self.digests: list[np.ndarray] = []
+        self.moments: dict[str, distances.Moments] = {}
+        self.rows: dict[str, list[np.ndarray]] = {name: [] for name in keep}
+        self.timed, self.seconds = 0, 0.0
+
+    def add(self, numbers: Int[np.ndarray, "b"], images: UInt8[np.ndarray, "b H W 3"], *, batch_size: int) -> None:
+        """Takes images that are no padding, with their numbers; `batch_size` at a time, the last batch padded."""
+        self.numbers.append(numbers.astype(np.int64))
+        self.digests.append(np.array([digest(image) for image in images], np.uint64))
+        for start in range(0, max(len(images), 1), batch_size):  # without images, too: features have a width
+            part, began = images[start : start + batch_size], time.perf_counter()
+            rows = {name: np.asarray(each)[: len(part)] for name, each in self.run(padded(part, batch_size)).items()}
+            if self.moments:  # the first batch also compiles
+                self.timed, self.seconds = self.timed + len(part), self.seconds + time.perf_counter() - began
+            for name, features in rows.items():
+                if name not in self.moments:
+                    self.moments[name] = distances.empty(features.shape[1])
+                self.moments[name] = distances.add(self.moments[name], features)
+                if name in self.keep:
+                    self.rows[name].append(features)
+
+    def summary(self, resize: str, labels: Int[np.ndarray, "n"]) -> Summary:
+        """Returns what is known of the images of all processes; each must call it, after `add`, if with no image."""
+        numbers = gather(np.concatenate(self.numbers))
+        digests = np.sort(gather(np.concatenate(self.digests)))
+        if len(np.unique(numbers)) != len(numbers):
+            raise ValueError(
+                f"every image must count once; {len(numbers)} came with {len(np.unique(numbers))} numbers."
+            )
+        return Summary(
+            count=len(numbers),
+            fingerprint=hashlib.sha256(digests.tobytes()).hexdigest()[:16],
+            moments={name: merged(self.moments[name]) for name in sorted(self.moments)},
+            rows={name: in_order(self.numbers, parts) for name, parts in sorted(self.rows.items())},
+            resize=resize,
+            labels=labels,
+            rate=self.timed / self.seconds if self.seconds else 0.0,
+        )
+
+
+def merged(mine: distances.Moments) -> distances.Moments:
+    """Returns the moments of all processes together."""
+    total = distances.empty(mine.mean.shape[0])
+    for count, mean, scatter in zip(*(gather(np.asarray(field)[None]) for field in mine), strict=True):
+        total = distances.merge(total, distances.Moments(int(count), mean, scatter))
+    return total
+
+
+def digest(image: UInt8[np.ndarray, "H W 3"]) -> int:
+    """Returns eight bytes of the hash of an image's shape and pixels."""
+    whole = hashlib.sha256(str(image.shape).encode() + np.ascontiguousarray(image).tobytes()).digest()
+    return int.from_bytes(whole[:8], "little")
+
+
+def padded(images: UInt8[np.ndarray, "b H W 3"], size: int) -> jax.Array:
+    """Returns a full batch over the devices of this process: the last image repeated, or zeros without any."""
+    rows = np.arange(size).clip(max=max(len(images) - 1, 0))
+    images = images if len(images) else np.zeros((1, *images.shape[1:]), np.uint8)
+    return jax.device_put(images[rows], jax.NamedSharding(sharding.local_mesh(), sharding.BATCH))
+
+
+class Archive:
+    """Images of one array as a source: uint8 n H W 3, without classes."""
+
+    class_names: tuple[str, ...] = ()
+
+    def __init__(self, images: UInt8[np.ndarray, "n H W 3"], name: str):
+        self.images, self.name = images, name
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: SupportsIndex) -> Mapping[str, Any]:
+        """Returns one image."""
+        return {"image": self.images[int(index)], "label": np.int32(0)}
+
+
+class Measured:
+    """A source that remembers between which sizes the images were that it gave."""
+
+    def __init__(self, source: Any):
+        self.source, self.name, self.class_names = source, source.name, source.class_names
+        self.lowest, self.highest = np.full(2, 2**31 - 1), np.zeros(2, np.int64)
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex) -> Mapping[str, Any]:
+        """Returns example `index`."""
+        example = self.source[index]
+        with self._lock:
+            self.lowest = np.minimum(self.lowest, example["image"].shape[:2])
+            self.highest = np.maximum(self.highest, example["image"].shape[:2])
+        return example
+
+    def resize(self, size: int) -> str:
+        """Returns what became of the images in words, for the record; every process must ask."""
+        low, high = gather(self.lowest[None]).min(0), gather(self.highest[None]).max(0)
+        sizes = " to ".join(dict.fromkeys(f"{height}x{width}" for height, width in (low, high)))
+        if list(low) == list(high) == [size, size]:
+            return f"none, all are {sizes}"
+        return f"from {sizes}: short side to {size} by antialiased bicubic (Pillow), centre crop {size}x{size}"
+
+
+def collect(
+    source: Any, request: Request, networks: Networks, *, size: int, keep: frozenset[str], name: str
+) -> Summary:
     """Reads every image of a source once, this process its share; the centre, unflipped, at `size` pixels."""
     measured, share = Measured(source), program.share()
     batches = data.evaluation_batches(measured, image_size=size, batch_size=request.global_batch, **share)
-    collector, done = Collector(networks.run, keep=keep), 0
-    told = request.track(name, -(-len(source) // jax.process_count()))
-    images, labels, places = [], [], []
-    held = np.zeros(max(len(source.class_names), 1), int)
+    collector, labels = Collector(networks.run, keep=keep), []
+    progress = request.track(name, -(-len(source) // jax.process_count()))
     for numbers, batch in numbered(batches, **share):
         collector.add(numbers, batch["image"], batch_size=request.local_batch)
-        for number, image, label in zip(numbers, batch["image"], batch["label"], strict=True):
-            if held[label] < GALLERY:
-                held[label] += 1
-                places.append(number)
-                images.append(image)
-                labels.append(label)
-        told(done := done + len(numbers))
-    stacked = gather(np.array(images, np.uint8).reshape(-1, size, size, 3))
-    gallery = first_of_each(gather(np.array(places, np.int64)), stacked, gather(np.array(labels, np.int32)))
-    return Seen(collector.summary(), measured.resize(size), gallery, tuple(source.class_names))
+        labels.append(batch["label"])
+        progress(sum(map(len, labels)))
+    return collector.summary(measured.resize(size), in_order(collector.numbers, labels))
 
 
-def first_of_each(numbers: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of every class the `GALLERY` images with the lowest numbers: the same for any number of processes."""
-    order = np.argsort(numbers)
-    kept = np.concatenate([order[labels[order] == label][:GALLERY] for label in np.unique(labels)])
-    kept = kept[np.argsort(numbers[kept])]
-    return images[kept], labels[kept]
+def gallery(source: Any, labels: Int[np.ndarray, "n"], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first images of each class of a source, up to `GALLERY`, with their labels, in the source's order."""
+    first = np.sort(np.concatenate([np.flatnonzero(labels == label)[:GALLERY] for label in np.unique(labels)]))
+    return crops(source, first.tolist(), size), labels[first]
 
 
-def results(
-    values: Mapping[str, float], chosen: Mapping[str, generation.Metric], networks: Networks, **common: Any
-) -> list[record.Result]:
-    """Records of values; `common` are the fields that all of them share."""
-    found = []
-    for name, metric in chosen.items():
-        if name not in values:
-            continue
-        counted = metric.compare is not None or name == "own_class"
-        fields: Any = common | networks.named(metric.network) | {"versions": record.versions()}
-        found.append(
-            record.Result(
-                metric=record.named(name, common["subject_count"]) if counted else name,
-                value=values[name], unit=metric.unit, better=metric.better, variant=metric.variant, **fields,
-            )
-        )  # fmt: skip
-    return found
-
-
-class Report(NamedTuple):
-    """What was found of two sets: the figures, their statistics, and a few images of each."""
-
-    results: list[record.Result]
-    reference: Seen
-    samples: Seen
+def crops(source: Any, numbers: Sequence[int], size: int) -> UInt8[np.ndarray, "n size size 3"]:
+    """Returns some images of a source by their numbers in it, as `collect` sees them."""
+    (batch,) = data.evaluation_batches(data.subset(source, numbers), image_size=size, batch_size=len(numbers))
+    return batch["image"]
 
 
 def evaluate(
     reference: str, samples: str, request: Request, *, size: int | None = None, count: int | None = None
-) -> Report:
-    """Two sets of images against each other.
+) -> Evaluation:
+    """Measures two sets of images against each other.
 
     Args:
       reference: a folder, an .npz of images (`arr_0`, uint8 n H W 3), or one of statistics, ours or with mu and sigma.
       samples: likewise, but images.
-      request: what is asked for.
+      request: what to measure.
       size: to which both are brought; by default the short side of the first sample.
       count: of the images behind statistics that do not tell it.
+
+    Raises:
+      ValueError: a metric of other subjects, too few images for one, or a file that holds neither.
+      FileNotFoundError: a metric's network is not there.
     """
-    chosen = generation.choose(request.metrics, "sets")
+    chosen = protocol.choose(request.metrics, "sets")
     source = open_images(samples)
-    first = min(source[0]["image"].shape[:2]) if size is None else size
-    of_pixels = None if holds_statistics(reference) else open_images(reference)
-    counts = {"--samples_from": len(source)} | ({"--reference": len(of_pixels)} if of_pixels is not None else {})
-    generation.check_counts(chosen, **counts)
-    networks, keep = open_networks(chosen, request.inception), generation.kept(chosen)
-    look = lambda source, name: collect(source, request, networks, size=first, keep=keep, name=name)
-    seen = load_statistics(reference, chosen, count) if of_pixels is None else look(of_pixels, "reference")
-    drawn = look(source, "samples")
-    values = generation.compare(chosen, seen.summary, drawn.summary, seed=request.seed)
-    protocol = results(
-        values, chosen, networks, subject=samples, model=record.NOTHING, step=0, weights=record.NOTHING, sampling={},
-        rounding="none, images came in 8 bits", seed=request.seed, **compared(reference, seen, drawn),
-    )  # fmt: skip
-    return Report(protocol, seen, drawn)
-
-
-def compared(name: str, reference: Seen, samples: Seen) -> dict[str, Any]:
-    """The record's fields of two sets."""
-    resized = dict.fromkeys((reference.resize, samples.resize))
-    return {
-        "subject_count": samples.summary.count,
-        "subject_fingerprint": samples.summary.fingerprint,
-        "reference": name,
-        "reference_count": reference.summary.count,
-        "reference_fingerprint": reference.summary.fingerprint,
-        "resize": " | samples: ".join(resized),
-    }
+    size = min(source[0]["image"].shape[:2]) if size is None else size
+    real = None if holds_statistics(reference) else open_images(reference)
+    counts = {"--samples_from": len(source)} | ({} if real is None else {"--reference": len(real)})
+    protocol.check_counts(chosen, **counts)
+    networks, keep = open_networks(chosen.values(), request.inception), protocol.needed_rows(chosen)
+    read = lambda source, name: collect(source, request, networks, size=size, keep=keep, name=name)
+    first = load_statistics(reference, chosen, count) if real is None else read(real, "reference")
+    second = read(source, "samples")
+    values = protocol.compare(chosen, first, second, seed=request.seed)
+    run = {"model": protocol.NOTHING, "step": 0, "weights": protocol.NOTHING, "seed": request.seed, "sampling": {}}
+    pixels = {"resize": first.resized(second), "rounding": "none, images came in 8 bits"}
+    subjects = second.named(samples), first.named(reference)
+    results = protocol.records(values, chosen, networks.files, *subjects, run | pixels)
+    lead = f"{samples} against {reference}."
+    return Evaluation(results=results, title="Two sets of images", lead=lead, reference=first)
 
 
 def open_images(text: str) -> Any:
-    """A folder or an .npz as a source; ValueError if it is neither."""
-    if text.endswith(".npz") and Path(text).is_file():
-        return Archive(moments.load_images(text), text)
+    """Returns a folder or an .npz as a source.
+
+    Raises:
+      ValueError: it is neither, or the .npz holds no images.
+    """
     if Path(text).is_dir():
         return data.open_source(f"folder:{text}", split="all", image_size=1)
-    raise ValueError(
-        f"a set of images must be a folder or an .npz with `arr_0`; {text!r} is neither. Correct the path."
-    )
+    if not text.endswith(".npz") or not Path(text).is_file():
+        raise ValueError(
+            f"a set of images must be a folder or an .npz with `arr_0`; {text!r} is neither. Correct the path."
+        )
+    return Archive(load_images(text), text)
+
+
+def load_images(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "n H W 3"]:
+    """Returns the images `arr_0` of a .npz, as ADM publishes samples and references.
+
+    Raises:
+      ValueError: there is no such array, or it is of other numbers or shape.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        if "arr_0" not in arrays:
+            raise ValueError(f"{path} must hold images as `arr_0`; it has {sorted(arrays)[:5]}. Name another file.")
+        images = arrays["arr_0"]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise ValueError(
+            f"`arr_0` of {path} must be uint8 n H W 3; got {images.dtype} {images.shape}. Save rounded images."
+        )
+    return images
 
 
 def holds_statistics(text: str) -> bool:
-    """Whether it is an .npz without images."""
+    """Returns whether it is an .npz without images."""
     if not text.endswith(".npz") or not Path(text).is_file():
         return False
     with np.load(text, allow_pickle=False) as arrays:
         return "arr_0" not in arrays
 
 
-def load_statistics(path: str, chosen: Mapping[str, generation.Metric], count: int | None) -> Seen:
-    """Moments of a reference that is not there itself; ValueError where a metric needs the images."""
-    loaded = moments.load(path, count=count)
-    network = {512: "vgg", 2048: "inception"}.get(len(loaded.mean), "")
+def load_statistics(path: str, chosen: Mapping[str, Metric], count: int | None) -> Summary:
+    """Returns moments of a reference that is not there itself; ValueError where a metric needs the images."""
+    moments = load_moments(path, count=count)
+    network = {512: "vgg", 2048: "inception"}.get(len(moments.mean), "")
     for name, metric in chosen.items():
         if metric.rows not in ("", "logits") or metric.network != network:
             raise ValueError(
                 f"`{name}` needs images as its reference; {path} holds {network or 'other'} statistics only. Give the "
                 "images, or leave the metric out."
             )
-    summary = Summary(loaded.count, record.file_hash(Path(path)), {network: loaded}, {})
-    nothing = np.zeros((0, 1, 1, 3), np.uint8), np.zeros(0, np.int32)
-    return Seen(summary, "as the file's author did", nothing, ())
+    digest = protocol.file_hash(Path(path))
+    return Summary(
+        moments.count, digest, {network: moments}, {}, "as the file's author did", np.zeros(0, np.int32), rate=0.0
+    )
+
+
+def save_moments(path: epath.Path, moments: distances.Moments) -> None:
+    """Writes `count`, `mean` and `scatter` to a .npz, to be read by `load_moments`."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **moments._asdict())
+    path.write_bytes(buffer.getvalue())
+
+
+def load_moments(path: str | os.PathLike[str], *, count: int | None = None) -> distances.Moments:
+    """Reads what `save_moments` wrote, or the `mu` and `sigma` of the references of ADM and pytorch-fid.
+
+    Args:
+      path: a .npz.
+      count: how many images the file is of: told by our files, not by others', whose covariance it does not change.
+
+    Raises:
+      ValueError: the file holds neither, is of another size than it says, or does not tell the count, as must be.
+    """
+    with np.load(path, allow_pickle=False) as arrays:
+        if "scatter" in arrays:
+            moments = distances.Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
+        elif "mu" in arrays and "sigma" in arrays:
+            if count is None:
+                raise ValueError(f"`count` must be told for {path}, which holds `mu` and `sigma` only. Give it.")
+            mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
+            moments = distances.Moments(count, mean, covariance * (count - 1))
+        else:
+            raise ValueError(
+                f"{path} must hold `mean` and `scatter`, or `mu` and `sigma`; it has {sorted(arrays)[:5]}. Name a file "
+                "of statistics."
+            )
+    if count not in (None, moments.count):
+        raise ValueError(f"`count` must be that of {path}, {moments.count}; got {count}. Leave it out.")
+    if moments.mean.ndim != 1 or moments.scatter.shape != 2 * moments.mean.shape:
+        raise ValueError(
+            f"{path} must hold a mean (d) and a matrix (d d); got {moments.mean.shape} and {moments.scatter.shape}. "
+            "Make it anew."
+        )
+    return moments

@@ -2,40 +2,44 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
-from vqgan_jax import data, drawing, models
+from vqgan_jax import data, drawing, inputs, models
 from vqgan_jax import prior as priors
-from vqgan_jax.data.conditions import ClassLabel
-from vqgan_jax.evaluate import generation, likeness, of_samples, record
-from vqgan_jax.evaluate.collection import Numbered
-from vqgan_jax.evaluate.gathering import gather, numbered
+from vqgan_jax.data.conditions import ClassLabel, Codes, Objects
+from vqgan_jax.evaluate import likeness, protocol
+from vqgan_jax.evaluate.features import Networks, open_networks
 from vqgan_jax.evaluate.of_images import (
     ROUNDING,
-    Networks,
-    Request,
-    Seen,
+    Collector,
     collect,
-    compared,
+    crops,
+    gallery,
+    in_order,
+    numbers_of,
     open_images,
-    open_networks,
-    results,
 )
+from vqgan_jax.evaluate.protocol import Evaluation, Metric, Request, Subject, Summary
 from vqgan_jax.train import program, sharding, stage2, stage2_program
 
 NEAREST = 3
+CHUNK = 8  # batches that are drawn before their statistics are taken
+SHOWN = 32  # samples to look at
 SWEPT: Mapping[str, Callable[[str], Any]] = {
-    "top_k": int, "temperature": float, "top_p": float, "guidance": float, "power": float, "accept_rate": float,
-}  # fmt: skip
+    "top_k": int,
+    **dict.fromkeys(("temperature", "top_p", "guidance", "power", "accept_rate"), float),
+}
+ClassRow = tuple[str, int, float, int, float]  # name, held-out examples, nats a token, samples, share of own class
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class DrawRequest:
     """What to draw.
 
     Attributes:
@@ -48,90 +52,95 @@ class Asked:
 
     samples: int
     settings: Sequence[Mapping[str, Any]]
-    reference: str
-    neighbours: int
+    reference: str = "validation"
+    neighbours: int = 0
     scorer: drawing.Scorer | None = None
 
 
-class Report(NamedTuple):
-    """What was found of a prior.
-
-    Attributes:
-      results: the figures, for each of the settings in turn.
-      reference: the real images, None if nothing was drawn.
-      samples: the first of each setting.
-      classes: rows of the table of classes: name, held-out examples, nats a token, samples, share of own class.
-      neighbours: samples, images nearest to each, their LPIPS, and what held-out images have; None if not asked for.
-    """
-
-    results: list[record.Result]
-    reference: Seen | None
-    samples: list[UInt8[np.ndarray, "n H W 3"]]
-    classes: list[tuple[str, int, float, int, float]]
-    neighbours: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None
-
-
-def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: str) -> Report:
-    """Likelihood and samples.
+def evaluate(prior: models.Prior, request: Request, draws: DrawRequest, *, workdir: str) -> Evaluation:
+    """Measures the likelihood of held-out tokens, and samples against real images.
 
     Raises:
       ValueError: a metric of others than priors, too few images for one, or one that needs samples without any.
       FileNotFoundError: a metric's network is not there.
     """
-    chosen = generation.choose(request.metrics, "prior")
-    if not request.metrics and not asked.samples:
+    chosen = choose(prior, request, draws)
+    images = image_config(prior, workdir)
+    source = open_reference(request, draws, images) if chosen.keys() - {"nll"} else None
+    if source is not None:
+        protocol.check_counts(chosen, samples=draws.samples, reference=len(source))
+    networks = open_networks(chosen.values(), request.inception)
+    run = {"model": workdir, "step": prior.step, "weights": prior.weights, "seed": request.seed}
+    results, nats = [], np.zeros((0, 2))
+    if "nll" in chosen:  # of tokens, which no pixels were compared for
+        nats = likelihoods(prior, request)
+        subject = Subject(f"codes of {prior.config.data.source}, held out", len(nats))
+        fields = {"resize": "as the tokenizer's images were", "rounding": protocol.NOTHING, "sampling": {}}
+        values = {"nll": float(np.mean(nats[:, 1]))}
+        results += protocol.records(values, chosen, networks.files, subject, Subject(), run | fields)
+    title, lead = "A prior, measured", f"{workdir}, step {prior.step}, {prior.weights} weights."
+    if source is None:
+        sections: dict[str, Any] = {"classes": class_rows(prior, (), nats)}
+        return Evaluation(results=results, title=title, lead=lead, reference=None, sections=sections)
+    size, keep = prior.config.data.image_size, protocol.needed_rows(chosen)
+    real = collect(source, request, networks, size=size, keep=keep, name="real images")
+    references = gallery(source, real.labels, size) if "own_class" in chosen else None
+    first, labels, looks = [], None, None
+    for i, options in enumerate(draws.settings):
+        name = f"drawing {i + 1} of {len(draws.settings)}"
+        numbers = accepted(prior, request, draws, options, name)
+        drawn, shown, looks = draw(prior, request, networks, numbers, options, references, keep=keep, name=name)
+        first.append(shown)
+        labels = drawn.labels
+        values = protocol.compare(chosen, real, drawn, seed=request.seed)
+        if looks is not None:
+            values["own_class"] = float(np.mean(labels == looks))
+        fields = {"resize": real.resized(drawn), "rounding": ROUNDING, "sampling": dict(options)}
+        subjects = drawn.named("samples"), real.named(source.name)
+        results += protocol.records(values, chosen, networks.files, *subjects, run | fields)
+    swept = protocol.swept_settings(results)
+    names = [", ".join(f"{name} {options[name]}" for name in swept) or "samples" for options in draws.settings]
+    classes = class_rows(prior, source.class_names, nats, labels, looks)
+    sections = {"samples": dict(zip(names, first, strict=True)), "classes": classes}
+    if draws.neighbours:
+        samples, (held_out, _) = first[0][: draws.neighbours], gallery(source, real.labels, size)
+        sections["neighbours"] = neighbours(prior, request, networks, images, samples, held_out)
+    return Evaluation(results=results, title=title, lead=lead, reference=real, sections=sections)
+
+
+def choose(prior: models.Prior, request: Request, draws: DrawRequest) -> dict[str, Metric]:
+    """Returns the metrics, of a prior that has no samples its likelihood only; errors as of `evaluate`."""
+    chosen = protocol.choose(request.metrics, "prior")
+    if not request.metrics and not draws.samples:
         chosen = {"nll": chosen["nll"]}
-    pictured = [name for name in chosen if name != "nll"]
-    if pictured and not asked.samples:
+    of_samples = [name for name in chosen if name != "nll"]
+    if of_samples and not draws.samples:
         raise ValueError(
-            f"`{pictured[0]}` is of samples, of which none are asked for. Give --samples, or leave it out."
+            f"`{of_samples[0]}` is of samples, of which none are asked for. Give --samples, or leave it out."
         )
+    if draws.neighbours > min(SHOWN, draws.samples):
+        raise ValueError(f"`--neighbours` must be at most {SHOWN}, and `--samples`; got {draws.neighbours}. Lower it.")
     if "own_class" in chosen and not isinstance(prior.module.condition, ClassLabel):
         raise ValueError("`own_class` is of a class-conditional prior; this one has no classes. Leave it out.")
-    for rate in {options.get("accept_rate", 1.0) for options in asked.settings} - {1.0}:
-        if not 0 < rate < 1 or asked.scorer is None or not isinstance(prior.module.condition, ClassLabel):
+    for rate in {options.get("accept_rate", 1.0) for options in draws.settings} - {1.0}:
+        if not 0 < rate < 1 or draws.scorer is None or not isinstance(prior.module.condition, ClassLabel):
             raise ValueError(
                 f"`accept_rate` must be in (0, 1], of a class-conditional prior and with a `--scorer`; got {rate}. "
                 "Give a scorer, or leave it out."
             )
-    images = image_config(prior, workdir)
-    place = lambda name: {"validation": images.data.eval_split, "train": images.data.train_split}.get(name, "")
-    common = {"model": workdir, "step": prior.step, "weights": prior.weights, "seed": request.seed}
-    found, nll_rows = [], np.zeros((0, 2))
-    source = None
-    if pictured:
-        split = place(asked.reference)
-        source = request.limited(program.open_split(images, split)) if split else open_images(asked.reference)
-        generation.check_counts(chosen, samples=asked.samples, reference=len(source))
-    networks = open_networks(chosen, request.inception)
-    if "nll" in chosen:
-        nll_rows = likelihoods(prior, request)
-        found += of_likelihood(float(np.mean(nll_rows[:, 1])), len(nll_rows), chosen, networks, prior, common)
-    if source is None:
-        return Report(found, None, [], class_rows(prior, (), nll_rows, None), None)
-    size, keep = prior.config.data.image_size, generation.kept(chosen)
-    seen = collect(source, request, networks, size=size, keep=keep, name="real images")
-    firsts, drawn = [], None
-    for i, options in enumerate(asked.settings):
-        title = f"drawing {i + 1} of {len(asked.settings)}"
-        gallery = seen.gallery if "own_class" in chosen else None
-        which = of_samples.accepted(prior, request, asked.samples, asked.scorer, options, title)
-        drawn = of_samples.draw(prior, request, networks, which, options, keep=keep, gallery=gallery, title=title)
-        values = generation.compare(chosen, seen.summary, drawn.summary, seed=request.seed)
-        if gallery is not None:
-            values["own_class"] = float(np.mean(drawn.labels == drawn.looks))
-        judged = seen._replace(summary=drawn.summary, resize=f"none, drawn at {size}x{size}")
-        fields = common | compared(source.name, seen, judged) | {"subject": "samples", "sampling": dict(options)}
-        found += results(values, chosen, networks, rounding=ROUNDING, **fields)
-        firsts.append(drawn.first)
-    near = None
-    if asked.neighbours:
-        near = neighbours(prior, request, networks, images, firsts[0][: asked.neighbours], seen.gallery[0])
-    return Report(found, seen, firsts, class_rows(prior, seen.class_names, nll_rows, drawn), near)
+    return chosen
+
+
+def open_reference(request: Request, draws: DrawRequest, images: Any) -> Any:
+    """Returns the source of the real images: a split of the config `images`, or a folder or .npz."""
+    splits = {"validation": images.data.eval_split, "train": images.data.train_split}
+    if draws.reference in splits:
+        return request.limited(program.open_split(images, splits[draws.reference]))
+    return open_images(draws.reference)
 
 
 def image_config(prior: models.Prior, workdir: str) -> Any:
-    """The config that names the prior's images: its own, or, of a run on a token cache, its tokenizer's."""
+    """Returns the config that names the prior's images: its own, or, of a run on a token cache, its tokenizer's."""
     if not prior.config.data.source.startswith("tokens:"):
         return prior.config
     config = models.config_of(models.find_tokenizer(prior.config.tokenizer.workdir, near=workdir))
@@ -139,86 +148,161 @@ def image_config(prior: models.Prior, workdir: str) -> Any:
 
 
 def likelihoods(prior: models.Prior, request: Request) -> Float[np.ndarray, "n 2"]:
-    """First condition token and nats a token of every held-out example, or of `limit`, over all processes, in order."""
+    """Returns first condition token and nats a token of every held-out example, or of `limit`, over all processes."""
     source = request.limited(stage2_program.open_split(prior.config, "validation"))
-    mesh = sharding.local_mesh()
+    mesh, done, numbers, rows = sharding.local_mesh(), 0, [], []
     placed = jax.device_put(prior, sharding.replicated(mesh))
     batches = stage2_program.evaluation_batches(prior.config, source, len(source), request.global_batch)
-    told, done, numbers, found = request.track("likelihood", -(-len(source) // jax.process_count())), 0, [], []
+    progress = request.track("likelihood", -(-len(source) // jax.process_count()))
     for i, batch in enumerate(batches):
         mask = np.asarray(batch.pop("mask"))
         first, nll = measured(placed, jax.device_put(dict(batch), jax.NamedSharding(mesh, sharding.BATCH)))
         nats = np.asarray(nll, np.float64).mean(axis=1)
-        found.append(np.stack([np.asarray(first, np.float64), nats], axis=1)[mask])
-        share = (i * jax.process_count() + jax.process_index()) * len(mask)
-        numbers.append((share + np.arange(len(mask)))[mask])
-        told(done := done + int(mask.sum()))
-    return gather(np.concatenate(found))[np.argsort(gather(np.concatenate(numbers)))]
+        rows.append(np.stack([np.asarray(first, np.float64), nats], axis=1)[mask])
+        numbers.append(numbers_of(i, mask, **program.share()))
+        progress(done := done + int(mask.sum()))
+    return in_order(numbers, rows)
 
 
 @jax.jit
 def measured(prior: models.Prior, batch: dict[str, Any]) -> tuple[Any, Any]:
-    """First condition token of each example, and nats of each of its tokens."""
+    """Returns first condition token of each example, and nats of each of its tokens."""
     condition, indices = stage2.codes(prior.module, prior.tokenizer.module, prior.frozen, batch)
     return condition[:, 0], priors.nll(prior.module, prior.params, condition, indices)
 
 
-def of_likelihood(
-    value: float, count: int, chosen: Mapping[str, generation.Metric], networks: Networks, prior: Any, common: Any
-) -> list[record.Result]:
-    """The record of the likelihood: of tokens, which no pixels were compared for."""
-    nothing = record.NOTHING
-    return results(
-        {"nll": value}, chosen, networks, subject=f"codes of {prior.config.data.source}, held out",
-        subject_count=count, subject_fingerprint=nothing, reference=nothing, reference_count=0,
-        reference_fingerprint=nothing, resize="as the tokenizer's images were", rounding=nothing, sampling={}, **common,
-    )  # fmt: skip
+def subjects_of(prior: models.Prior, count: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Label, number within its label, and rows of each of `count` samples: classes in turn, each equally often."""
+    if isinstance(prior.module.condition, Codes | Objects):
+        given = inputs.held_out(prior, count)
+        which = np.arange(count) % len(given.labels)
+        return given.labels[which], np.arange(count), {name: rows[which] for name, rows in given.rows.items()}
+    classes = prior.config.condition.num_classes if isinstance(prior.module.condition, ClassLabel) else 1
+    return np.arange(count, dtype=np.int32) % classes, np.arange(count) // classes, {}
+
+
+def accepted(
+    prior: models.Prior, request: Request, draws: DrawRequest, options: Mapping[str, Any], name: str
+) -> Int[np.ndarray, "n"]:
+    """Returns numbers of the samples that count: all, or the best of more of each class (section 4.4 of the paper).
+
+    What is refused is drawn, scored and forgotten, and what is accepted is drawn again, because a sample is known by
+    its number: so memory does not grow with the rate, and any number of processes accepts the same.
+    """
+    rate, count = options.get("accept_rate", 1.0), draws.samples
+    if rate == 1.0 or draws.scorer is None:
+        return np.arange(count)
+    numbers, scores = [], []
+    candidates = np.arange(math.ceil(count / rate))
+    for part, images, labels in drawn_chunks(prior, request, candidates, options, f"{name}, to choose"):
+        numbers.append(part)
+        scores.append(drawing.scored(draws.scorer, images, labels))
+    everyone = in_order(numbers, scores)
+    labels, _, _ = subjects_of(prior, len(candidates))
+    wanted = np.bincount(labels[:count], minlength=prior.config.condition.num_classes)
+    best = [drawing.best(everyone[labels == c], labels[labels == c], n) for c, n in enumerate(wanted.tolist())]
+    return np.sort(np.concatenate([np.flatnonzero(labels == c)[rows] for c, rows in enumerate(best)]))
+
+
+def draw(
+    prior: models.Prior,
+    request: Request,
+    networks: Networks,
+    which: Int[np.ndarray, "n"],
+    options: Mapping[str, Any],
+    references: tuple[np.ndarray, np.ndarray] | None,
+    *,
+    keep: frozenset[str],
+    name: str,
+) -> tuple[Summary, UInt8[np.ndarray, "_ H W 3"], Int[np.ndarray, "n"] | None]:
+    """Draws the samples `which`, this process its share; no two samples have one key.
+
+    Returns:
+      Their statistics, the first of them, and the class that each looks like; None without references.
+    """
+    collector, first, looks = Collector(networks.run, keep=keep), [], []
+    for part, images, _ in drawn_chunks(prior, request, which, options, name):
+        collector.add(part, images, batch_size=request.local_batch)
+        first = [*first, *images[: SHOWN - len(first)]]
+        if references is not None:
+            looks.append(likeness.nearest_labels(networks.lpips, images, *references))
+    labels, _, _ = subjects_of(prior, int(which.max()) + 1)
+    side = prior.config.data.image_size
+    summary = collector.summary(f"none, drawn at {side}x{side}", labels[which])
+    return summary, np.stack(first), in_order(collector.numbers, looks) if looks else None
+
+
+def drawn_chunks(
+    prior: models.Prior, request: Request, which: Int[np.ndarray, "n"], options: Mapping[str, Any], name: str
+) -> Iterator[tuple[Int[np.ndarray, "_b"], UInt8[np.ndarray, "_b H W 3"], Int[np.ndarray, "_b"]]]:
+    """Yields places in `which`, images and labels of this process's share of these samples, some batches at a time."""
+    labels, numbers, rows = subjects_of(prior, int(which.max()) + 1)
+    options = {key: value for key, value in options.items() if key != "accept_rate"}
+    mine = np.arange(jax.process_index(), len(which), jax.process_count())
+    prior = jax.device_put(prior, sharding.replicated(sharding.local_mesh()))
+    progress, size = request.track(name, len(mine)), CHUNK * request.local_batch
+    for start in range(0, len(mine), size):
+        part = mine[start : start + size]
+        images, _ = drawing.draw(
+            prior,
+            labels[which[part]],
+            numbers[which[part]],
+            seed=request.seed,
+            batch_size=request.local_batch,
+            options=options,
+            rows={key: row[which[part]] for key, row in rows.items()},
+            progress=lambda done: progress(start + done),  # noqa: B023
+        )
+        yield part, images, labels[which[part]]
 
 
 def class_rows(
-    prior: models.Prior, names: Sequence[str], likelihood: Float[np.ndarray, "n 2"], drawn: of_samples.Drawn | None
-) -> list[tuple[str, int, float, int, float]]:
-    """The table of classes; empty for a prior without."""
+    prior: models.Prior,
+    names: Sequence[str],
+    likelihood: Float[np.ndarray, "n 2"],
+    labels: Int[np.ndarray, "_s"] | None = None,
+    looks: Int[np.ndarray, "_s"] | None = None,
+) -> list[ClassRow]:
+    """Returns the table of classes, NaN for what was not measured; empty for a prior without classes."""
     if not isinstance(prior.module.condition, ClassLabel):
         return []
-    rows = []
+    rows, labels = [], np.zeros(0) if labels is None else labels
+    mean = lambda values: float(np.mean(values)) if len(values) else float("nan")
     for label in range(prior.config.condition.num_classes):
-        nats = likelihood[likelihood[:, 0] == label, 1]
-        own = drawn.looks[drawn.labels == label] == label if drawn is not None else np.zeros(0)
+        nats, drawn = likelihood[likelihood[:, 0] == label, 1], labels == label
+        own = float("nan") if looks is None else mean(looks[drawn] == label)
         name = names[label] if label < len(names) else str(label)
-        mean = lambda values: float(np.mean(values)) if len(values) else float("nan")
-        rows.append((name, len(nats), mean(nats), len(own), mean(own)))
+        rows.append((name, len(nats), mean(nats), int(drawn.sum()), own))
     return rows
 
 
 def neighbours(
     prior: models.Prior, request: Request, networks: Networks, images: Any, samples: np.ndarray, held_out: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The training images nearest to each sample by LPIPS, and how near held-out images come to any.
+    """Finds the training images nearest to each sample by LPIPS, and how near held-out images come to any.
 
     Returns:
       Samples, images nearest to each (n*NEAREST H W 3), their LPIPS (n NEAREST), and that of the nearest of each of
       as many held-out images.
     """
     source = program.open_split(images, images.data.train_split)
-    size, told, numbers = prior.config.data.image_size, request.track("neighbours", len(source)), []
+    size, progress, done = prior.config.data.image_size, request.track("neighbours", len(source)), 0
     batches = data.evaluation_batches(source, image_size=size, batch_size=request.local_batch)
 
     def references() -> Iterator[np.ndarray]:
-        for found, batch in numbered(batches, process_index=0, process_count=1):
-            numbers.extend(found)
-            yield batch["image"]
-            told(len(numbers))
+        nonlocal done
+        for batch in batches:
+            yield batch["image"][batch["mask"]]
+            progress(done := done + int(batch["mask"].sum()))
 
     queries = np.concatenate([samples, held_out[: len(samples)]])
     places, distances = likeness.nearest_images(networks.lpips, queries, references(), count=NEAREST)
-    near = Numbered(source, np.array(numbers)[places[: len(samples)]].reshape(-1).tolist())
-    (batch,) = data.evaluation_batches(near, image_size=size, batch_size=len(near))
-    return samples, batch["image"], distances[: len(samples)], distances[len(samples) :, 0]
+    near = crops(source, places[: len(samples)].reshape(-1).tolist(), size)
+    return samples, near, distances[: len(samples)], distances[len(samples) :, 0]
 
 
 def settings(base: Mapping[str, Any], sweep: str) -> list[dict[str, Any]]:
-    """All combinations of `top_k:50,100;guidance:1,2` over the base settings, the last name changing fastest.
+    """Returns all combinations of `top_k:50,100;guidance:1,2` over the base settings, the last name changing fastest.
 
     `accept_rate` is of the evaluation: the share of the samples of each class that count, those with the best scores.
 

@@ -1,82 +1,105 @@
-"""A tokenizer: every held-out image once, against what comes back of it."""
+"""A tokenizer: every held-out image once, against its reconstruction; and one histogram of all codes."""
 
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vqgan_jax import api, data, models
 from vqgan_jax import config as configs
-from vqgan_jax.evaluate import generation, likeness, reconstruction, record, structural
-from vqgan_jax.evaluate.collection import Collector, Measured, Numbered, padded
-from vqgan_jax.evaluate.gathering import numbered
-from vqgan_jax.evaluate.of_images import ROUNDING, Networks, Request, open_networks, results
+from vqgan_jax.evaluate import likeness, protocol
+from vqgan_jax.evaluate.features import Networks, open_networks
+from vqgan_jax.evaluate.of_images import ROUNDING, Collector, Measured, crops, gather, in_order, numbered, padded
+from vqgan_jax.evaluate.protocol import Evaluation, Request, Summary
 from vqgan_jax.train import program, sharding
+from vqgan_jax.train.metrics import code_statistics
 
 EXTREMES = 4  # images of each kind to look at
+Images = UInt8[np.ndarray, "b H W 3"]
 
 
-class Report(NamedTuple):
-    """What was found of a tokenizer.
+class Reconstructed(NamedTuple):
+    """What is known of a set of images and their reconstructions, over all processes.
 
     Attributes:
-      results: the figures.
-      found: values of each image, and the histogram.
-      shown: by "best", "median" and "worst": originals, reconstructions and their LPIPS.
+      values: of each image of the source in turn, by metric.
+      hits: how often each code was used.
+      originals, recons: both sets.
     """
 
-    results: list[record.Result]
-    found: reconstruction.Reconstructed
-    shown: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    values: dict[str, Float[np.ndarray, "n"]]
+    hits: Int[np.ndarray, "k"]
+    originals: Summary
+    recons: Summary
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Of each metric over the images, whatever the batches were; usage and perplexity of the one histogram."""
+        return {name: float(np.mean(values)) for name, values in self.values.items()} | code_statistics(self.hits)
+
+    def extremes(self, count: int) -> dict[str, Int[np.ndarray, "_"]]:
+        """Returns numbers of the images with the best, the middle and the worst LPIPS."""
+        order = np.argsort(self.values["lpips_vgg"], kind="stable")
+        count = min(count, len(order))
+        middle = (len(order) - count) // 2
+        return {"best": order[:count], "median": order[middle : middle + count], "worst": order[len(order) - count :]}
 
 
 def evaluate(
     model: models.Tokenizer, config: configs.Stage1, request: Request, *, workdir: str, split: str = "validation"
-) -> Report:
-    """Every image of a split once, against what comes back of it.
+) -> Evaluation:
+    """Measures every image of a split once, against its reconstruction.
 
     Raises:
-      ValueError: the tokenizer is not one of pictures, or the metrics do not fit.
+      ValueError: the tokenizer is not one of pictures, the split is not "validation" or "train", or the metrics do not
+        fit.
       FileNotFoundError: a metric's network is not there.
     """
     check(config)
-    chosen = generation.choose(request.metrics, "tokenizer")
-    name = {"validation": config.data.eval_split, "train": config.data.train_split}[split]
-    source = Measured(request.limited(program.open_split(config, name)))
-    generation.check_counts(chosen, reference=len(source))
-    networks, size = open_networks(chosen, request.inception), config.data.image_size
+    chosen = protocol.choose(request.metrics, "tokenizer")
+    splits = {"validation": config.data.eval_split, "train": config.data.train_split}
+    if split not in splits:
+        raise ValueError(f"the reference of a tokenizer must be validation or train; got {split!r}. Choose one.")
+    source = Measured(request.limited(program.open_split(config, splits[split])))
+    protocol.check_counts(chosen, reference=len(source))
+    networks, size = open_networks(chosen.values(), request.inception), config.data.image_size
     share: dict[str, Any] = program.share()
     batches = data.evaluation_batches(source, image_size=size, batch_size=request.global_batch, **share)
     reconstruct, compare = pair_functions(model, networks, request.local_batch, ssim="ssim" in chosen)
-    keep = generation.kept(chosen)
-    found = reconstruction.measure(
-        numbered(batches, **share), reconstruct, compare, codebook_size=model.codebook_size,
+    keep = protocol.needed_rows(chosen)
+    measured = measure(
+        numbered(batches, **share),
+        reconstruct,
+        compare,
+        codebook_size=model.codebook_size,
         collectors=(Collector(networks.run, keep=keep), Collector(networks.run, keep=keep)),
         batch_size=request.local_batch,
         progress=request.track("reconstructing", -(-len(source) // jax.process_count())),
-    )  # fmt: skip
-    values = found.means | generation.compare(chosen, found.originals, found.recons, seed=request.seed)
-    protocol = results(
-        values, chosen, networks, subject="reconstructions of the reference", subject_count=found.recons.count,
-        subject_fingerprint=found.recons.fingerprint, reference=f"{source.name}, the same crops",
-        reference_count=found.originals.count, reference_fingerprint=found.originals.fingerprint,
-        resize=source.resize(size), rounding=ROUNDING, model=workdir, step=model.step, weights=model.weights,
-        sampling={}, seed=request.seed,
-    )  # fmt: skip
-    order = dict(zip(found.numbers.tolist(), found.values["lpips_vgg"], strict=True))
-    one = lambda number: next(
-        data.evaluation_batches(Numbered(source.source, [number]), image_size=size, batch_size=1)
-    )["image"][0]
-    shown = {}
-    for kind, numbers in found.extremes(EXTREMES).items():
-        originals = np.stack([one(int(number)) for number in numbers])
-        shown[kind] = originals, reconstruct(originals)[0], np.array([order[int(number)] for number in numbers])
-    return Report(protocol, found, shown)
+    )
+    originals, recons = measured.originals, measured.recons
+    values = measured.means | protocol.compare(chosen, originals, recons, seed=request.seed)
+    subjects = recons.named("reconstructions of the reference"), originals.named(f"{source.name}, the same crops")
+    run = {"model": workdir, "step": model.step, "weights": model.weights, "seed": request.seed, "sampling": {}}
+    pixels = {"resize": source.resize(size), "rounding": ROUNDING}
+    results = protocol.records(values, chosen, networks.files, *subjects, run | pixels)
+    distances, pairs = measured.values["lpips_vgg"], {}
+    for kind, rows in measured.extremes(EXTREMES).items():
+        images = crops(source.source, rows.tolist(), size)
+        pairs[kind] = images, reconstruct(images)[0], distances[rows]
+    lead = f"{workdir}, step {model.step}, {model.weights} weights, on {originals.count:,} images: each once, "
+    return Evaluation(
+        results=results,
+        title="A tokenizer, measured",
+        lead=lead + "centre crop.",
+        reference=originals,
+        sections={"recons": pairs, "hits": measured.hits, "distances": distances},
+    )
 
 
 def check(config: configs.Stage1) -> None:
-    """ValueError for a tokenizer of anything but pictures."""
+    """Raises ValueError for a tokenizer of anything but pictures."""
     if config.data.field != "image" or config.model.image_channels != 3:
         raise ValueError(
             f"a tokenizer to evaluate must be one of RGB pictures; this one reads {config.data.field!r} in "
@@ -86,26 +109,63 @@ def check(config: configs.Stage1) -> None:
 
 @jax.jit
 def reconstructed(model: models.Tokenizer, images: Any) -> tuple[Any, Any]:
-    """Rounded pixels and codes."""
+    """Returns rounded pixels and codes."""
     indices = api.encode(model, images)
     return api.to_uint8(api.decode(model, indices)), indices
 
 
 def pair_functions(model: models.Tokenizer, networks: Networks, size: int, *, ssim: bool) -> tuple[Any, Any]:
-    """Reconstruction of images, and values of pairs; compiled for batches of `size`, which they pad."""
+    """Returns a function to reconstruct images and one to compare pairs, for batches of `size`, which they pad."""
     whole = lambda array, count: np.asarray(array)[:count]
 
-    def recons_and_codes(images: UInt8[np.ndarray, "b H W 3"]) -> tuple[np.ndarray, np.ndarray]:
+    def reconstruct(images: Images) -> tuple[np.ndarray, np.ndarray]:
         recons, indices = reconstructed(model, padded(images, size))
         return whole(recons, len(images)), whole(indices, len(images))
 
-    def values(images: np.ndarray, recons: np.ndarray) -> dict[str, np.ndarray]:
+    def compare(images: np.ndarray, recons: np.ndarray) -> dict[str, np.ndarray]:
         x, y = padded(images, size), padded(recons, size)
-        found = {"lpips_vgg": likeness.lpips_vgg(networks.lpips, x, y), "psnr": structural.psnr(x, y)}
-        rows = {name: whole(value, len(images)).astype(np.float64) for name, value in found.items()}
+        pairs = {"lpips_vgg": likeness.lpips_vgg(networks.lpips, x, y), "psnr": likeness.psnr(x, y)}
+        values = {name: whole(value, len(images)).astype(np.float64) for name, value in pairs.items()}
         if ssim:
-            rows["ssim"] = structural.ssim(images, recons)
-        return rows | {"l1": np.abs(images.astype(np.float64) - recons).mean(axis=(1, 2, 3)) / 127.5}
+            values["ssim"] = likeness.ssim(images, recons)
+        return values | {"l1": np.abs(images.astype(np.float64) - recons).mean(axis=(1, 2, 3)) / 127.5}
 
     model = jax.device_put(model, sharding.replicated(sharding.local_mesh()))
-    return recons_and_codes, values
+    return reconstruct, compare
+
+
+def measure(
+    batches: Iterable[tuple[Int[np.ndarray, "_"], dict[str, Any]]],
+    reconstruct: Callable[[Images], tuple[Images, Int[np.ndarray, "b h w"]]],
+    compare: Callable[[Images, Images], dict[str, Float[np.ndarray, "b"]]],
+    *,
+    codebook_size: int,
+    collectors: tuple[Collector, Collector],
+    batch_size: int,
+    progress: Callable[[int], None] = lambda done: None,
+) -> Reconstructed:
+    """Measures every image once; nothing is kept of it but a few numbers.
+
+    Args:
+      batches: this process's, from `of_images.numbered`.
+      reconstruct: rounded pixels and codes of images.
+      compare: values of each pair by name.
+      codebook_size: codes are below it.
+      collectors: of the originals and of the reconstructions.
+      batch_size: images that a network sees at a time.
+      progress: told how many images this process has done.
+    """
+    numbers, values = [], []
+    hits = np.zeros(codebook_size, np.int64)
+    for rows, batch in batches:
+        images = batch["image"]
+        recons, indices = reconstruct(images)
+        hits += np.bincount(indices.reshape(-1), minlength=codebook_size)
+        numbers.append(rows.astype(np.int64))
+        values.append(compare(images, recons))
+        for collector, each in zip(collectors, (images, recons), strict=True):
+            collector.add(rows, each, batch_size=batch_size)
+        progress(sum(map(len, numbers)))
+    joined = {name: in_order(numbers, [np.asarray(v[name], np.float64) for v in values]) for name in sorted(values[0])}
+    originals, recons = (collector.summary("", np.zeros(0, np.int32)) for collector in collectors)
+    return Reconstructed(joined, gather(hits[None]).sum(0), originals, recons)

@@ -9,10 +9,11 @@ from jax.experimental import multihost_utils
 from vqgan_jax import build, drawing, models
 from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
-from vqgan_jax.evaluate import generation, of_prior, of_tokenizer, record
-from vqgan_jax.evaluate.of_images import Request, open_networks
+from vqgan_jax.evaluate import of_prior, of_tokenizer, protocol
+from vqgan_jax.evaluate.features import open_networks
+from vqgan_jax.evaluate.protocol import Request
 
-Judge = Callable[[Any, int], list[record.Result]]  # of a state and its step
+Judge = Callable[[Any, int], list[protocol.Result]]  # of a state and its step
 
 
 def judge(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Judge:
@@ -30,12 +31,12 @@ def judge(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Judge:
         track=lambda name, total: lambda done: None, limit=config.log.eval_examples,
     )  # fmt: skip
     subject = "tokenizer" if isinstance(config, configs.Stage1) else "prior"
-    open_networks(generation.choose(request.metrics, subject), None)  # what is missing is missed now
+    open_networks(protocol.choose(request.metrics, subject).values(), None)  # what is missing is missed now
     if isinstance(config, configs.Stage1):
         of_tokenizer.check(config)
         module = build.vqgan(config)
 
-        def of_state(state: Any, step: int) -> list[record.Result]:
+        def of_state(state: Any, step: int) -> list[protocol.Result]:
             params, weights = parameters(state, "generator")
             model = models.Tokenizer(params, module, run=models.Run(config, step, weights))
             return of_tokenizer.evaluate(model, config, request, workdir=workdir).results
@@ -44,11 +45,11 @@ def judge(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Judge:
 
     tokenizer, condition = models.load_frozen(config, near=workdir)
     code_prior = priors.from_config(config, models.condition_module(tokenizer, condition))
-    asked = of_prior.Asked(
+    asked = of_prior.DrawRequest(
         samples=request.limit, settings=[drawing.options_of(config.sampling)], reference="validation", neighbours=0
     )
 
-    def of_prior_state(state: Any, step: int) -> list[record.Result]:
+    def of_prior_state(state: Any, step: int) -> list[protocol.Result]:
         params, weights = parameters(state, "transformer")
         prior = models.Prior(params, tokenizer, code_prior, condition, run=models.Run(config, step, weights))
         return of_prior.evaluate(prior, request, asked, workdir=workdir).results

@@ -7,7 +7,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 
-from vqgan_jax.evaluate.record import Result
+from vqgan_jax.evaluate.protocol import Result, swept_settings
 from vqgan_jax.report import plots
 from vqgan_jax.report.page import number, render
 
@@ -108,15 +108,6 @@ def by_setting(results: Sequence[Result]) -> tuple[list[str], list[list[str]]]:
         setting = tuple(str(result.sampling[name]) for name in swept)
         rows.setdefault(setting, {})[result.metric] = f"{result.value:.5g}"
     return [*swept, *metrics], [[*setting, *(row[metric] for metric in metrics)] for setting, row in rows.items()]
-
-
-def swept_settings(results: Sequence[Result]) -> list[str]:
-    """Returns names of the sampling settings that are not the same for all results that have them."""
-    values: dict[str, set[str]] = {}
-    for result in results:
-        for name, value in result.sampling.items():
-            values.setdefault(name, set()).add(repr(value))
-    return [name for name, different in values.items() if len(different) > 1]
 
 
 def protocol(results: Sequence[Result]) -> list[tuple[str, str]]:

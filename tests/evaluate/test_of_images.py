@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 import sets
+from etils import epath
 
 from vqgan_jax import data
-from vqgan_jax.evaluate import of_images
-from vqgan_jax.evaluate.collection import Archive, Collector, Measured
-from vqgan_jax.evaluate.gathering import numbered
+from vqgan_jax.evaluate import distances, of_images, protocol
+from vqgan_jax.evaluate.features import open_networks
+from vqgan_jax.evaluate.of_images import Archive, Collector, Measured, numbered
 
-ALONE = {"process_index": 0, "process_count": 1}
+NO_LABELS = np.zeros(0, np.int32)
 
 
 @jax.jit
@@ -32,7 +33,7 @@ def summary(images, *, batch_size: int, source_batch: int = 64, process_count: i
         )
         for numbers, batch in numbered(batches, **share):
             collector.add(numbers, batch["image"], batch_size=batch_size)
-    return collector.summary()
+    return collector.summary("none", NO_LABELS)
 
 
 @functools.cache
@@ -75,7 +76,7 @@ def test_an_image_that_comes_twice_is_an_error():
     for _ in range(2):
         collector.add(np.arange(8), sets.blobs(8, size=8), batch_size=8)
     with pytest.raises(ValueError, match="every image must count once; 16 came with 8 numbers"):
-        collector.summary()
+        collector.summary("none", NO_LABELS)
 
 
 def test_the_fingerprint_is_of_the_pixels_in_any_order():
@@ -89,7 +90,7 @@ def test_the_fingerprint_is_of_the_pixels_in_any_order():
 
 @pytest.fixture(scope="module")
 def networks():
-    return of_images.open_networks(of_images.generation.choose(["fd_vgg"], "sets"), None)
+    return open_networks(protocol.choose(["fd_vgg"], "sets").values(), None)
 
 
 def test_files_and_arrays_are_the_same_images(tmp_path, networks):
@@ -99,8 +100,8 @@ def test_files_and_arrays_are_the_same_images(tmp_path, networks):
     )
     archive = look(sets.archive(tmp_path / "x.npz", images))
     files, jpegs = look(sets.write(tmp_path / "png", images)), look(sets.write(tmp_path / "jpeg", images, "jpg"))
-    assert files.summary.fingerprint == archive.summary.fingerprint != jpegs.summary.fingerprint
-    np.testing.assert_array_equal(files.summary.moments["vgg"].scatter, archive.summary.moments["vgg"].scatter)
+    assert files.fingerprint == archive.fingerprint != jpegs.fingerprint
+    np.testing.assert_array_equal(files.moments["vgg"].scatter, archive.moments["vgg"].scatter)
     assert files.resize == "none, all are 16x16"
 
 
@@ -109,3 +110,54 @@ def test_a_resize_is_told(tmp_path):
     source = Measured(Archive(sets.blobs(4, size=24), "x"))
     list(data.evaluation_batches(source, image_size=16, batch_size=4, num_threads=1))
     assert source.resize(16) == "from 24x24: short side to 16 by antialiased bicubic (Pillow), centre crop 16x16"
+
+
+# Files of statistics
+
+DRAWS = np.random.default_rng(0)
+ROWS = (DRAWS.normal(size=(50, 24)) @ DRAWS.normal(size=(24, 24))).astype(np.float32)
+
+
+def moments_of(rows):
+    return distances.add(distances.empty(rows.shape[1]), rows)
+
+
+def test_files_give_back_every_bit(tmp_path):
+    path = tmp_path / "reference.npz"
+    written = moments_of(ROWS)
+    of_images.save_moments(epath.Path(path), written)
+    read = of_images.load_moments(path)
+    assert read.count == 50
+    np.testing.assert_array_equal(read.mean, written.mean)
+    np.testing.assert_array_equal(read.scatter, written.scatter)
+    with pytest.raises(ValueError, match=r"that of .*, 50; got 49"):
+        of_images.load_moments(path, count=49)
+
+
+def test_adms_references_are_read(tmp_path):
+    path, x, images = tmp_path / "adm.npz", ROWS, np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    np.savez(path, mu=x.mean(0), sigma=np.cov(x, rowvar=False), mu_s=0, sigma_s=0, arr_0=images)
+    read, expected = of_images.load_moments(path, count=50), moments_of(x)
+    assert read.count == expected.count
+    np.testing.assert_allclose(read.mean, expected.mean, rtol=1e-5)
+    np.testing.assert_allclose(read.scatter, expected.scatter, rtol=1e-5, atol=1e-5 * np.abs(expected.scatter).max())
+    np.testing.assert_array_equal(of_images.load_images(path), images)
+    with pytest.raises(ValueError, match="`count` must be told"):
+        of_images.load_moments(path)
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "other.npz"
+    np.savez(path, features=ROWS[:3])
+    with pytest.raises(ValueError, match="it has \\['features'\\]"):
+        of_images.load_moments(path)
+    with pytest.raises(ValueError, match="it has \\['features'\\]"):
+        of_images.load_images(path)
+    np.savez(path, arr_0=np.zeros((2, 4, 4, 3)), mu=np.zeros(3), sigma=np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="float64"):
+        of_images.load_images(path)
+    with pytest.raises(ValueError, match=r"got \(3,\) and \(2, 2\)"):
+        of_images.load_moments(path, count=3)
+    np.savez(path, arr_0=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle"):
+        of_images.load_images(path)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import sets
 
-from vqgan_jax.evaluate.collection import Collector
-from vqgan_jax.evaluate.reconstruction import measure
+from vqgan_jax.evaluate.of_images import Collector
+from vqgan_jax.evaluate.of_tokenizer import measure
 
 K = 8
 
