@@ -12,7 +12,7 @@ from jax.experimental import serialize_executable
 
 from vqgan_jax import cli
 from vqgan_jax.__main__ import TPU_FLAGS, main
-from vqgan_jax.plan import lowering, outcome, topology
+from vqgan_jax.plan import lowering, topology
 from vqgan_jax.train import program
 
 TRAIN = Path(__file__).parents[1] / "train"
@@ -48,7 +48,7 @@ def test_a_plan_for_this_machine_and_its_cache(capsys, tmp_path, monkeypatch):
     assert one["collective_bytes"]["all-reduce"]["data"] == pytest.approx(one["parameter_bytes"], rel=0.01)
     assert one["optimizer_bytes"] == pytest.approx(3 * one["parameter_bytes"], rel=0.01)
 
-    monkeypatch.setattr(outcome, "compile_now", lambda *_: pytest.fail("this program's outcome is kept"))
+    monkeypatch.setattr(lowering, "compile_now", lambda *_: pytest.fail("this program's outcome is kept"))
     assert main(["plan", *flags]) == 0
     assert json.loads(file.read_text()) == [one, two]
 
@@ -74,7 +74,7 @@ def test_a_kept_plan_is_of_its_flags(monkeypatch, tmp_path):
     files = []
     for flags in ("", "--xla_of_mine=1"):
         monkeypatch.setenv("LIBTPU_INIT_ARGS", flags)
-        files.append(outcome.cached(lowered, target, tmp_path))
+        files.append(lowering.cached(lowered, target, tmp_path))
     assert files[0] != files[1]
 
 

@@ -6,7 +6,7 @@ from plan_cases import PAGES, mesh_of
 
 from vqgan_jax import cli
 from vqgan_jax.plan import lowering, report, topology
-from vqgan_jax.plan.outcome import Outcome
+from vqgan_jax.plan.lowering import Outcome
 from vqgan_jax.train import loop
 
 COSTS = [

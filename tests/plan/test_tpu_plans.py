@@ -9,7 +9,7 @@ import pytest
 from plan_cases import PAGES, TOKENIZER
 
 from vqgan_jax import cli
-from vqgan_jax.plan import flops, lowering, outcome, topology
+from vqgan_jax.plan import lowering, topology
 from vqgan_jax.train import loop, sharding
 
 pytest.importorskip("libtpu", reason="the TPU's compiler is not installed: pip install 'vqgan_jax[test]'")
@@ -20,10 +20,10 @@ def compiled(page: str, name: str, sizes: tuple[int, int, int], tmp_path, flags:
     config, target = cli.load_config(page, flags), topology.describe(name)
     mesh = sharding.make_mesh(*sizes, devices=target.devices)
     function, arguments = lowering.call(config, mesh, "step")
-    found, _ = outcome.compiled(function.lower(*arguments), target, mesh, tmp_path)
+    found, _ = lowering.compiled(function.lower(*arguments), target, mesh, tmp_path)
     counted, shapes = lowering.call(lowering.without_remat(config), mesh, "step")
     state = lowering.bytes_a_device(loop.abstract_state(config, mesh))
-    return found, flops.count(counted, *shapes) / mesh.size, state
+    return found, lowering.flops(counted, *shapes) / mesh.size, state
 
 
 @pytest.mark.slow
@@ -80,7 +80,7 @@ def test_sampling_with_cut_heads_sends_sums_and_no_kernels(name, dtype, tmp_path
     target = topology.describe(name)
     mesh = sharding.make_mesh(1, 1, 4, devices=target.devices)
     function, arguments = lowering.call(config, mesh, "sample")
-    found, _ = outcome.compiled(function.lower(*arguments), target, mesh, tmp_path)
+    found, _ = lowering.compiled(function.lower(*arguments), target, mesh, tmp_path)
     kernel = arguments[0]["layers"]["qkv"]["kernel"]
     gathered = found.collectives.get("all-gather", {}).get("tensor", 0)
     assert gathered < lowering.items(config) // config.batch_size * kernel.size * kernel.dtype.itemsize // 4
@@ -109,11 +109,11 @@ def test_what_does_not_fit_is_told_with_what_it_needs(tmp_path):
     target = topology.describe("v6e:2x2")
     mesh = sharding.make_mesh(4, 1, 1, devices=target.devices)
     big = lowering.whole(jax.ShapeDtypeStruct((3_000_000, 8192), jnp.float32), mesh)
-    found, executable = outcome.compiled(jax.jit(lambda x: x + 1).lower(big), target, mesh, tmp_path)
+    found, executable = lowering.compiled(jax.jit(lambda x: x + 1).lower(big), target, mesh, tmp_path)
     assert not found.fits
     assert executable is None
     assert found.hbm_bytes == pytest.approx(2 * 3e6 * 8192 * 4, rel=0.01)
-    assert outcome.compiled(jax.jit(lambda x: x + 1).lower(big), target, mesh, tmp_path)[0] == found
+    assert lowering.compiled(jax.jit(lambda x: x + 1).lower(big), target, mesh, tmp_path)[0] == found
 
 
 def test_a_slice_that_there_is_not_is_an_error():

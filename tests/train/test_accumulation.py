@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from vqgan_jax import cli
-from vqgan_jax.plan import lowering, program_text
+from vqgan_jax.plan import hlo, lowering
 from vqgan_jax.train import loop, sharding, stage1, stage2
 from vqgan_jax.train.accumulation import in_parts
 
@@ -119,10 +119,10 @@ def test_no_row_of_the_batch_leaves_its_device(page):
     for count in (1, 4):
         flags = ["--config.batch_size=32", f"--config.accumulate={count}"]
         function, arguments = lowering.call(cli.load_config(page, flags), mesh, "step")
-        program = program_text.read(function.lower(*arguments).compile().as_text())
-        (found,) = program_text.collectives(*program, dict(mesh.shape))
-        assert (found.kind, found.axes) == ("all-reduce", ("data",))
-        sent[count] = found.bytes
+        program = hlo.read(function.lower(*arguments).compile().as_text())
+        collectives = program.collectives(dict(mesh.shape))
+        assert {kind: list(axes) for kind, axes in collectives.items()} == {"all-reduce": ["data"]}
+        sent[count] = collectives["all-reduce"]["data"]
     assert sent[4] == pytest.approx(4 * sent[1], rel=0.02)
 
 

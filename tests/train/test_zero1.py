@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import PartitionSpec as P
 
 from vqgan_jax import cli
-from vqgan_jax.plan import lowering, program_text
+from vqgan_jax.plan import hlo, lowering
 from vqgan_jax.train import loop, program, sharding, stage1, stage2
 from vqgan_jax.train.checkpoint import Checkpoints
 
@@ -98,11 +98,10 @@ def test_two_steps_are_those_of_a_replicated_state(page):
 def test_only_new_parameters_are_gathered():
     """Nothing of the batch, no moment and no average is sent: the all-gathers have a parameter's bytes each."""
     step, state, *_ = born("prior", True)
-    text = program_text.read(step.as_text())
-    found = {one.kind: one for one in program_text.collectives(*text, {"data": 8})}
+    found = hlo.read(step.as_text()).collectives({"data": 8})
     assert found.keys() <= {"all-reduce", "reduce-scatter", "all-gather"}
     kernels = [x.size for x in jax.tree.leaves(state.params) if x.ndim > 1 and x.size > 64]
-    assert found["all-gather"].bytes == pytest.approx(4 * sum(kernels) * 7 / 8, rel=0.01)
+    assert found["all-gather"]["data"] == pytest.approx(4 * sum(kernels) * 7 / 8, rel=0.01)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -1,7 +1,6 @@
 """Tells, before a launch and without the chips, whether a run fits them, how fast it is and where its time goes."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from vqgan_jax import cli
 
@@ -73,12 +72,10 @@ def main(argv: Sequence[str]) -> int:
     if flags.what == "step" and config.stage == 1 and config.quantizer.kmeans_batches:
         console.print("The k-means start is a program of its own: plan it, too, with --what=start.", soft_wrap=True)
     for plan in plans:
-        if plan.outcome.unestimated:
-            console.print(
-                f"{plan.topology.name}: the compiler knows no time of {len(plan.outcome.unestimated)} operations; they "
-                f"are not in the cycles: {', '.join(sorted(set(plan.outcome.unestimated)))}",
-                soft_wrap=True, highlight=False,
-            )  # fmt: skip
+        if names := sorted(set(plan.outcome.unestimated)):
+            count, where = len(plan.outcome.unestimated), plan.topology.name
+            text = f"{where}: the compiler knows no time of {count} operations; they are not in the cycles: "
+            console.print(text + ", ".join(names), soft_wrap=True, highlight=False)
         if not plan.fits:
             console.print(plan.advice(), soft_wrap=True)
         if flags.profile and plan.outcome.costs:
@@ -115,7 +112,7 @@ def one(config, flags, name: str, batch: int | None, console):
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from vqgan_jax import storage
-    from vqgan_jax.plan import flops, lowering, outcome, report, topology
+    from vqgan_jax.plan import lowering, report, topology
     from vqgan_jax.train import loop, program
 
     target = topology.describe(name)
@@ -131,25 +128,26 @@ def one(config, flags, name: str, batch: int | None, console):
         progress.update(task, description=f"{title}: compiling, minutes for a large model")
         cache = storage.place(flags.cache)
         if flags.executable:
-            outcome.cached(lowered, target, cache).unlink(missing_ok=True)
-        found, executable = outcome.compiled(lowered, target, mesh, cache)
+            lowering.cached(lowered, target, cache).unlink(missing_ok=True)
+        outcome, executable = lowering.compiled(lowered, target, mesh, cache)
     if flags.executable and executable is not None:
         from vqgan_jax.compat import serialize_executable
 
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
     state = loop.abstract_state(config, mesh)
-    trains = flags.what in ("step", "start")
-    held = lowering.bytes_a_device((state.opt_state, state.ema)) if trains else 0
-    parameters = state.params if trains else arguments[0]
+    trains, draws = flags.what in ("step", "start"), flags.what == "sample"
     counted, shapes = lowering.call(lowering.without_remat(config), mesh, flags.what)
-    drawn: dict[str, Any] = {}
-    if flags.what == "sample":
-        drawn = {
-            "rounds": lowering.items(config) // config.batch_size - 1,
-            "token_bytes": lowering.token_bytes(config, mesh),
-        }
     return report.Plan(
-        config=flags.config, what=flags.what, topology=target, mesh=dict(mesh.shape), batch_size=config.batch_size,
-        parameter_bytes=lowering.bytes_a_device(parameters), optimizer_bytes=held,
-        model_flops=flops.count(counted, *shapes) / mesh.size, items=lowering.items(config), outcome=found, **drawn,
-    )  # fmt: skip
+        config=flags.config,
+        what=flags.what,
+        topology=target,
+        mesh=dict(mesh.shape),
+        batch_size=config.batch_size,
+        parameter_bytes=lowering.bytes_a_device(state.params if trains else arguments[0]),
+        optimizer_bytes=lowering.bytes_a_device((state.opt_state, state.ema)) if trains else 0,
+        model_flops=lowering.flops(counted, *shapes) / mesh.size,
+        items=lowering.items(config),
+        outcome=outcome,
+        rounds=lowering.items(config) // config.batch_size - 1 if draws else 0,
+        token_bytes=lowering.token_bytes(config, mesh) if draws else 0.0,
+    )

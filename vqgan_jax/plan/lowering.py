@@ -1,4 +1,6 @@
-"""The very programs that run later, lowered from shapes: nothing is allocated and no data or tokenizer is opened.
+"""The very programs that run later, lowered from shapes, compiled, and their model FLOPs counted.
+
+Nothing is allocated and no data or tokenizer is opened; what a compilation says is kept in a folder for the next time.
 
 A prior is planned from tokens, as `vqgan tokenize` writes them: its config names a tokenizer only by codebook and
 factor. A run from images encodes them in front of this step, and holds that tokenizer.
@@ -6,20 +8,31 @@ factor. A run from images encodes them in front of this step, and holds that tok
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
-from collections.abc import Callable
+import os
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
-from vqgan_jax import api, build, models
+from vqgan_jax import api, build, models, storage
 from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
+from vqgan_jax.compat import ClosedJaxpr, Jaxpr, dce_jaxpr
+from vqgan_jax.plan import hlo
+from vqgan_jax.plan.topology import Topology
 from vqgan_jax.train import loop, program, sharding, stage1, stage1_program, stage2
 
 Config = configs.Stage1 | configs.Stage2
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
+
+# Functions of `nn` by their names, with the products of their definition for each that they take.
+RESTATED = {"upsample_convolve_backward": 9 / 4, "pair_features": 1 / 2, "half_sums": 0.0}
 
 
 def without_remat(config: Config) -> Config:
@@ -155,3 +168,140 @@ def whole(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 def bytes_a_device(tree: Any) -> int:
     """Bytes that each device holds of arrays with shardings."""
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def flops(function: Callable[..., Any], *args: Any) -> float:
+    """Returns the model FLOPs of a function of arrays or of their shapes: what its products and convolutions need.
+
+    They are counted in its jaxpr by their shapes. A product of m x k and k x n is 2mkn; a convolution is
+    2 k^2 c_in c_out h w, and so is each of the two of its backward pass. Nothing else is counted, and nothing twice:
+    dead code is dropped, rematerialisation must be off. What is restated to take fewer products, or more (`RESTATED`),
+    counts as it is defined. Of a `cond` the dearest branch counts, of a `while` one round.
+    """
+    return jaxpr_flops(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def jaxpr_flops(jaxpr: Any) -> float:
+    """Returns the FLOPs of what the outputs of a jaxpr need."""
+    live, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return float(sum(equation_flops(equation) for equation in live.eqns))
+
+
+def equation_flops(equation: Any) -> float:
+    """Returns the FLOPs of one operation, with those of the functions it calls."""
+    name, params = equation.primitive.name, equation.params
+    out = math.prod(equation.outvars[0].aval.shape) if equation.outvars else 0
+    if name == "dot_general":
+        (contracted, _), _ = params["dimension_numbers"]
+        return 2.0 * out * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    if name == "conv_general_dilated":
+        kernel, features = equation.invars[1].aval.shape, params["dimension_numbers"].rhs_spec[0]
+        # Zeros that a stride's backward pass puts between the pixels are not multiplied.
+        return 2.0 * out * math.prod(kernel) / kernel[features] / math.prod(params["lhs_dilation"])
+    inner = [jaxpr_flops(jaxpr) for jaxpr in called(params)]
+    if not inner:
+        return 0.0
+    if name == "jit" and params["name"] in RESTATED:
+        return RESTATED[params["name"]] * sum(inner)
+    if name == "cond":
+        return max(inner)
+    return sum(inner) * (params["length"] if name == "scan" else 1)
+
+
+def called(params: dict[str, Any]) -> Iterator[Any]:
+    """The jaxprs among an operation's parameters."""
+    for value in params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(item, ClosedJaxpr):
+                yield item.jaxpr
+            elif isinstance(item, Jaxpr):
+                yield item
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What the compiler says of a program, a device.
+
+    Attributes:
+      fits: it could be compiled within the memory.
+      hbm_bytes: that it needs at its peak; of what does not fit, as far as the compiler tells.
+      optimal_seconds: the compiler's roofline, its loops weighted by their share of the cycles; None where it has none.
+      cycles: estimated ones of all operations, bodies of loops times their trips; None where there are none. What
+        collectives take beyond the work that hides them is not in it.
+      flops: of all products, those that are done again included; None of what does not fit.
+      collectives: kind -> axes, joined by "+" -> bytes that a device sends.
+      unestimated: operations that take a time the compiler does not know, such as a scatter on a TPU's sparse cores.
+      compile_seconds: wall time of the compiler when it ran.
+      costs: (operation, module, kind, runs, cycles) of everything that takes cycles, the dearest first.
+    """
+
+    fits: bool
+    hbm_bytes: float
+    optimal_seconds: float | None = None
+    cycles: float | None = None
+    flops: float | None = None
+    collectives: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)
+    unestimated: list[str] = dataclasses.field(default_factory=list)
+    compile_seconds: float = 0.0
+    costs: list[tuple[str, str, str, float, float]] = dataclasses.field(default_factory=list)
+
+
+def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: epath.PathLike) -> tuple[Outcome, Any]:
+    """Compiles a lowered program, unless `cache` has its outcome under its text, topology, compiler and flags.
+
+    Returns:
+      The outcome; the executable, or None where there is none or it was not made.
+
+    Raises:
+      jax.errors.JaxRuntimeError: the compiler fails by another reason than memory.
+    """
+    path = cached(lowered, topology, cache)
+    if path.exists():
+        kept = json.loads(path.read_text())
+        return Outcome(**kept | {"costs": [tuple(row) for row in kept["costs"]]}), None
+    outcome, executable = compile_now(lowered, mesh)
+    storage.make_folder(path.parent)
+    storage.write_json(path, dataclasses.asdict(outcome))
+    return outcome, executable
+
+
+def cached(lowered: Any, topology: Topology, cache: epath.PathLike) -> epath.Path:
+    """The file that keeps the outcome of this program for this topology by this compiler with these flags."""
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    digest = hashlib.sha256(f"5 {topology.name} {topology.compiler} {flags}\n{lowered.as_text()}".encode())
+    return storage.place(cache) / f"{digest.hexdigest()[:32]}.json"
+
+
+def compile_now(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:
+    """The outcome of compiling, and the executable where it fits."""
+    start = time.monotonic()
+    try:
+        executable = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = hlo.out_of_memory(str(error))
+        if needed is None:
+            raise
+        return Outcome(False, needed, compile_seconds=time.monotonic() - start), None
+    seconds = time.monotonic() - start
+    memory, cost = executable.memory_analysis(), executable.cost_analysis() or {}
+    # Arguments that the program does not read stay out of the peak, but in the memory.
+    whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    program = hlo.read(executable.as_text())
+    costs = program.cycles()
+    cycles, once, optimal = sum(total for *_, total in costs), program.once(), cost.get("optimal_seconds", 0.0)
+    rows = [
+        (line.name, *hlo.place(line.op_name or line.kind, line.kind), times, total)
+        for line, times, total in sorted(costs, key=lambda cost: -cost[2])
+    ]
+    outcome = Outcome(
+        fits=True,
+        hbm_bytes=float(max(memory.peak_memory_in_bytes, whole)),
+        optimal_seconds=optimal * cycles / once if once and optimal > 0 else None,
+        cycles=cycles or None,
+        flops=program.flops(),
+        collectives=program.collectives(dict(mesh.shape)),
+        unestimated=[line.op_name or line.name for line, *_ in costs if line.unestimated and cycles],
+        compile_seconds=seconds,
+        costs=[row for row in rows if row[-1]],
+    )
+    return outcome, executable

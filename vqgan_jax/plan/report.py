@@ -1,13 +1,13 @@
 """Plans for people and for programs: a row a topology and batch, and where the cycles go."""
 
 import dataclasses
-from collections import Counter
+from collections import defaultdict
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from vqgan_jax.plan.outcome import Outcome
+from vqgan_jax.plan.lowering import Outcome
 from vqgan_jax.plan.topology import GIB, Topology
 
 
@@ -49,7 +49,7 @@ class Plan:
         return cycles / chip.clock if chip and cycles else None
 
     def utilisation(self, seconds: float | None) -> float | None:
-        """Model FLOPs over what the datasheet could do in that time."""
+        """Returns model FLOPs over what the datasheet could do in that time."""
         return self.model_flops / seconds / self.topology.chip.flops if seconds and self.topology.chip else None
 
     @property
@@ -78,26 +78,40 @@ class Plan:
         return self.outcome.fits and (self.free_bytes is None or self.free_bytes >= 0)
 
     def record(self) -> dict[str, Any]:
-        """For JSON; what is not known is None. Bytes, FLOPs and seconds are those of one chip and one run."""
+        """Returns the plan for JSON, None for what is not known. Bytes, FLOPs and seconds are of one chip, one run."""
         outcome, chips, seconds = self.outcome, len(self.topology.devices), self.seconds
         token, token_optimal, token_floor = self.token_seconds or (None, None, None)
         return {
-            "config": self.config, "topology": self.topology.name, "chips": chips,
-            "batch_per_chip": self.batch_size / chips, "fits": self.fits, "hbm_bytes": outcome.hbm_bytes,
-            "step_seconds": seconds, "items_per_second_per_chip": self.items / chips / seconds if seconds else None,
-            "model_flops": self.model_flops, "compiler_flops": outcome.flops,
-            "model_flops_utilisation": self.utilisation(seconds), "collective_bytes": outcome.collectives,
-            "compile_seconds": outcome.compile_seconds, "what": self.what, "mesh": self.mesh,
-            "parameter_bytes": self.parameter_bytes, "optimizer_bytes": self.optimizer_bytes,
-            "free_bytes": self.free_bytes, "estimated_cycles": outcome.cycles,
+            "config": self.config,
+            "topology": self.topology.name,
+            "chips": chips,
+            "batch_per_chip": self.batch_size / chips,
+            "fits": self.fits,
+            "hbm_bytes": outcome.hbm_bytes,
+            "step_seconds": seconds,
+            "items_per_second_per_chip": self.items / chips / seconds if seconds else None,
+            "model_flops": self.model_flops,
+            "compiler_flops": outcome.flops,
+            "model_flops_utilisation": self.utilisation(seconds),
+            "collective_bytes": outcome.collectives,
+            "compile_seconds": outcome.compile_seconds,
+            "what": self.what,
+            "mesh": self.mesh,
+            "parameter_bytes": self.parameter_bytes,
+            "optimizer_bytes": self.optimizer_bytes,
+            "free_bytes": self.free_bytes,
+            "estimated_cycles": outcome.cycles,
             "optimal_seconds": outcome.optimal_seconds,
-            "optimal_utilisation": self.utilisation(outcome.optimal_seconds), "unestimated": outcome.unestimated,
-            "compiler": self.topology.compiler, "token_seconds": token, "token_optimal_seconds": token_optimal,
+            "optimal_utilisation": self.utilisation(outcome.optimal_seconds),
+            "unestimated": outcome.unestimated,
+            "compiler": self.topology.compiler,
+            "token_seconds": token,
+            "token_optimal_seconds": token_optimal,
             "token_floor_seconds": token_floor,
-        }  # fmt: skip
+        }
 
     def advice(self) -> str:
-        """What to change where it does not fit."""
+        """Returns what to change where it does not fit."""
         name = f"{self.topology.name}, {self.batch_size / len(self.topology.devices):g} a chip"
         lacking = f"{name}: {-(self.free_bytes or 0) / GIB:.1f} GiB too much. "
         if self.held > 0.5 * self.outcome.hbm_bytes:
@@ -107,7 +121,7 @@ class Plan:
 
 
 def tables(plans: list[Plan]) -> list[Table]:
-    """Memory, speed, what a token takes, and traffic; in the first two a row a plan."""
+    """Returns tables of memory, speed, what a token takes, and traffic; in the first two a row a plan."""
     memory = headed("GiB a chip", "topology", "batch", "fits", "needs", "params", "optim.", "rest", "compile s")
     title = f"{plans[0].what} of {plans[0].config}, a chip: by cycles (by the roofline)"
     speed = headed(title, "topology", "batch", "ms", "items/s", "TFLOP", "compiler's", "MFU")
@@ -116,15 +130,13 @@ def tables(plans: list[Plan]) -> list[Table]:
     for plan in plans:
         r, outcome = plan.record(), plan.outcome
         name = plan.topology.name, f"{r['batch_per_chip']:g}"
-        parts = (plan.parameter_bytes, plan.optimizer_bytes, outcome.hbm_bytes - plan.held)
-        sizes = (number(size, 2, 1 / GIB) for size in (outcome.hbm_bytes, *parts))
+        parts = (outcome.hbm_bytes, plan.parameter_bytes, plan.optimizer_bytes, outcome.hbm_bytes - plan.held)
+        sizes = (number(size, 2, 1 / GIB) for size in parts)
         memory.add_row(*name, fits(plan), *sizes, number(outcome.compile_seconds, 0))
-        speed.add_row(
-            *name, f"{number(plan.seconds, 1, 1e3)} ({number(outcome.optimal_seconds, 1, 1e3)})",
-            number(r["items_per_second_per_chip"], 1), number(plan.model_flops, 2, 1e-12),
-            number(outcome.flops, 2, 1e-12),
-            f"{number(r['model_flops_utilisation'], 2)} ({number(r['optimal_utilisation'], 2)})",
-        )  # fmt: skip
+        time = f"{number(plan.seconds, 1, 1e3)} ({number(outcome.optimal_seconds, 1, 1e3)})"
+        used = f"{number(r['model_flops_utilisation'], 2)} ({number(r['optimal_utilisation'], 2)})"
+        work = number(plan.model_flops, 2, 1e-12), number(outcome.flops, 2, 1e-12)
+        speed.add_row(*name, time, number(r["items_per_second_per_chip"], 1), *work, used)
         if plan.token_seconds:
             token, optimal, floor = plan.token_seconds
             over = f"{number(token, 1, 1 / floor)} ({number(optimal, 1, 1 / floor)})"
@@ -136,7 +148,7 @@ def tables(plans: list[Plan]) -> list[Table]:
 
 
 def headed(title: str, *heads: str) -> Table:
-    """An empty table without lines, for numbers are many."""
+    """Returns an empty table without lines, for numbers are many."""
     made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0))
     for i, head in enumerate(heads):
         wide = head in ("operation", "module", "kind")  # what is folded where a terminal is narrow
@@ -145,7 +157,7 @@ def headed(title: str, *heads: str) -> Table:
 
 
 def fits(plan: Plan) -> str:
-    """Yes or no, and by how much."""
+    """Returns yes or no, and by how much."""
     if plan.free_bytes is None:
         return "yes" if plan.fits else "no"
     return (
@@ -154,23 +166,25 @@ def fits(plan: Plan) -> str:
 
 
 def number(value: float | int | None, digits: int, scale: float = 1.0) -> str:
-    """A dash for what is not known."""
+    """Returns a number as text, a dash for what is not known."""
     return "-" if value is None else f"{value * scale:,.{digits}f}"
 
 
 def profile(plan: Plan) -> list[Table]:
-    """Cycles by module and by kind of operation, and the twenty dearest operations."""
+    """Returns cycles by module and by kind of operation, and the twenty dearest operations."""
     costs, whole = plan.outcome.costs, plan.outcome.cycles or 1.0
+    modules: dict[str, float] = defaultdict(float)
+    kinds: dict[str, float] = defaultdict(float)
+    dearest = headed("the dearest", "operation", "module", "kind", "runs", "M cycles", "%")
+    for i, (name, module, kind, runs, cycles) in enumerate(costs):
+        modules[module] += cycles
+        kinds[kind] += cycles
+        if i < 20:
+            dearest.add_row(name, module, kind, f"{runs:g}", number(cycles, 2, 1e-6), number(cycles / whole, 1, 100))
     tables = []
-    for title, at in (("module", 1), ("kind", 2)):
-        sums: Counter[str] = Counter()
-        for row in costs:
-            sums[row[at]] += row[4]  # type: ignore[index]
+    for title, sums in (("module", modules), ("kind", kinds)):
         made = headed(f"{plan.topology.name}: cycles by {title}", title, "M cycles", "%")
-        for name, cycles in sums.most_common(25):
+        for name, cycles in sorted(sums.items(), key=lambda row: -row[1])[:25]:
             made.add_row(name, number(cycles, 2, 1e-6), number(cycles / whole, 1, 100))
         tables.append(made)
-    made = headed("the dearest", "operation", "module", "kind", "runs", "M cycles", "%")
-    for name, module, kind, runs, cycles in costs[:20]:
-        made.add_row(name, module, kind, f"{runs:g}", number(cycles, 2, 1e-6), number(cycles / whole, 1, 100))
-    return [*tables, made]
+    return [*tables, dearest]

@@ -1,0 +1,280 @@
+"""Reads what the compiler writes: the optimised program as text, the paths of its operations, and its errors.
+
+`cost_analysis` enters the body of a loop once, so a scan over 24 layers looks 24 times too cheap; the text tells all.
+No other file reads the compiler's text.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections import defaultdict
+
+import numpy as np
+
+BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0}  # others carry their bits in their name: bf16, s32, f8e4m3
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+STEPS = ("stride", "lhs_dilate", "rhs_dilate")
+HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
+INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (.*?[\])}]) ([a-z][\w\-]*)\((.*)$")
+SHAPE = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
+CALLED = re.compile(r"\b(?:calls|body|to_apply|true_computation|false_computation)=%([\w.\-]+)")
+BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+NO_ESTIMATE = 2**62  # the compiler writes 2**63 - 1
+HEAVY = (  # kinds that take time even where the compiler says nothing of it, as of a select-and-scatter
+    "convolution",
+    "dot",
+    "fft",
+    "gather",
+    "reduce-window",
+    "rng-bit-generator",
+    "scatter",
+    "select-and-scatter",
+    "sort",
+)
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+CONSTANT = re.compile(r"^[su]\d+\[\].* constant\((\d+)\)")
+LISTED = re.compile(r"replica_groups=\{\{([^=]*?)\}\}")
+IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+CONTROL = ("while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "vmap", "pjit")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation: its shapes as text, its kind, and the rest of the line."""
+
+    name: str
+    shape: str
+    kind: str
+    rest: str
+
+    @property
+    def op_name(self) -> str:
+        """Path of the traced operation it came from; empty where the compiler made it up."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
+        return found.group(1) if found else ""
+
+    @property
+    def cycles(self) -> int:
+        """The compiler's estimate of one run; 0 where it has none."""
+        found = CYCLES.search(self.rest)
+        return int(found.group(1)) if found and int(found.group(1)) < NO_ESTIMATE else 0
+
+    @property
+    def unestimated(self) -> bool:
+        """It takes a time that the compiler does not know, such as a scatter on a TPU's sparse cores."""
+        found = CYCLES.search(self.rest)
+        return int(found.group(1)) >= NO_ESTIMATE if found else self.kind in HEAVY
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled program: its computations by name, and which of them is the entry."""
+
+    computations: dict[str, list[Instruction]]
+    entry: str
+
+    def trips(self, loop: Instruction) -> int:
+        """Returns the rounds of a `while`: as the compiler says, or else the bound in its condition.
+
+        Our scans count from zero.
+        """
+        if found := TRIPS.search(loop.rest):
+            return int(found.group(1))
+        condition = re.search(r"condition=%([\w.\-]+)", loop.rest)
+        lines = list(self.computations.get(condition.group(1), ())) if condition else []
+        for line in lines:  # of a comparison that became a fusion, too
+            lines += [inner for name in CALLED.findall(line.rest) for inner in self.computations.get(name, ())]
+        bounds = [CONSTANT.match(f"{line.shape} {line.kind}({line.rest}") for line in lines]
+        return max((int(found.group(1)) for found in bounds if found), default=1)
+
+    @functools.cached_property
+    def runs(self) -> list[tuple[str, Instruction, float, bool]]:
+        """Every instruction with its computation, how often it runs, and whether inside another's cycles.
+
+        Of a conditional's branches each counts as a whole: which of them runs is not known.
+        """
+        runs: list[tuple[str, Instruction, float, bool]] = []
+        stack = [(self.entry, 1.0, False)]
+        while stack:
+            name, times, inside = stack.pop()
+            for line in self.computations.get(name, ()):
+                runs.append((name, line, times, inside))
+                if line.kind in COLLECTIVES or line.kind.startswith(("reduce", "scatter", "sort", "select", "map")):
+                    continue  # what they call is done once an element
+                again = times * (self.trips(line) if line.kind == "while" else 1)
+                called = CALLED.findall(line.rest)
+                called += [n.strip().lstrip("%") for group in BRANCHES.findall(line.rest) for n in group.split(",")]
+                stack += [(inner, again, inside or line.kind == "fusion" or bool(line.cycles)) for inner in called]
+        return runs
+
+    def cycles(self) -> list[tuple[Instruction, float, float]]:
+        """Returns the instructions that cost, how often each runs, and cycles of all these runs, 0 if unestimated."""
+        return [
+            (line, times, times * line.cycles)
+            for _, line, times, inside in self.runs
+            if (line.cycles or line.unestimated) and not inside
+        ]
+
+    def once(self) -> float:
+        """Returns the cycles with every loop's body entered a single time, which is what `cost_analysis` sees."""
+        return float(sum(line.cycles for _, line, _, inside in self.runs if not inside))
+
+    def flops(self) -> float:
+        """Returns the FLOPs of the products that the compiler left, those that it added included."""
+        total = 0.0
+        tables: dict[str, dict[str, str]] = {}
+        for name, line, times, _ in self.runs:
+            if line.kind in ("dot", "convolution"):
+                table = tables.setdefault(name, {line.name: line.shape for line in self.computations[name]})
+                operands = [shapes(table[operand])[0][1] for operand in re.findall(r"%([\w.\-]+)", line.rest)[:2]]
+                total += times * product_flops(line, *operands)
+        return total
+
+    def collectives(self, mesh: dict[str, int]) -> dict[str, dict[str, float]]:
+        """Returns the bytes that a device sends in a run, as rings send them: kind -> axes, joined by "+" -> bytes.
+
+        A group of n that reduces s bytes sends 2 s (n - 1) / n; one that gathers, scatters or exchanges them half of
+        that. A "send" is what a device hands to its host for the network between slices. The most come first.
+        """
+        totals: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
+        for name, line, times, _ in self.runs:
+            kind = line.kind.removesuffix("-start")
+            if kind == "send":  # to its host, which sums or gathers with other slices' hosts: they share "data" only
+                sizes = shapes(line.shape)[:1]
+                totals[kind, ("data",)] += times * sum(size * math.prod(sides) for size, sides in sizes)
+            if kind not in COLLECTIVES:
+                continue
+            arrays = [size * math.prod(sides) for size, sides in shapes(line.shape) if sides or kind == "all-reduce"]
+            if line.kind.endswith("-start") and kind != "all-reduce":
+                arrays = arrays[len(arrays) // 2 :]  # its inputs stand before its outputs
+            if kind == "collective-permute":
+                totals[kind, permuted_axes(line, mesh)] += times * sum(arrays)
+                continue
+            group = groups(line.rest, math.prod(mesh.values()))[0]
+            if len(group) < 2:
+                continue
+            size = sum(arrays) * (len(group) if kind == "reduce-scatter" else 1)
+            if "reduce-scatter" in name:
+                kind = "reduce-scatter"  # the TPU's fusion of an all-reduce with the slice that is kept of it
+            share = (len(group) - 1) / len(group) * (2 if kind == "all-reduce" else 1)
+            totals[kind, varying(group, mesh)] += times * size * share
+        sent: dict[str, dict[str, float]] = {}
+        for (kind, axes), total in sorted(totals.items(), key=lambda entry: -entry[1]):
+            sent.setdefault(kind, {})["+".join(axes)] = total
+        return sent
+
+
+def read(text: str) -> Program:
+    """Returns the program of a compiler's text."""
+    computations, entry, lines = {}, "", []
+    for line in text.splitlines():
+        if found := INSTRUCTION.match(line):
+            lines.append(Instruction(*found.groups()))
+        elif found := HEADER.match(line):
+            lines = computations[found.group(2)] = []
+            entry = found.group(2) if found.group(1) else entry
+    return Program(computations, entry)
+
+
+def shapes(text: str) -> list[tuple[float, tuple[int, ...]]]:
+    """Returns bytes an element, and sizes, of every array in the text of a shape."""
+    found = []
+    for kind, sizes in SHAPE.findall(text):
+        bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind).group())  # type: ignore[union-attr]
+        found.append((bits / 8, tuple(int(size) for size in sizes.split(",") if size)))
+    return found
+
+
+def product_flops(line: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
+    """FLOPs of one run of a product or a convolution; padding and the zeros between dilated rows are free.
+
+    A TPU's product of a batch of matrices is a convolution too, with a window that meets one row of each only.
+    """
+    out = math.prod(shapes(line.shape)[0][1])
+    if line.kind == "dot":
+        axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
+        return 2.0 * out * math.prod(left[int(axis)] for axis in (axes.group(1).split(",") if axes else ()))
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.rest)
+    assert labels is not None, line.rest
+    sides = zip(labels.groups(), (left, right, shapes(line.shape)[0][1]), strict=True)
+    left_at, right_at, out_at = (dict(zip(letters, sizes, strict=True)) for letters, sizes in sides)
+    window = dict(re.findall(r"(\w+)=([\dx_\-]+)", line.rest.partition("window={")[2].partition("}")[0]))
+    total = 2.0 * out_at["b"] * out_at["f"] * right_at["i"]
+    for axis in (letter for letter in out_at if letter.isdigit()):
+        stride, spread, gap = (int(window[k].split("x")[int(axis)]) if k in window else 1 for k in STEPS)
+        before = int(window["pad"].split("x")[int(axis)].split("_")[0]) if "pad" in window else 0
+        place = np.add.outer(np.arange(out_at[axis]) * stride - before, np.arange(right_at[axis]) * gap)
+        total *= np.sum((place >= 0) & (place < left_at[axis] * spread) & (place % spread == 0))
+    return total
+
+
+def groups(rest: str, devices: int) -> np.ndarray:
+    """Returns the devices of each group of a collective, one a row, by their numbers in the mesh."""
+    numbers = lambda text: tuple(int(number) for number in text.split(","))
+
+    def arranged(sizes: str, order: str | None) -> np.ndarray:
+        array = np.arange(math.prod(numbers(sizes))).reshape(numbers(sizes))
+        return array.transpose(numbers(order)) if order else array
+
+    if found := LISTED.search(rest):
+        return np.array([numbers(group) for group in found.group(1).split("},{")])
+    if found := IOTA.search(rest):
+        return arranged(found.group(2), found.group(3)).reshape(numbers(found.group(1)))
+    if found := NAMED.search(rest):
+        axes, sizes, order, along = found.groups()
+        names, lengths = zip(*re.findall(r"'(\w+)'=(\d+)", axes), strict=True)
+        ids = arranged(sizes or str(devices), order).reshape([int(length) for length in lengths])
+        moved = [names.index(name) for name in re.findall(r"'(\w+)'", along)]
+        others = [axis for axis in range(len(names)) if axis not in moved]
+        return ids.transpose(others + moved).reshape(-1, math.prod(ids.shape[axis] for axis in moved))
+    return np.arange(devices)[None]  # no groups are one of all
+
+
+def varying(group: np.ndarray, mesh: dict[str, int]) -> tuple[str, ...]:
+    """Axes along which the places of a group's devices differ."""
+    places = np.unravel_index(group, tuple(mesh.values()))
+    return tuple(axis for axis, place in zip(mesh, places, strict=True) if len(set(place.tolist())) > 1)
+
+
+def permuted_axes(line: Instruction, mesh: dict[str, int]) -> tuple[str, ...]:
+    """Axes along which a `collective-permute` moves anything."""
+    pairs = re.findall(r"\{(\d+),(\d+)\}", line.rest.partition("source_target_pairs=")[2].partition("}}")[0] + "}")
+    moved = {axis for pair in pairs for axis in varying(np.array(pair, int), mesh)}
+    return tuple(axis for axis in mesh if axis in moved)
+
+
+def out_of_memory(message: str) -> float | None:
+    """Returns the bytes that a compiler's message says are needed; None of a message about something else."""
+    found = re.search(r"RESOURCE_EXHAUSTED.*?(?:Used |\()([\d.]+)([KMGT])", message, re.DOTALL)
+    return float(found.group(1)) * UNITS[found.group(2)] if found else None
+
+
+def place(op_name: str, kind: str) -> tuple[str, str]:
+    """Returns module and direction, and kind of operation, of a traced operation's path.
+
+    `jit(train_step)/transpose(jvp(VQGAN))/decoder/up/conv/conv_general_dilated` is "VQGAN/decoder/up backward" and
+    "conv_general_dilated".
+    """
+    *path, last = op_name.split(";")[0].split("/")
+    again, names = "rematted_computation" in path, []
+    direction = "again" if again else "backward" if any("transpose(" in part for part in path) else "forward"
+    for part in path:
+        name = part.split("(")[-1].rstrip(")")
+        if not name or name in CONTROL or part.startswith("jit(") or "->" in name:
+            continue
+        if names and name.startswith(f"{names[-1]}."):
+            names.pop()
+        names.append(name)
+    return f"{'/'.join(names[:3]) or 'outside of modules'} {direction}", last if path else kind
