@@ -25,7 +25,7 @@ LAYER_2 = (
 )  # fmt: skip
 PROGRAMS = ("train.program", "train.stage1_program", "train.stage2_program")
 LAYER_3 = (
-    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "stablehlo",
+    "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart",
     "plan", "plan.*", *PROGRAMS,
 )  # fmt: skip
 PURE = (*LAYER_0, "losses", "sampling", "config", "build", "data.conditions")
@@ -71,12 +71,12 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("evaluate*", (*LAYER_0, *LAYER_1, "evaluate", "evaluate.*", "convert.*")),
     ("convert", (*LAYER_0, *LAYER_1, "convert.*", "models", "prior")),
     ("convert.write", (*LAYER_0, *LAYER_1, "convert.*", "models", "train.state")),
+    ("convert.stablehlo", (*LAYER_0, *LAYER_1, "models", "prior", "api")),
     ("convert*", (*LAYER_0, *LAYER_1, "convert.*")),
     ("train.loop", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS)),
     ("train.token_cache", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS)),
     ("api", (*LAYER_0, *LAYER_1, *LAYER_2)),
     ("quickstart", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
-    ("stablehlo", (*LAYER_0, *LAYER_1, *LAYER_2, "api")),
     ("plan*", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS, "train.loop", "api", "plan", "plan.*")),
     ("drawing", ("api", "models", "prefixes", "build", "config", "train.sharding")),
     ("inputs", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "train.program")),

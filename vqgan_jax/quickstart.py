@@ -23,7 +23,7 @@ PER_CLASS = 8  # samples, and twice as many real crops to compare them with
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Quickstart:
     """What to run, and where.
 
     Attributes:
@@ -64,7 +64,7 @@ class Clock:
         return max(now, json.loads(self.path.read_text())["peak_gib"] if self.path.exists() else 0.0)
 
 
-def run(plan: Plan, console: Console) -> bool:
+def run(plan: Quickstart, console: Console) -> bool:
     """Does what is not done yet.
 
     Returns:
@@ -100,7 +100,7 @@ def run(plan: Plan, console: Console) -> bool:
     return True
 
 
-def results_of(plan: Plan, console: Console) -> Results:
+def results_of(plan: Quickstart, console: Console) -> Results:
     """Pictures and figures of both trained models."""
     prior = models.load_prior(plan.workdir / "prior")
     held_out = program.open_split(plan.tokenizer, plan.tokenizer.data.eval_split)
@@ -111,18 +111,16 @@ def results_of(plan: Plan, console: Console) -> Results:
     shown = np.array([np.flatnonzero(labels == label)[0] for label in range(len(names))])
     classes = np.repeat(np.arange(len(names), dtype=np.int32), PER_CLASS)
     thrice = np.repeat(shown, 3)
-    common: dict[str, Any] = {"seed": plan.prior.seed, "batch_size": 64}
     options = drawing.options_of(plan.prior.sampling)
+    common: dict[str, Any] = {"seed": plan.prior.seed, "batch_size": 64, "options": options}
     with loop.progress_bar(console) as bar:
         task = bar.add_task("", total=len(classes) + len(thrice))
-        samples, _ = drawing.draw(
-            prior, classes, np.tile(np.arange(PER_CLASS), len(names)), options=options,
-            progress=lambda done: bar.update(task, completed=done), **common,
-        )  # fmt: skip
-        completed, _ = drawing.draw(
-            prior, labels[thrice], np.arange(len(thrice)), rows={"prompt": indices[thrice]}, options=options,
-            progress=lambda done: bar.update(task, completed=len(classes) + done), **common,
-        )  # fmt: skip
+        advance = lambda before: lambda done: bar.update(task, completed=before + done)
+        numbers = np.tile(np.arange(PER_CLASS), len(names))
+        samples, _ = drawing.draw(prior, classes, numbers, progress=advance(0), **common)
+        prompts, numbers = {"prompt": indices[thrice]}, np.arange(len(thrice))
+        progress = advance(len(classes))
+        completed, _ = drawing.draw(prior, labels[thrice], numbers, rows=prompts, progress=progress, **common)
     lpips, crops = jax.device_put(load_lpips()), real_crops(plan, len(names))
     judge = lambda images, labels: float(np.mean(nearest_labels(lpips, images, *crops) == labels))
     return Results(
@@ -140,7 +138,7 @@ def results_of(plan: Plan, console: Console) -> Results:
     )
 
 
-def real_crops(plan: Plan, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+def real_crops(plan: Quickstart, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Training crops, equally many of each class, and their labels."""
     wanted = 2 * PER_CLASS
     batches = program.image_batches(plan.images, program.open_split(plan.images, plan.images.data.train_split))

@@ -240,6 +240,6 @@ def test_a_run_of_ours_with_codes_as_directions(tmp_path):
 
 
 def test_torch_is_not_needed():
-    work = "import vqgan_jax.cli.convert, vqgan_jax.cli.export, vqgan_jax.convert.write, vqgan_jax.stablehlo"
+    work = "import vqgan_jax.cli.convert, vqgan_jax.cli.export, vqgan_jax.convert.write, vqgan_jax.convert.stablehlo"
     code = f"import sys; sys.modules['torch'] = None; {work}"  # so that an import of torch is an error
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

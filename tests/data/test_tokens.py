@@ -17,7 +17,7 @@ from vqgan_jax.data import (
 from vqgan_jax.data.images import ImageError
 from vqgan_jax.data.preprocessing import Augmentation
 from vqgan_jax.data.token_writer import dtype_for, finish, split_up, write
-from vqgan_jax.data.tokens import Plan
+from vqgan_jax.data.tokens import CachePlan
 
 AUGMENTATION = Augmentation(image_size=8, resize=(8, 12), crop="random", flip=True, small="upscale")
 K = 1000
@@ -85,7 +85,7 @@ def plan_for(sources, *, crops=2, per_shard=6, **changes):
         "batch_size": 4,
         "splits": split_up(sources, crops=crops, per_shard=per_shard),
     }
-    return Plan(**{**fields, **changes})
+    return CachePlan(**{**fields, **changes})
 
 
 def make(folder, sources=SOURCES, encode=encode, hosts=1, **changes):
@@ -329,7 +329,7 @@ def test_shards_without_a_plan_are_not_taken_over(cache, tmp_path):
 
 def test_a_plan_survives_its_file(cache):
     plan = plan_for(SOURCES)
-    assert Plan.from_json(plan.to_json()) == plan == open_tokens(cache, split="train").plan
+    assert CachePlan.from_json(plan.to_json()) == plan == open_tokens(cache, split="train").plan
 
 
 @pytest.mark.parametrize("changes", [{"batch_size": 0}, {"grid": (2, 0)}, {"codebook_size": 2**16 + 1}, {"prefix": -1}])

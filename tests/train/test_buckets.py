@@ -22,7 +22,7 @@ from vqgan_jax import storage
 from vqgan_jax.__main__ import main
 from vqgan_jax.data import open_tokens, token_writer
 from vqgan_jax.data.preprocessing import Augmentation
-from vqgan_jax.data.tokens import Plan
+from vqgan_jax.data.tokens import CachePlan
 from vqgan_jax.train import checkpoint, metrics
 from vqgan_jax.train.checkpoint import Checkpoints
 from vqgan_jax.train.metrics import Writer
@@ -273,7 +273,7 @@ class Grey:
 def cached(folder: epath.Path) -> list[np.ndarray]:
     """Writes a cache, two shards of training images, and reads it."""
     sources = {"train": Grey()}
-    plan = Plan(
+    plan = CachePlan(
         fingerprint="0" * 16, codebook_size=256, grid=(2, 2), prefix=1, condition={"kind": "class"},
         class_names=Grey.class_names, dtype="uint16", source="grey", crops=1, seed=0,
         augmentation=Augmentation(image_size=8, resize=(8, 8), crop="center", flip=False, small="upscale"),

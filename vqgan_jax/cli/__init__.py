@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
-from vqgan_jax import parsing, stored
+from vqgan_jax import convert, drawing, parsing, stored
+from vqgan_jax.convert import taming
 
 
 class UsageError(Exception):
@@ -47,8 +49,6 @@ def join_cluster(flags: argparse.Namespace) -> None:
     if any(flag is not None for flag in elsewhere) and (None in elsewhere or not flags.distributed):
         raise UsageError("`--coordinator`, `--processes` and `--process_id` go together, and with `--distributed`.")
     if flags.distributed:
-        import jax
-
         jax.distributed.initialize(*elsewhere)
 
 
@@ -63,7 +63,7 @@ def add_step_flag(parser: argparse.ArgumentParser, default: str = "newest", of: 
     )
 
 
-def add_sampling_flags(parser) -> None:
+def add_sampling_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Adds the flags of how a prior draws; `sampling_options` reads them."""
     for name, kind in (("temperature", float), ("top_k", int), ("top_p", float), ("guidance", float), ("power", float)):
         parser.add_argument(f"--{name}", type=kind)
@@ -73,8 +73,6 @@ def add_sampling_flags(parser) -> None:
 
 def sampling_options(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Returns what `sample_indices` takes: the run's own settings (`config.Sampling`), and the flags over them."""
-    from vqgan_jax import drawing
-
     given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config)}
     changed = {name: value for name, value in given.items() if value is not None}
     return drawing.options_of(dataclasses.replace(config, **changed))
@@ -93,9 +91,6 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_options(flags: argparse.Namespace) -> dict[str, Any]:
     """What these flags say: options of a format's `plan`; None where nothing is said."""
-    from vqgan_jax import convert
-    from vqgan_jax.convert import taming
-
     told = taming.read_options(flags.config) if flags.config else {}
     if flags.tokenizer:
         told["tokenizer"] = convert.plan(convert.open_checkpoint(flags.tokenizer))
@@ -104,16 +99,22 @@ def checkpoint_options(flags: argparse.Namespace) -> dict[str, Any]:
 
 
 def summary(config: Any) -> str:
-    """What the model of a config is, in a line for `rich`."""
-    from vqgan_jax.config import Stage1
+    """Returns what the model of a config is, in a line for `rich`."""
+    return {1: tokenizer_summary, 2: prior_summary}[config.stage](config)
 
-    if isinstance(config, Stage1):
-        m, q = config.model, config.quantizer
-        factor = 2 ** (len(m.channel_multipliers) - 1)
-        return (
-            f"[bold]a tokenizer[/]: f{factor}, {q.codebook_size} codes of {q.embed_dim}, {q.kind}, "
-            f"{m.image_channels} channels, widths {[m.channels * n for n in m.channel_multipliers]}"
-        )
+
+def tokenizer_summary(config: Any) -> str:
+    """Returns it of a `config.Stage1`."""
+    m, q = config.model, config.quantizer
+    factor = 2 ** (len(m.channel_multipliers) - 1)
+    return (
+        f"[bold]a tokenizer[/]: f{factor}, {q.codebook_size} codes of {q.embed_dim}, {q.kind}, "
+        f"{m.image_channels} channels, widths {[m.channels * n for n in m.channel_multipliers]}"
+    )
+
+
+def prior_summary(config: Any) -> str:
+    """Returns it of a `config.Stage2`."""
     t, k = config.transformer, config.tokenizer
     return (
         f"[bold]a prior[/]: {t.depth} layers of {t.width}, {t.num_heads} heads, condition {config.condition.kind!r}, "

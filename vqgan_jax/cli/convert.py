@@ -1,8 +1,13 @@
 """Makes somebody's file of weights a folder that `load_tokenizer`, `load_prior` and every verb take."""
 
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
-from vqgan_jax import cli
+from rich.console import Console
+
+from vqgan_jax import cli, convert
+from vqgan_jax.convert import write
 
 EXAMPLES = """examples:
   vqgan convert --input=vqgan_imagenet_f16_16384.ckpt --output=runs/imagenet_f16
@@ -24,14 +29,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--output", required=True, metavar="DIR", help="a new folder")
     cli.add_checkpoint_flags(parser)
     flags = parser.parse_args(argv)
-
-    import time
-    from pathlib import Path
-
-    from rich.console import Console
-
-    from vqgan_jax import convert
-    from vqgan_jax.convert import write
 
     console, began = Console(), time.monotonic()
     planned = convert.plan(convert.open_checkpoint(flags.input), flags.format, **cli.checkpoint_options(flags))

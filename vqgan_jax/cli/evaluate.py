@@ -1,9 +1,24 @@
 """Measures a tokenizer, a prior or two sets of images: figures with their protocol, a table and a page."""
 
 import argparse
-from collections.abc import Sequence
+import dataclasses
+import shlex
+from collections.abc import Callable, Sequence
 
-from vqgan_jax import cli
+import jax
+from absl import logging
+from rich.console import Console
+from rich.progress import Progress, ProgressColumn, Task, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from vqgan_jax import cli, models, parsing, storage
+from vqgan_jax import config as configs
+from vqgan_jax.evaluate import of_images, of_prior, of_tokenizer
+from vqgan_jax.evaluate.of_images import save_moments
+from vqgan_jax.evaluate.protocol import Evaluation, Request, swept_settings
+from vqgan_jax.report.evaluation import by_setting, page, unit_of
+from vqgan_jax.train.loop import progress_bar
 
 EXAMPLES = """examples:
   vqgan evaluate --workdir=runs/photos
@@ -63,20 +78,12 @@ def main(argv: Sequence[str]) -> int:
     if min(flags.batch_size, flags.samples + 1, flags.neighbours + 1) < 1:
         raise cli.UsageError("`--batch_size` must be positive, `--samples` and `--neighbours` 0 or more.")
     cli.join_cluster(flags)
-    import shlex
-
-    import jax
-    from absl import logging
-    from rich.console import Console
-
-    from vqgan_jax.evaluate import of_images
-    from vqgan_jax.evaluate.protocol import Request
 
     logging.set_verbosity(logging.WARNING)
     console = Console(quiet=jax.process_index() != 0)
     with progress(console) as bar:
 
-        def track(name: str, total: int):
+        def track(name: str, total: int) -> Callable[[int], None]:
             task = bar.add_task(name, total=total)
             return lambda done: bar.update(task, completed=done)
 
@@ -99,17 +106,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def progress(console):
+def progress(console: Console) -> Progress:
     """Returns a bar for each part of the work, with its rate."""
-    from rich.progress import ProgressColumn, TextColumn
-    from rich.text import Text
-
-    from vqgan_jax.train.loop import progress_bar
 
     class Rate(ProgressColumn):
         """Images a second."""
 
-        def render(self, task) -> Text:
+        def render(self, task: Task) -> Text:
             """Of one bar."""
             return Text(f"{task.speed or 0.0:,.1f} / s")
 
@@ -118,34 +121,22 @@ def progress(console):
     return bar
 
 
-def run_config(flags, overrides: Sequence[str]):
+def run_config(flags: argparse.Namespace, overrides: Sequence[str]) -> configs.Stage1 | configs.Stage2:
     """Returns the run's config with the overrides."""
-    import dataclasses
-
-    from vqgan_jax import models, parsing
-
     nested = dataclasses.asdict(models.config_of(flags.workdir, step=flags.step))
     cli.override(nested, overrides)
     return parsing.parse(nested)
 
 
-def evaluate_tokenizer(flags, config, request):
+def evaluate_tokenizer(flags: argparse.Namespace, config: configs.Stage1, request: Request) -> Evaluation:
     """Returns the evaluation of a run of stage 1."""
-    from vqgan_jax import models
-    from vqgan_jax.evaluate import of_tokenizer
-
     model = models.load_tokenizer(flags.workdir, step=flags.step, weights=flags.weights)
     split = flags.reference or "validation"
     return of_tokenizer.evaluate(model, config, request, workdir=flags.workdir, split=split)
 
 
-def evaluate_prior(flags, config, request):
+def evaluate_prior(flags: argparse.Namespace, config: configs.Stage2, request: Request) -> Evaluation:
     """Returns the evaluation of a run of stage 2."""
-    import dataclasses
-
-    from vqgan_jax import models
-    from vqgan_jax.evaluate import of_prior
-
     prior = models.load_prior(
         flags.workdir,
         tokenizer=flags.tokenizer,
@@ -167,20 +158,11 @@ def evaluate_prior(flags, config, request):
     return of_prior.evaluate(prior, request, draws, workdir=flags.workdir)
 
 
-STAGES = {1: evaluate_tokenizer, 2: evaluate_prior}
+STAGES: dict[int, Callable[..., Evaluation]] = {1: evaluate_tokenizer, 2: evaluate_prior}
 
 
-def save(flags, console, command: str, evaluation) -> None:
+def save(flags: argparse.Namespace, console: Console, command: str, evaluation: Evaluation) -> None:
     """Writes the files, and prints the tables."""
-    import dataclasses
-
-    from rich.table import Table
-
-    from vqgan_jax import storage
-    from vqgan_jax.evaluate.of_images import save_moments
-    from vqgan_jax.evaluate.protocol import swept_settings
-    from vqgan_jax.report.evaluation import by_setting, page, unit_of
-
     output = storage.place(flags.output or (f"{flags.workdir}/evaluation" if flags.workdir else "evaluation"))
     storage.make_folder(output)
     results, reference = evaluation.results, evaluation.reference

@@ -1,8 +1,12 @@
 """Writes a run's model in forms that others read: upstream's names, diffusers', plain arrays, or compiled functions."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from vqgan_jax import cli
+from rich.console import Console
+
+from vqgan_jax import cli, convert
+from vqgan_jax.convert import stablehlo, write
 
 TARGETS = ("taming", "llamagen", "diffusers", "safetensors", "stablehlo")
 EXAMPLES = """examples:
@@ -29,20 +33,11 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--platforms", default="cpu,cuda,tpu", help="stablehlo; default: cpu,cuda,tpu")
     flags = parser.parse_args(argv)
 
-    from pathlib import Path
-
-    from rich.console import Console
-
-    from vqgan_jax import convert
-    from vqgan_jax.convert import write
-
     output = Path(flags.output).absolute()
     if output.exists():
         raise cli.UsageError(f"`--output` must not be there yet; {output} is. Name another, or delete it.")
     converted = write.read_run(flags.workdir, step=flags.step, weights=flags.weights)
     if flags.to == "stablehlo":
-        from vqgan_jax import stablehlo
-
         side = converted.config.data.image_size
         size = cli.size(flags.size) if flags.size else (side, side)
         platforms = tuple(flags.platforms.split(","))

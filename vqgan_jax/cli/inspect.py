@@ -1,8 +1,13 @@
 """Tells what somebody's file of weights is: its sizes, what would be loaded of it, and what not."""
 
+import math
 from collections.abc import Sequence
 
-from vqgan_jax import cli
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vqgan_jax import cli, convert
 
 EXAMPLES = """examples:
   vqgan inspect vqgan_imagenet_f16_1024.ckpt
@@ -21,14 +26,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--names", type=int, default=8, help="shown of each list at most; default: 8")
     cli.add_checkpoint_flags(parser)
     flags = parser.parse_args(argv)
-
-    import math
-
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from vqgan_jax import convert
 
     console = Console()
     checkpoint = convert.open_checkpoint(flags.file)

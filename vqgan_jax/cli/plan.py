@@ -1,8 +1,21 @@
 """Tells, before a launch and without the chips, whether a run fits them, how fast it is and where its time goes."""
 
+import argparse
+import dataclasses
+import json
+import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-from vqgan_jax import cli
+import jax
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from vqgan_jax import cli, storage
+from vqgan_jax.compat import serialize_executable
+from vqgan_jax.plan import lowering, report, topology
+from vqgan_jax.train import loop, program
 
 EXAMPLES = """examples:
   vqgan plan --config=experiments/stage1_imagenet.py --topology=v5p:2x2x1 --batch=16
@@ -50,12 +63,6 @@ def main(argv: Sequence[str]) -> int:
         raise cli.UsageError(f"`--batch` must be positive whole numbers a chip; got {flags.batch!r}. Such as 16,32.")
     if flags.executable and len(names) * len(batches) > 1:
         raise cli.UsageError("`--executable` is one program; give one topology and one batch.")
-    import json
-    from pathlib import Path
-
-    from rich.console import Console
-
-    from vqgan_jax.plan import report
 
     console = Console()
     prepare(names)
@@ -89,11 +96,6 @@ def prepare(names: Sequence[str]) -> None:
     Raises:
       ValueError: a topology of no known form.
     """
-    import math
-
-    import jax
-
-    from vqgan_jax.plan import topology
 
     sizes = [math.prod(sides) for _, family, sides in map(topology.parse, names) if family == "cpu"]
     topology.quiet()
@@ -104,17 +106,8 @@ def prepare(names: Sequence[str]) -> None:
         pass
 
 
-def one(config, flags, name: str, batch: int | None, console):
-    """The plan of one topology and batch; the compiler's time is shown while it passes."""
-    import dataclasses
-    from pathlib import Path
-
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from vqgan_jax import storage
-    from vqgan_jax.plan import lowering, report, topology
-    from vqgan_jax.train import loop, program
-
+def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, console: Console) -> report.Plan:
+    """Returns the plan of one topology and batch; the compiler's time is shown while it passes."""
     target = topology.describe(name)
     mesh = program.make_mesh(config, target.devices)
     if batch is not None:
@@ -131,8 +124,6 @@ def one(config, flags, name: str, batch: int | None, console):
             lowering.cached(lowered, target, cache).unlink(missing_ok=True)
         outcome, executable = lowering.compiled(lowered, target, mesh, cache)
     if flags.executable and executable is not None:
-        from vqgan_jax.compat import serialize_executable
-
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
     state = loop.abstract_state(config, mesh)
     trains, draws = flags.what in ("step", "start"), flags.what == "sample"

@@ -1,8 +1,14 @@
 """Trains both stages on the embedded photographs and writes a report: the whole story in one command."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from vqgan_jax import cli
+import jax
+from absl import logging
+from rich.console import Console
+
+import vqgan_jax
+from vqgan_jax import cli, models, quickstart
 
 EXAMPLES = """examples:
   vqgan quickstart
@@ -26,11 +32,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of parameters, data order and samples; default: 0")
     flags = parser.parse_args(argv)
 
-    from absl import logging
-    from rich.console import Console
-
-    from vqgan_jax import quickstart
-
     if not flags.minutes > 0:
         raise cli.UsageError(f"`--minutes` must be above 0; got {flags.minutes}.")
     logging.set_verbosity(logging.WARNING)
@@ -38,15 +39,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def make_plan(workdir: str, minutes: float | int, seed: int = 0):
-    """The pages' configs with their steps scaled, and the commands that do the same."""
-    from pathlib import Path
-
-    import jax
-
-    import vqgan_jax
-    from vqgan_jax import models, quickstart
-
+def make_plan(workdir: str, minutes: float | int, seed: int = 0) -> quickstart.Quickstart:
+    """Returns the pages' configs with their steps scaled, and the commands that do the same."""
     folder = models.absolute(workdir)
     pages = Path(vqgan_jax.__file__).resolve().parents[1] / "experiments"
     if not pages.is_dir():
@@ -70,7 +64,7 @@ def make_plan(workdir: str, minutes: float | int, seed: int = 0):
     command = lambda verb, name, part, changes: " ".join(
         [f"vqgan {verb} --config={config[name]} --workdir={workdir}/{part}", *flags(changes)]
     )
-    return quickstart.Plan(
+    return quickstart.Quickstart(
         workdir=folder,
         tokenizer=load("stage1_photos", flags(one)),
         prior=load("stage2_photos", flags(cached)),

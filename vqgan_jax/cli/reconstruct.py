@@ -1,9 +1,21 @@
 """Encodes and decodes images: writes reconstructions, their indices and a sheet of both."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from vqgan_jax import cli
+import numpy as np
+import PIL.Image
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
 
+import vqgan_jax as vq
+from vqgan_jax import cli, data, pictures, storage
+from vqgan_jax.data import folder, images, photos
+
+Image = UInt8[np.ndarray, "H W 3"]
 EXAMPLES = """examples:
   vqgan reconstruct --workdir=runs/photos --input=cat.jpg --output=out
   vqgan reconstruct --workdir=runs/photos --input=pictures/ --output=out --size=256
@@ -26,17 +38,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--size", type=int, help="resize the short side to so many pixels; default: leave")
     flags = parser.parse_args(argv)
 
-    import functools
-
-    import numpy as np
-    from PIL import Image
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.progress import track
-
-    import vqgan_jax as vq
-    from vqgan_jax import data, pictures, storage
-
     console = Console()
     tokenizer = vq.load_tokenizer(flags.workdir, step=flags.step)
     sheets, skipped = [], []
@@ -50,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
             image = fit(image, flags.size, tokenizer.downsample_factor)
             indices = vq.encode(tokenizer, image[None])
             recon = np.asarray(vq.to_uint8(vq.decode(tokenizer, indices)))[0]
-            Image.fromarray(recon).save(output / f"{name}.png")
+            PIL.Image.fromarray(recon).save(output / f"{name}.png")
             np.save(output / f"{name}.npy", np.asarray(indices)[0])
             sheets.append(pictures.grid(np.stack([image, recon]), columns=1))
         if sheets:
@@ -62,13 +63,8 @@ def main(argv: Sequence[str]) -> int:
     return 0 if sheets else 1
 
 
-def inputs(paths: Sequence[str]):
-    """Name and reader of each image; names of files are made unique by their folders."""
-    import functools
-    from pathlib import Path
-
-    from vqgan_jax.data import folder, images, photos
-
+def inputs(paths: Sequence[str]) -> dict[str, Callable[[], Image]]:
+    """Returns name and reader of each image; names of files are made unique by their folders."""
     found = {}
     for text in paths:
         path = Path(text)
@@ -87,16 +83,13 @@ def inputs(paths: Sequence[str]):
     return found
 
 
-def fit(image, size: int | None, factor: int):
-    """The image with its short side resized to `size`, then cut at the right and below to multiples of the factor."""
-    import numpy as np
-    from PIL import Image
-
+def fit(image: Image, size: int | None, factor: int) -> Image:
+    """Returns the image, its short side resized to `size`, then cut right and below to multiples of the factor."""
     if size is not None:
         height, width = image.shape[:2]
         scale = size / min(height, width)
         shape = (max(round(width * scale), factor), max(round(height * scale), factor))
-        image = np.asarray(Image.fromarray(image).resize(shape, Image.Resampling.BICUBIC))
+        image = np.asarray(PIL.Image.fromarray(image).resize(shape, PIL.Image.Resampling.BICUBIC))
     height, width = (side // factor * factor for side in image.shape[:2])
     if 0 in (height, width):
         raise ValueError(f"an image must be at least {factor} pixels on each side; got {image.shape[:2]}. Give --size.")

@@ -78,10 +78,15 @@ def main(argv: Sequence[str]) -> int:
     with progress_bar(console) as bar:
         task = bar.add_task("drawing", total=len(which))
         images, indices = drawing.draw(
-            prior, subjects.labels[which], numbers, seed=flags.seed, batch_size=flags.batch_size,
-            options=options, rows={name: rows[which] for name, rows in subjects.rows.items()},
+            prior,
+            subjects.labels[which],
+            numbers,
+            seed=flags.seed,
+            batch_size=flags.batch_size,
+            options=options,
+            rows={name: rows[which] for name, rows in subjects.rows.items()},
             progress=lambda done: bar.update(task, completed=done),
-        )  # fmt: skip
+        )
     if scorer is not None:
         scores = drawing.scored(scorer, images, subjects.labels[which])
         kept = drawing.best(scores, which.astype(np.int32), flags.count)

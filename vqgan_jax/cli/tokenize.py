@@ -1,8 +1,16 @@
 """Writes a token cache: the codes of all images, so that stage 2 trains without encoding them."""
 
+import time
 from collections.abc import Sequence
 
-from vqgan_jax import cli
+import jax
+from absl import logging
+from rich.console import Console
+
+from vqgan_jax import cli, storage
+from vqgan_jax import config as configs
+from vqgan_jax.train import token_cache
+from vqgan_jax.train.loop import progress_bar
 
 EXAMPLES = """examples:
   vqgan tokenize --config=experiments/stage2_photos.py --workdir=runs/photos_tokens
@@ -23,16 +31,10 @@ def main(argv: Sequence[str]) -> int:
     cli.add_cluster_flags(parser)
     flags, overrides = parser.parse_known_args(argv)
 
-    from vqgan_jax import config as configs
-    from vqgan_jax import storage
-
     config = cli.load_config(flags.config, overrides)
-    if not isinstance(config, configs.Stage2):
+    if config.stage != 2:
         raise cli.UsageError(f"`--config` must be a page of stage 2; {flags.config} is of stage {config.stage}.")
     cli.join_cluster(flags)
-    import jax
-    from absl import logging
-    from rich.console import Console
 
     logging.set_verbosity(logging.WARNING)
     if jax.process_index() == 0:
@@ -41,13 +43,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def write(config, folder, console, *, step="") -> None:
+def write(config: configs.Stage2, folder: str, console: Console, *, step: int | str = "") -> None:
     """Writes the cache, with progress."""
-    import time
-
-    from vqgan_jax.train import token_cache
-    from vqgan_jax.train.loop import progress_bar
-
     with progress_bar(console) as bar:
         task, start = bar.add_task("tokenizing", total=None), time.monotonic()
         report = lambda done, total: bar.update(task, completed=done, total=total)

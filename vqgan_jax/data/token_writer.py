@@ -24,7 +24,7 @@ from etils import epath
 from vqgan_jax import storage
 from vqgan_jax.data import loader
 from vqgan_jax.data.sources import Source
-from vqgan_jax.data.tokens import CACHE_FILE, PLAN_FILE, Plan, Split, check_shard, count_records
+from vqgan_jax.data.tokens import CACHE_FILE, PLAN_FILE, CachePlan, Split, check_shard, count_records
 from vqgan_jax.data.views import PLAIN, View
 
 
@@ -54,7 +54,7 @@ def split_up(sources: Mapping[str, Source], *, crops: int, per_shard: int) -> di
 
 def write(
     folder: epath.PathLike,
-    plan: Plan,
+    plan: CachePlan,
     sources: Mapping[str, Source],
     encode: Callable[[loader.Batch], Any],
     *,
@@ -106,7 +106,7 @@ def write(
                     progress(done, total)
 
 
-def _claim(folder: epath.PathLike, plan: Plan) -> epath.Path:
+def _claim(folder: epath.PathLike, plan: CachePlan) -> epath.Path:
     """Makes the folder and its plan, or sees that it was begun with this one."""
     folder = storage.place(folder)
     storage.make_folder(folder)
@@ -127,7 +127,7 @@ def _claim(folder: epath.PathLike, plan: Plan) -> epath.Path:
 
 
 def _batches(
-    plan: Plan, split: str, source: Source, shards: list[int], fields: Mapping[str, View], num_threads: int
+    plan: CachePlan, split: str, source: Source, shards: list[int], fields: Mapping[str, View], num_threads: int
 ) -> Iterator[loader.Batch]:
     """The encoder's batches for some shards: each starts afresh, and its last batch is filled up with zeros."""
     if split == "train":
@@ -150,7 +150,7 @@ def _batches(
     return loader.share(data, plan.batch_size, 0, 1, num_threads, num_threads)
 
 
-def _encoded(plan: Plan, encode: Callable[[loader.Batch], Any], batch: loader.Batch) -> np.ndarray:
+def _encoded(plan: CachePlan, encode: Callable[[loader.Batch], Any], batch: loader.Batch) -> np.ndarray:
     tokens = np.asarray(encode({name: value for name, value in batch.items() if name != "mask"}))
     shape = (plan.batch_size, plan.length)
     if tokens.shape != shape or tokens.dtype.kind not in "iu":
@@ -191,7 +191,7 @@ def _new_shard(path: epath.Path, records: int) -> Iterator[ArrayRecordWriter]:
     part.replace(path)
 
 
-def finish(folder: epath.PathLike, plan: Plan) -> Plan:
+def finish(folder: epath.PathLike, plan: CachePlan) -> CachePlan:
     """Checks that all processes' shards are whole, and writes `tokens.json`: the cache is complete.
 
     Returns:

@@ -50,7 +50,7 @@ class Split:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
+class CachePlan:
     """All that decides what is in a cache.
 
     Fields:
@@ -122,7 +122,7 @@ class Plan:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> "Plan":
+    def from_json(cls, fields: dict[str, Any]) -> "CachePlan":
         """The plan that `to_json` made these of; ValueError if it is of another version of the format."""
         if fields.get("version") != VERSION:
             raise ValueError(
@@ -150,7 +150,7 @@ def count_records(path: epath.Path) -> int:
         reader.close()
 
 
-def check_shard(folder: epath.Path, plan: Plan, split: str, shard: int) -> str:
+def check_shard(folder: epath.Path, plan: CachePlan, split: str, shard: int) -> str:
     """The path of a shard, or of a local copy; ValueError unless it is there and has as many records as planned."""
     path, expected = folder / plan.file(split, shard), len(plan.splits[split].numbers(shard))
     local = path
@@ -173,7 +173,7 @@ def check_shard(folder: epath.Path, plan: Plan, split: str, shard: int) -> str:
 class TokenSource:
     """Rows of tokens by number, of one split of a cache; safe to read from many threads."""
 
-    def __init__(self, folder: epath.PathLike, split: str, plan: Plan):
+    def __init__(self, folder: epath.PathLike, split: str, plan: CachePlan):
         """Opens the shards; see `open_tokens`.
 
         Raises:
@@ -215,7 +215,7 @@ def open_tokens(folder: epath.PathLike, *, split: str, fingerprint: str | None =
         raise ValueError(f"a token cache is a folder; {folder} is none. Correct the path, or run `vqgan tokenize`.")
     if not (folder / CACHE_FILE).exists():
         raise ValueError(_why_not_complete(folder))
-    plan = Plan.from_json(json.loads((folder / CACHE_FILE).read_text()))
+    plan = CachePlan.from_json(json.loads((folder / CACHE_FILE).read_text()))
     if split not in plan.splits:
         raise ValueError(f"`split` must be one of {', '.join(plan.splits)} in {folder}; got {split!r}. Choose one.")
     if fingerprint not in (None, plan.fingerprint):
@@ -229,7 +229,7 @@ def open_tokens(folder: epath.PathLike, *, split: str, fingerprint: str | None =
 def _why_not_complete(folder: epath.Path) -> str:
     if not (folder / PLAN_FILE).exists():
         return f"{folder} must hold a token cache; it has no {CACHE_FILE}. Correct the path, or run `vqgan tokenize`."
-    plan = Plan.from_json(json.loads((folder / PLAN_FILE).read_text()))
+    plan = CachePlan.from_json(json.loads((folder / PLAN_FILE).read_text()))
     there = sum((folder / plan.file(split, shard)).exists() for split, shard in plan.shards)
     return (
         f"a token cache must be complete; {folder} is half-written: {there} of {len(plan.shards)} shards. "

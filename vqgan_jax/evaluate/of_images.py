@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -158,8 +157,7 @@ class Measured:
 
     def __init__(self, source: Any):
         self.source, self.name, self.class_names = source, source.name, source.class_names
-        self.lowest, self.highest = np.full(2, 2**31 - 1), np.zeros(2, np.int64)
-        self._lock = threading.Lock()
+        self.sizes: set[tuple[int, int]] = set()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -167,16 +165,15 @@ class Measured:
     def __getitem__(self, index: SupportsIndex) -> Mapping[str, Any]:
         """Returns example `index`."""
         example = self.source[index]
-        with self._lock:
-            self.lowest = np.minimum(self.lowest, example["image"].shape[:2])
-            self.highest = np.maximum(self.highest, example["image"].shape[:2])
+        self.sizes.add(example["image"].shape[:2])  # at once, so that threads need no lock
         return example
 
     def resize(self, size: int) -> str:
         """Returns what became of the images in words, for the record; every process must ask."""
-        low, high = gather(self.lowest[None]).min(0), gather(self.highest[None]).max(0)
+        known = gather(np.array(sorted(self.sizes), np.int64).reshape(-1, 2))
+        low, high = known.min(0).tolist(), known.max(0).tolist()
         sizes = " to ".join(dict.fromkeys(f"{height}x{width}" for height, width in (low, high)))
-        if list(low) == list(high) == [size, size]:
+        if low == high == [size, size]:
             return f"none, all are {sizes}"
         return f"from {sizes}: short side to {size} by antialiased bicubic (Pillow), centre crop {size}x{size}"
 

@@ -52,7 +52,7 @@ class Results:
 
 
 def page(plan: Any, results: Results, tokenizer: Metrics, prior: Metrics) -> str:
-    """Returns the page of a `quickstart.Plan` that was carried out, with the metrics of both runs."""
+    """Returns the page of a `quickstart.Quickstart` that was carried out, with the metrics of both runs."""
     last: dict[str, float] = {}
     for written in [*tokenizer, *prior]:
         last |= {name.removeprefix("eval/"): value for name, value in written.items() if name.startswith("eval/")}

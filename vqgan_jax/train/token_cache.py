@@ -24,7 +24,7 @@ def write_cache(
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     step: int | str = "",
-) -> tokens.Plan:
+) -> tokens.CachePlan:
     """Writes the cache of a config, or what is missing of it; every process of a cluster calls this.
 
     Args:
@@ -59,12 +59,12 @@ def write_cache(
     return plan
 
 
-def make_plan(config: configs.Stage2, sources: dict[str, Any], batch_size: int) -> tokens.Plan:
+def make_plan(config: configs.Stage2, sources: dict[str, Any], batch_size: int) -> tokens.CachePlan:
     """What the cache of a config holds."""
     d, condition = config.data, build.condition(config)
     total = len(sources["train"]) * config.tokenizer.crops
     per_shard = -(-min(PER_SHARD, -(-total // 16)) // batch_size) * batch_size
-    return tokens.Plan(
+    return tokens.CachePlan(
         fingerprint=config.tokenizer.fingerprint,
         codebook_size=config.tokenizer.codebook_size,
         grid=build.grid(config),

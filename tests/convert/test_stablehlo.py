@@ -10,7 +10,7 @@ import pytest
 import untrained
 
 import vqgan_jax as vq
-from vqgan_jax import stablehlo
+from vqgan_jax.convert import stablehlo
 
 
 def test_the_example_runs_without_the_package_and_gives_the_same_arrays(tmp_path):
