@@ -19,7 +19,7 @@ LAYER_1 = (
     "train.profile", "train.signals",
 )  # fmt: skip
 LAYER_2 = (
-    "prior", "sliding", "tiling", "models", "prefixes", "train", "train.state", "train.stage1", "train.stage2",
+    "prior", "sliding", "models", "prefixes", "train", "train.state", "train.stage1", "train.stage2",
     "train.accumulation", "train.stage1_eval",
     "evaluate", "evaluate.*", "convert", "convert.*", "report", "report.*",
 )  # fmt: skip
@@ -48,7 +48,6 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("stored", ("config", "parsing")),
     ("prior", PURE),
     ("sliding", (*PURE, "prior")),
-    ("tiling", ()),
     ("prefixes", (*PURE, "models", "sliding")),
     ("models", (*LAYER_0, *LAYER_1, "prior", "train.stage1", "train.stage2", "train.state")),
     ("data.conditions", ("data", "data.*", "pictures", "nn.pixels")),
@@ -237,7 +236,6 @@ def test_a_private_name_is_found_however_it_is_spelt(tmp_path, text):
         "sampling",
         "prior",
         "sliding",
-        "tiling",
         "config",
         "build",
         "train.state",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from untrained import tokenizer
 
-from vqgan_jax import tiling
+from vqgan_jax import api
 
 # Compiling takes most of the time here; buffers stay as they are.
 fast_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -29,7 +29,7 @@ def ramp(shape):
 
 @functools.partial(fast_jit, static_argnames=("decode_fn", "factor", "tile", "overlap"))
 def decode(decode_fn, indices, *, factor=FACTOR, tile, overlap):
-    return tiling.decode(decode_fn, indices, factor=factor, tile=tile, overlap=overlap)
+    return api.decode_tiles(decode_fn, indices, factor=factor, tile=tile, overlap=overlap)
 
 
 @pytest.mark.parametrize(("tile", "overlap", "height", "width"), SIZES)
@@ -42,8 +42,8 @@ def test_a_decoder_that_sees_one_code_cannot_tell(tile, overlap, height, width):
 @pytest.mark.parametrize(("tile", "overlap"), [(8, 2), (8, 4), (5, 0), (1, 0), (16, 3)])
 def test_weights_add_up_to_one_and_fall_to_nothing_at_a_tiles_edge(tile, overlap):
     for side in range(1, 60):
-        start = tiling.starts(side, tile, overlap)
-        weights = tiling.weights(side, tile, overlap, FACTOR)
+        start = api.tile_starts(side, tile, overlap)
+        weights = api.tile_weights(side, tile, overlap, FACTOR)
         total = np.zeros(side * FACTOR)
         for first, row in zip(start, weights, strict=True):
             assert row.min() >= 0
@@ -59,9 +59,9 @@ def test_weights_add_up_to_one_and_fall_to_nothing_at_a_tiles_edge(tile, overlap
 
 def test_two_tiles_by_hand():
     """Tiles of 4 codes over 6, a code to each side shared: a rise of 2 codes, at the centres of 4 pixels."""
-    np.testing.assert_array_equal(tiling.starts(6, 2, 1), [0, 2])
+    np.testing.assert_array_equal(api.tile_starts(6, 2, 1), [0, 2])
     fall = [0.875, 0.625, 0.375, 0.125]
-    np.testing.assert_array_equal(tiling.weights(6, 2, 1, 2), [[1] * 4 + fall, fall[::-1] + [1] * 4])
+    np.testing.assert_array_equal(api.tile_weights(6, 2, 1, 2), [[1] * 4 + fall, fall[::-1] + [1] * 4])
 
 
 def test_no_seam_shows_where_tiles_disagree():
@@ -85,7 +85,7 @@ def test_what_fits_into_one_tile_is_decoded_once(shape):
         return pointwise(codes)
 
     np.testing.assert_array_equal(
-        tiling.decode(decode_fn, ramp(shape), factor=FACTOR, tile=4, overlap=2), pointwise(ramp(shape))
+        api.decode_tiles(decode_fn, ramp(shape), factor=FACTOR, tile=4, overlap=2), pointwise(ramp(shape))
     )
     assert calls == [shape]
 
@@ -93,7 +93,7 @@ def test_what_fits_into_one_tile_is_decoded_once(shape):
 @pytest.mark.parametrize(("tile", "overlap"), [(3, 2), (0, 0), (4, -1)])
 def test_tiles_that_three_would_share_are_refused(tile, overlap):
     with pytest.raises(ValueError, match=f"at least twice the `overlap`; got {tile} and {overlap}. Enlarge"):
-        tiling.decode(pointwise, ramp((1, 9, 9)), factor=FACTOR, tile=tile, overlap=overlap)
+        api.decode_tiles(pointwise, ramp((1, 9, 9)), factor=FACTOR, tile=tile, overlap=overlap)
 
 
 # A real network
@@ -116,7 +116,7 @@ def test_a_decoder_sees_its_tile_only(vqgan):
 
 def test_memory_is_that_of_a_tile_whatever_the_image(vqgan):
     def temporary(side, **how):
-        run = (lambda codes: tiling.decode(vqgan, codes, factor=FACTOR, **how)) if how else vqgan
+        run = (lambda codes: api.decode_tiles(vqgan, codes, factor=FACTOR, **how)) if how else vqgan
         memory = fast_jit(run).lower(jax.ShapeDtypeStruct((1, side, side), jnp.int32)).compile().memory_analysis()
         assert memory is not None
         return memory.temp_size_in_bytes

@@ -38,23 +38,17 @@ def wall(
     sheets: Sequence[UInt8[np.ndarray, "_H _W 3"]], *, width: int = 1200, gap: int = 8
 ) -> UInt8[np.ndarray, "_H _W 3"]:
     """Returns pictures of any size from left to right, in as many lines as `width` pixels need, on white."""
-    lines: list[list[np.ndarray]] = [[]]
+    corners, left, top, height = [], 0, 0, 0
     for sheet in sheets:
-        if lines[-1] and sum(s.shape[1] + gap for s in lines[-1]) + sheet.shape[1] > width:
-            lines.append([])
-        lines[-1].append(sheet)
-    rows = []
-    for line in lines:
-        height = max(len(sheet) for sheet in line) + gap
-        rows.append(np.concatenate([_filled(sheet, height, sheet.shape[1] + gap) for sheet in line], axis=1))
-    full = max(row.shape[1] for row in rows)
-    canvas = np.concatenate([_filled(row, len(row), full) for row in rows])
-    return canvas[: canvas.shape[0] - gap, : full - gap]
-
-
-def _filled(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """White below and to the right, up to a size."""
-    return np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), constant_values=255)
+        if left and left + sheet.shape[1] > width:
+            left, top, height = 0, top + height + gap, 0
+        corners.append((top, left))
+        left, height = left + sheet.shape[1] + gap, max(height, len(sheet))
+    ends = np.add(corners, [sheet.shape[:2] for sheet in sheets])
+    canvas = np.full((*ends.max(0), 3), 255, np.uint8)
+    for sheet, (top, left), (bottom, right) in zip(sheets, corners, ends, strict=True):
+        canvas[top:bottom, left:right] = sheet
+    return canvas
 
 
 def words(text: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
