@@ -14,12 +14,13 @@ PAGES = sorted((ROOT / "experiments").glob("*.py"))
 
 LAYER_0 = ("compat", "nn", "nn.*", "ordering", "storage")
 LAYER_1 = (
-    "losses", "sampling", "config", "build", "parsing", "stored", "pictures", "data", "data.*",
+    "losses", "sampling", "config", "build", "parsing", "stored", "pictures", "data", "data.*", "conditions",
+    "conditions.*",
     "train.sharding", "train.checkpoint", "train.goodput", "train.metrics", "train.storage_s3",
     "train.profile", "train.signals",
 )  # fmt: skip
 LAYER_2 = (
-    "prior", "sliding", "tiling", "models", "prefixes", "train", "train.state", "train.stage1", "train.stage2",
+    "prior", "sliding", "tiling", "models", "train", "train.state", "train.stage1", "train.stage2",
     "train.accumulation", "train.stage1_eval",
     "evaluate", "evaluate.*", "convert", "convert.*", "report", "report.*",
 )  # fmt: skip
@@ -28,8 +29,7 @@ LAYER_3 = (
     "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart", "stablehlo",
     "plan", "plan.*", *PROGRAMS,
 )  # fmt: skip
-PURE = (*LAYER_0, "losses", "sampling", "config", "build", "data.conditions")
-CONDITIONS = ("data.conditions", "data.layouts", "data.views")
+PURE = (*LAYER_0, "losses", "sampling", "config", "build", "conditions")
 
 # The first pattern that fits a module decides what it may import of ours.
 MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -42,16 +42,15 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("report*", ("pictures", "report", "report.*", "evaluate.record")),
     ("losses", ("nn", "nn.*")),
     ("sampling", ("nn", "nn.*")),
-    ("config", ()),
-    ("build", (*LAYER_0, "sampling", "config", *CONDITIONS)),
-    ("parsing", (*LAYER_0, "losses", "sampling", "config", "build")),
+    ("config", ("conditions",)),
+    ("build", (*LAYER_0, "sampling", "config", "conditions", "data.views")),
+    ("parsing", (*LAYER_0, "losses", "sampling", "config", "conditions", "build", "data.views")),
     ("stored", ("config", "parsing")),
     ("prior", PURE),
     ("sliding", (*PURE, "prior")),
     ("tiling", ()),
-    ("prefixes", (*PURE, "models", "sliding")),
     ("models", (*LAYER_0, *LAYER_1, "prior", "train.stage1", "train.stage2", "train.state")),
-    ("data.conditions", ("data", "data.*", "pictures", "nn.pixels")),
+    ("conditions*", ("conditions.*", "data", "data.*", "pictures", "nn.pixels")),
     ("data*", ("data", "data.*", "pictures", "storage")),
     ("train", ()),
     ("train.sharding", ("train.checkpoint", "train.metrics")),
@@ -78,7 +77,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("quickstart", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("stablehlo", (*LAYER_0, *LAYER_1, *LAYER_2, "api")),
     ("plan*", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS, "train.loop", "api", "plan", "plan.*")),
-    ("drawing", ("api", "models", "prefixes", "build", "config", "train.sharding")),
+    ("drawing", ("api", "models", "build", "conditions", "config", "train.sharding")),
     ("inputs", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "train.program")),
     ("cli", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("cli.*", ("", "cli", *LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),

@@ -138,29 +138,28 @@ def choose_options(flags, config) -> dict:
 def asked_for(flags, prior, size):
     """What to draw images of."""
     from vqgan_jax import inputs
-    from vqgan_jax.data.conditions import ClassLabel, Codes, Objects
 
-    kind = prior.module.condition
+    condition = prior.module.condition
     if not 0 <= flags.keep <= 1:
         raise cli.UsageError(f"`--keep` must be a share of the codes, 0 to 1; got {flags.keep}.")
     if flags.mask and not flags.complete:
         raise cli.UsageError("`--mask` says what of a picture is drawn anew; give the picture by --complete.")
-    if flags.labels is not None and not isinstance(kind, ClassLabel):
+    if flags.labels is not None and not condition.num_labels:
         raise cli.UsageError("`--labels` are for a class-conditional prior; this one has no classes.")
-    if isinstance(kind, ClassLabel):
+    if flags.condition and condition.argument != "condition":
+        raise cli.UsageError("`--condition` is for a prior over maps or layouts; this one reads none.")
+    if condition.num_labels:
         if flags.complete and flags.labels is None:
             raise cli.UsageError("`--labels` must give the class of the files to complete: one, or one for each.")
         subjects = inputs.classes(prior, numbers_of(flags.labels))
     elif flags.condition:
-        subjects = inputs.from_files(prior, flags.condition, size)
-    elif isinstance(kind, Codes | Objects):
+        subjects = inputs.given(prior, condition.read(flags.condition, size, prior.config.data), size)
+    elif condition.argument == "condition":
         if flags.size:
             raise cli.UsageError("held-out examples have the training size; for another give --condition FILE.")
         subjects = inputs.held_out(prior, flags.examples)
     else:
         subjects = inputs.nothing(1)
-    if flags.condition and not isinstance(kind, Codes | Objects):
-        raise cli.UsageError("`--condition` is for a prior over maps or layouts; this one reads none.")
     if not flags.complete:
         return subjects
     return inputs.completing(prior, subjects, flags.complete, size, keep=flags.keep, mask=flags.mask)

@@ -11,7 +11,6 @@ from jaxtyping import Float, UInt8
 
 from vqgan_jax import data, drawing, models
 from vqgan_jax import prior as priors
-from vqgan_jax.data.conditions import ClassLabel
 from vqgan_jax.evaluate import generation, likeness, of_samples, record
 from vqgan_jax.evaluate.collection import Numbered
 from vqgan_jax.evaluate.gathering import gather, numbered
@@ -86,10 +85,10 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
         raise ValueError(
             f"`{pictured[0]}` is of samples, of which none are asked for. Give --samples, or leave it out."
         )
-    if "own_class" in chosen and not isinstance(prior.module.condition, ClassLabel):
+    if "own_class" in chosen and not prior.module.condition.num_labels:
         raise ValueError("`own_class` is of a class-conditional prior; this one has no classes. Leave it out.")
     for rate in {options.get("accept_rate", 1.0) for options in asked.settings} - {1.0}:
-        if not 0 < rate < 1 or asked.scorer is None or not isinstance(prior.module.condition, ClassLabel):
+        if not 0 < rate < 1 or asked.scorer is None or not prior.module.condition.num_labels:
             raise ValueError(
                 f"`accept_rate` must be in (0, 1], of a class-conditional prior and with a `--scorer`; got {rate}. "
                 "Give a scorer, or leave it out."
@@ -179,10 +178,8 @@ def class_rows(
     prior: models.Prior, names: Sequence[str], likelihood: Float[np.ndarray, "n 2"], drawn: of_samples.Drawn | None
 ) -> list[tuple[str, int, float, int, float]]:
     """The table of classes; empty for a prior without."""
-    if not isinstance(prior.module.condition, ClassLabel):
-        return []
     rows = []
-    for label in range(prior.config.condition.num_classes):
+    for label in range(prior.module.condition.num_labels):
         nats = likelihood[likelihood[:, 0] == label, 1]
         own = drawn.looks[drawn.labels == label] == label if drawn is not None else np.zeros(0)
         name = names[label] if label < len(names) else str(label)

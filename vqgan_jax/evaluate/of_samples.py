@@ -9,7 +9,6 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from vqgan_jax import drawing, inputs, models
-from vqgan_jax.data.conditions import ClassLabel, Codes, Objects
 from vqgan_jax.evaluate import likeness
 from vqgan_jax.evaluate.collection import Collector, Summary
 from vqgan_jax.evaluate.gathering import gather
@@ -31,11 +30,12 @@ class Drawn(NamedTuple):
 
 def subjects_of(prior: models.Prior, count: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Label, number within its label, and rows of each of `count` samples: classes in turn, each equally often."""
-    if isinstance(prior.module.condition, Codes | Objects):
+    condition = prior.module.condition
+    if condition.argument == "condition":
         given = inputs.held_out(prior, count)
         which = np.arange(count) % len(given.labels)
         return given.labels[which], np.arange(count), {name: rows[which] for name, rows in given.rows.items()}
-    classes = prior.config.condition.num_classes if isinstance(prior.module.condition, ClassLabel) else 1
+    classes = condition.num_labels or 1
     return np.arange(count, dtype=np.int32) % classes, np.arange(count) // classes, {}
 
 
@@ -67,7 +67,7 @@ def accepted(
         scores.append(drawing.scored(scorer, images, labels[part]))
         told(start + len(part))
     everyone = gather(np.concatenate(scores))[np.argsort(gather(mine))]
-    wanted = np.bincount(labels[:count], minlength=prior.config.condition.num_classes)
+    wanted = np.bincount(labels[:count], minlength=prior.module.condition.num_labels)
     best = [drawing.best(everyone[labels == c], labels[labels == c], n) for c, n in enumerate(wanted.tolist())]
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[kept] for c, kept in enumerate(best)]))
 
