@@ -160,6 +160,28 @@ def test_only_who_draws_a_page_waits_for_its_libraries():
         assert not reports or name.startswith("report.") or name in ("quickstart", "cli.evaluate"), name
 
 
+def test_nobody_asks_which_kind_a_condition_is():
+    """The class answers: outside of `conditions` its subclasses have no names, and `kind` is compared with nothing."""
+    from vqgan_jax.conditions import CONDITIONS
+
+    names = {"conditions"} | {
+        base.__name__ for cls in CONDITIONS.values() for base in cls.__mro__ if base is not object
+    }
+    for name, path in MODULES.items():
+        if name.startswith("conditions"):
+            continue
+        heads = {imported.removeprefix("vqgan_jax.conditions.") for imported in imports(path)}
+        assert not heads & (names - {"Condition"}), f"{name} imports {heads & names}"
+        assert not {other for other in ours(path) if other.startswith("conditions.")}, name
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass", "type"):
+                assert not names & {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}, ast.unparse(node)
+            if isinstance(node, ast.Compare | ast.Match):
+                sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node.subject]
+                asked = [ast.unparse(side) for side in sides]
+                assert not any(side.endswith(("condition.kind", "prefix.kind")) for side in asked), f"{name}: {asked}"
+
+
 def test_the_lab_book_knows_configs_only():
     neighbours = {path.stem for path in PAGES}
     for path in PAGES:

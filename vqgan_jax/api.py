@@ -8,6 +8,7 @@ NaN, each in its own row. The values of images and maps on a device are not look
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -85,7 +86,7 @@ def sample_indices(
     key: Key[Array, "*b"],
     *,
     labels: Int[Array, "b"] | Int[np.ndarray, "b"] | None = None,
-    condition: Num[Array, "b ..."] | Num[np.ndarray, "b ..."] | None = None,
+    condition: Num[Array, "b ..."] | Num[np.ndarray, "b ..."] | Sequence[str] | None = None,
     count: int | None = None,
     size: tuple[int, int] | None = None,
     prompt: Int[Array, "b h w"] | Int[np.ndarray, "b h w"] | None = None,
@@ -105,7 +106,8 @@ def sample_indices(
       labels: the class of each, for a class-conditional prior.
       condition: the map of each, for a prior over maps: segmentation (integers b H W), depth (float b H W 1 in
         [-1, 1]), or low_resolution, edges, keypoints (uint8 b H W 3); for one over objects, their tokens as
-        `conditions.objects.Layout` makes them: b s of an image of the training size, else b n m s, one for each window.
+        `conditions.objects.Layout` makes them: b s of an image of the training size, else b n m s, one for each window;
+        for one over captions, their texts, or token ids b s.
       count: how many, for a prior that has neither, without a prompt.
       size: height and width in pixels; by default the map's, or those of training. Larger images are drawn through a
         sliding window of the training size (section 4.3 of the paper), which needs the order "raster". Of a map that
@@ -196,7 +198,7 @@ def log_likelihood(
     images_or_indices: Num[Array, "b ..."] | Num[np.ndarray, "b ..."],
     *,
     labels: Int[Array, "b"] | Int[np.ndarray, "b"] | None = None,
-    condition: Num[Array, "b ..."] | Num[np.ndarray, "b ..."] | None = None,
+    condition: Num[Array, "b ..."] | Num[np.ndarray, "b ..."] | Sequence[str] | None = None,
 ) -> Float[Array, "b"]:
     """Logarithm of the probability that the prior gives to the codes of each image, in nats a sequence.
 

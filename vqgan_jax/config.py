@@ -170,10 +170,12 @@ class FrozenTokenizer(Frozen):
 class Condition:
     """The prefix; see `conditions`."""
 
-    kind: str  # class | none | coordinates | boxes | centers, or a map
+    kind: str  # class | none | coordinates | boxes | centers | text, or a map
     num_classes: int  # of labels, of segmentations, of objects
     num_tokens: int  # levels of coordinates; of boxes and centers, whose points are on a square grid of so many
     max_objects: int
+    max_tokens: int  # of a caption
+    num_ids: int  # of a caption's tokenizer; 0 is UTF-8 bytes
     crop_points: bool  # boxes stay those of the whole image, and two more tokens say which part is seen
     paper: bool  # upstream's quirks of boxes and centers
     size: int  # pixels to which a map is brought first, by the nearest one; 0 leaves it

@@ -5,6 +5,7 @@ from vqgan_jax.conditions.codes import Depth, Edges, Keypoints, LowResolution, S
 from vqgan_jax.conditions.coordinates import Coordinates
 from vqgan_jax.conditions.label import ClassLabel, Unconditional
 from vqgan_jax.conditions.objects import Boxes, Centers
+from vqgan_jax.conditions.text import Text
 
 CONDITIONS: dict[str, type[Condition]] = {
     "class": ClassLabel,
@@ -17,6 +18,7 @@ CONDITIONS: dict[str, type[Condition]] = {
     "low_resolution": LowResolution,
     "edges": Edges,
     "keypoints": Keypoints,
+    "text": Text,
 }
 
 __all__ = ["CONDITIONS", "Condition", "Frozen", "Params", "Prefix", "check_range", "marked", "on_host"]

@@ -305,7 +305,7 @@ class Condition:
         if name == self.argument:
             needs = {"labels": "the class of each image", "condition": f"the {self.kind} of each image"}
             return f"this prior's condition is {self.kind!r}: it needs `{name}`, {needs[name]}; none were given."
-        priors = {"labels": "a class-conditional prior", "condition": "a prior over maps or objects"}
+        priors = {"labels": "a class-conditional prior", "condition": "a prior over maps or objects or captions"}
         verb = {"labels": "`labels` are", "condition": "`condition` is"}
         leave = {"labels": "Leave them out.", "condition": "Leave it out."}
         return f"{verb[name]} for {priors[name]}; the condition of this one is {self.kind!r}. {leave[name]}"

@@ -63,7 +63,7 @@ class Codes(Condition):
     def bound(self, *, window: tuple[int, int], images: Frozen, module: Any = None) -> Condition:
         """Returns the condition of a run, with what encodes its maps."""
         bound = super().bound(window=window, images=images)
-        return dataclasses.replace(bound, encoder=self.own_tokenizer or images, module=module)  # type: ignore[call-arg]
+        return dataclasses.replace(bound, encoder=self.own_tokenizer or images, module=module)
 
     def check(self, codebook_size: int) -> None:
         """Raises ValueError for a size that is no multiple of the factor, or a map that no tokenizer can read."""
