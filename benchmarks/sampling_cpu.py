@@ -54,7 +54,7 @@ def ours(batches: tuple[int, ...]) -> Contender:
     import jax.numpy as jnp
 
     from vqgan_jax import prior
-    from vqgan_jax.data.conditions import Unconditional
+    from vqgan_jax.conditions.label import Unconditional
     from vqgan_jax.nn.transformer import Transformer
     from vqgan_jax.sampling import Settings
 

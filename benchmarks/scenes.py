@@ -50,7 +50,8 @@ def main() -> None:
         prior, labels, np.arange(flags.examples), seed=0, batch_size=64, options=options, rows=rows
     )
     other = {name: np.roll(values, 1, axis=0) for name, values in truth.items()}
-    kept = inputs.reconstruction(prior.tokenizer, batch["image"])
+    tokenizer = prior.tokenizer
+    kept = np.asarray(vq.to_uint8(vq.decode(tokenizer, vq.encode(tokenizer, batch["image"]))))
     print(f"{flags.kind}, step {prior.step}, {flags.examples} scenes, top-k {flags.top_k}, guidance {flags.guidance}")
     for name, measure in MEASURES[flags.kind].items():
         columns = {
@@ -92,7 +93,7 @@ def swapped(prior: vq.Prior, layouts: np.ndarray) -> np.ndarray:
 
 def sheet(prior: vq.Prior, options: dict) -> np.ndarray:
     """Eight held-out conditions with four samples each."""
-    subjects = inputs.classes(prior, None) if prior.config.condition.kind == "class" else inputs.held_out(prior, 8)
+    subjects = inputs.classes(prior, None) if prior.module.condition.num_labels else inputs.held_out(prior, 8)
     which = np.repeat(np.arange(8), 4)
     images, _ = drawing.draw(
         prior, subjects.labels[which], np.arange(32), seed=1, batch_size=32, options=options,

@@ -27,7 +27,7 @@ from turns import from_tests, print_load
 
 from vqgan_jax import prior as priors
 from vqgan_jax import sliding
-from vqgan_jax.data.conditions import ClassLabel
+from vqgan_jax.conditions.label import ClassLabel
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.sampling import Settings
 
@@ -41,7 +41,7 @@ def code_prior(prefix: int, depth: int) -> priors.CodePrior:
         length = prefix
 
     module = Transformer(VOCAB, prefix + 255, depth, WIDTH, HEADS, extra_vocab=1)
-    return priors.CodePrior(module, Tokens(1), WINDOW, "raster")
+    return priors.CodePrior(module, Tokens(num_classes=1), WINDOW, "raster")
 
 
 def parameters(module: Transformer) -> Any:

@@ -125,10 +125,12 @@ def stage2() -> ConfigDict:
                 "crops": 10,  # of each training image, in a token cache
             },
             "condition": {
-                "kind": "class",  # class | none | coordinates | boxes | centers | a `data.field`
+                "kind": "class",  # class | none | coordinates | boxes | centers | text | a `data.field`
                 "num_classes": 1000,  # of labels, segmentations, objects
                 "num_tokens": 1024,  # of coordinates, boxes and centers
                 "max_objects": 30,
+                "max_tokens": 128,  # of a caption
+                "num_ids": 0,  # of a caption's tokenizer; 0: captions are UTF-8 bytes
                 "crop_points": True,  # boxes of the whole image, and two tokens for the part that is seen
                 "paper": False,  # upstream's quirks of boxes
                 "size": 0,  # pixels to which a map is brought first; 0 leaves it

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from vqgan_jax.data.conditions import Unconditional
+from vqgan_jax.conditions.label import Unconditional
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.prior import CodePrior
 

@@ -10,7 +10,7 @@ import pytest
 import untrained
 
 import vqgan_jax as vq
-from vqgan_jax import prefixes
+from vqgan_jax import api
 from vqgan_jax.nn import caches, decoding
 
 
@@ -173,7 +173,7 @@ def test_samples_that_cannot_be_are_refused(prior, options, message):
 def test_labels_of_another_kind_are_refused(prior, labels, message):
     """Which in these tests the types of the verbs themselves would refuse before."""
     with pytest.raises(ValueError, match=message):
-        prefixes.prefix(prior, labels=labels, condition=None, count=2, size=None)
+        api.prefix(prior, labels=labels, condition=None, count=2, size=None)
 
 
 def test_what_is_out_of_range_on_a_device_shows_in_its_own_row(prior, drawn):

@@ -14,12 +14,13 @@ PAGES = sorted((ROOT / "experiments").glob("*.py"))
 
 LAYER_0 = ("compat", "nn", "nn.*", "ordering", "storage")
 LAYER_1 = (
-    "losses", "sampling", "config", "build", "parsing", "stored", "pictures", "data", "data.*",
+    "losses", "sampling", "config", "build", "parsing", "stored", "pictures", "data", "data.*", "conditions",
+    "conditions.*",
     "train.sharding", "train.checkpoint", "train.goodput", "train.metrics", "train.storage_s3",
     "train.profile", "train.signals",
 )  # fmt: skip
 LAYER_2 = (
-    "prior", "sliding", "models", "prefixes", "train", "train.state", "train.stage1", "train.stage2",
+    "prior", "sliding", "models", "train", "train.state", "train.stage1", "train.stage2",
     "train.accumulation", "train.stage1_eval",
     "evaluate", "evaluate.*", "convert", "convert.*", "report", "report.*",
 )  # fmt: skip
@@ -28,8 +29,7 @@ LAYER_3 = (
     "train.loop", "train.token_cache", "api", "drawing", "inputs", "quickstart",
     "plan", "plan.*", *PROGRAMS,
 )  # fmt: skip
-PURE = (*LAYER_0, "losses", "sampling", "config", "build", "data.conditions")
-CONDITIONS = ("data.conditions", "data.layouts", "data.views")
+PURE = (*LAYER_0, "losses", "sampling", "config", "build", "conditions")
 
 # The first pattern that fits a module decides what it may import of ours.
 MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -42,15 +42,14 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("report*", ("pictures", "report", "report.*", "evaluate.protocol")),
     ("losses", ("nn", "nn.*")),
     ("sampling", ("nn", "nn.*")),
-    ("config", ()),
-    ("build", (*LAYER_0, "sampling", "config", *CONDITIONS)),
-    ("parsing", (*LAYER_0, "losses", "sampling", "config", "build")),
+    ("config", ("conditions",)),
+    ("build", (*LAYER_0, "sampling", "config", "conditions", "data.views")),
+    ("parsing", (*LAYER_0, "losses", "sampling", "config", "conditions", "build", "data.views")),
     ("stored", ("config", "parsing")),
     ("prior", PURE),
     ("sliding", (*PURE, "prior")),
-    ("prefixes", (*PURE, "models", "sliding")),
     ("models", (*LAYER_0, *LAYER_1, "prior", "train.stage1", "train.stage2", "train.state")),
-    ("data.conditions", ("data", "data.*", "pictures", "nn.pixels")),
+    ("conditions*", ("conditions.*", "data", "data.*", "pictures", "nn.pixels")),
     ("data*", ("data", "data.*", "pictures", "storage")),
     ("train", ()),
     ("train.sharding", ("train.checkpoint", "train.metrics")),
@@ -77,7 +76,7 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("api", (*LAYER_0, *LAYER_1, *LAYER_2)),
     ("quickstart", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("plan*", (*LAYER_0, *LAYER_1, *LAYER_2, *PROGRAMS, "train.loop", "api", "plan", "plan.*")),
-    ("drawing", ("api", "models", "prefixes", "build", "config", "train.sharding")),
+    ("drawing", ("api", "models", "build", "conditions", "config", "train.sharding")),
     ("inputs", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "train.program")),
     ("cli", (*LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
     ("cli.*", ("", "cli", *LAYER_0, *LAYER_1, *LAYER_2, *LAYER_3)),
@@ -158,6 +157,28 @@ def test_only_who_draws_a_page_waits_for_its_libraries():
         assert not heads & {"jinja2", "matplotlib"} or name.startswith("report."), name
         reports = {other for other in ours(path) if other.startswith("report.")}
         assert not reports or name.startswith("report.") or name in ("quickstart", "cli.evaluate"), name
+
+
+def test_nobody_asks_which_kind_a_condition_is():
+    """The class answers: outside of `conditions` its subclasses have no names, and `kind` is compared with nothing."""
+    from vqgan_jax.conditions import CONDITIONS
+
+    names = {"conditions"} | {
+        base.__name__ for cls in CONDITIONS.values() for base in cls.__mro__ if base is not object
+    }
+    for name, path in MODULES.items():
+        if name.startswith("conditions"):
+            continue
+        heads = {imported.removeprefix("vqgan_jax.conditions.") for imported in imports(path)}
+        assert not heads & (names - {"Condition"}), f"{name} imports {heads & names}"
+        assert not {other for other in ours(path) if other.startswith("conditions.")}, name
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass", "type"):
+                assert not names & {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}, ast.unparse(node)
+            if isinstance(node, ast.Compare | ast.Match):
+                sides = [node.left, *node.comparators] if isinstance(node, ast.Compare) else [node.subject]
+                asked = [ast.unparse(side) for side in sides]
+                assert not any(side.endswith(("condition.kind", "prefix.kind")) for side in asked), f"{name}: {asked}"
 
 
 def test_the_lab_book_knows_configs_only():

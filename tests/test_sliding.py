@@ -11,7 +11,7 @@ from untrained import randomised
 
 from vqgan_jax import prior as priors
 from vqgan_jax import sliding
-from vqgan_jax.data.conditions import Unconditional
+from vqgan_jax.conditions.label import Unconditional
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.prior import CodePrior
 from vqgan_jax.sampling import Settings
@@ -26,14 +26,21 @@ GREEDY, DRAWN = Settings(greedy=True), Settings(temperature=1.5)
 class Tokens(Unconditional):
     """A condition of so many tokens; the last of its vocabulary is the null token."""
 
-    length: int
-    vocab_size: int = 7
+    count: int
+
+    @property
+    def length(self):
+        return self.count
+
+    @property
+    def num_values(self):
+        return 7
 
 
 def prior(length, **fields):
     """With as many condition tokens, in rows of the embedding behind the codes'."""
     module = Transformer(VOCAB, length + 15, depth=2, width=32, num_heads=4, extra_vocab=7, **fields)
-    return CodePrior(module, Tokens(length), WINDOW, "raster")
+    return CodePrior(module, Tokens(count=length), WINDOW, "raster")
 
 
 CLASS = prior(1)

@@ -10,9 +10,10 @@ import pytest
 import untrained
 
 import vqgan_jax as vq
-from vqgan_jax import inputs, prefixes, sliding
+from vqgan_jax import api, sliding
 from vqgan_jax import prior as priors
-from vqgan_jax.data.conditions import Codes
+from vqgan_jax.conditions import Frozen
+from vqgan_jax.conditions.codes import Depth
 from vqgan_jax.nn.transformer import POSITIONS
 from vqgan_jax.sampling import Settings
 
@@ -76,7 +77,7 @@ def said(model, grid):
 def prefix(model, grid, **more):
     """The prefix of what `said` says."""
     size = (F * grid[0], F * grid[1])
-    return prefixes.prefix(
+    return api.prefix(
         model, **{"labels": None, "condition": None, "count": None, "size": size} | said(model, grid) | more
     )
 
@@ -144,7 +145,7 @@ def check_own_grid(model, drawn, *others):
 
     @fast_jit
     def both(params, tokens, settings):
-        at = prefixes.window_of(model.module.condition, tokens, grid)
+        at = functools.partial(model.module.condition.window_of, tokens)
         large = sliding.sample(model.module, params, at, grid, keys, settings, prompt, known)
         return large, priors.sample(model.module, params, tokens, keys, settings, prompt, known)
 
@@ -237,16 +238,17 @@ def test_maps_are_cut_where_windows_see_whole_codes():
         "three quarters": False,
         "twice": False,
     }.items():
-        assert prior(name, "rope2d").module.condition.is_cut((SIDE, SIDE)) == cut
-    codes = functools.partial(Codes, "depth", "condition", 16)
-    assert [codes((side, side)).is_cut((SIDE, SIDE)) for side in (2, 3, 4, 6, 8)] == [False, False, True, False, True]
+        assert prior(name, "rope2d").module.condition.is_cut == cut
+    for side, cut in {2: False, 3: False, 4: True, 6: False, 8: True}.items():
+        depth = Depth(window=(SIDE, SIDE), downsample_factor=12, encoder=Frozen(downsample_factor=12 * SIDE // side))
+        assert (depth.grid, depth.is_cut) == ((side, side), cut)
 
 
 def test_a_map_is_shown_as_its_windows_see_it():
     """Of 8 x 14 pixels two windows side by side, the second one flush with the border."""
     model = prior("half", "rope2d")
     maps = said(model, (SIDE, 7))["condition"]
-    shown = inputs.seen(model, maps)
+    shown = model.module.condition.seen(model.frozen, maps)
     picture = lambda left: model.module.condition.picture(
         model.frozen, np.asarray(trained_on(model, (SIDE, 7), 0, left)), F * SIDE
     )
@@ -266,7 +268,7 @@ def test_sizes_that_cannot_be_are_named():
         with pytest.raises(ValueError, match=message):
             draw(**request)
     with pytest.raises(ValueError, match="multiples of 2 pixels"):
-        inputs.seen(model, maps(8, 13))
+        model.module.condition.seen(model.frozen, maps(8, 13))
     spiral = untrained.prior("half", condition__size=4, transformer__order="spiral_in")
     with pytest.raises(ValueError, match="'raster'; this one's is 'spiral_in'"):
         vq.sample_indices(spiral, jax.random.key(0), condition=maps(8, 12))

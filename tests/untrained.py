@@ -59,7 +59,7 @@ def prior(
     params = randomised(models.prior_state(config).params["transformer"], 0.4)
     tokenizers = tokenizer(codebook_size), None
     if config.condition.tokenizer.workdir:
-        channels = build.MAPS[config.condition.kind] or config.condition.num_classes
+        channels = build.condition(config).channels
         tokenizers = tokenizers[0], tokenizer(config.condition.tokenizer.codebook_size, channels)
     module = priors.from_config(config, models.condition_module(*tokenizers))
     return vq.Prior(params, tokenizers[0], module, tokenizers[1], run=models.Run(config, 0))

@@ -8,7 +8,7 @@ NaN, each in its own row. The values of images and maps on a device are not look
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
-from vqgan_jax import prefixes, sampling, sliding
 from vqgan_jax import prior as priors
+from vqgan_jax import sampling, sliding
+from vqgan_jax.conditions import Prefix, check_range, marked, on_host
 from vqgan_jax.models import Prior, Tokenizer
 from vqgan_jax.nn import pixels
 
@@ -63,7 +64,7 @@ def decode(
     if tile is not None and tile < 1:
         raise ValueError(f"`tile` must be a positive number of codes; got {tile}. Leave it out to decode whole images.")
     hint = "They belong to another tokenizer, or are tokens of a condition."
-    prefixes.check_range("indices", indices, tokenizer.codebook_size, hint)
+    check_range("indices", indices, tokenizer.codebook_size, hint)
     return _decode(tokenizer, indices, tile)
 
 
@@ -85,7 +86,7 @@ def sample_indices(
     key: Key[Array, "*b"],
     *,
     labels: Int[Array, "b"] | Int[np.ndarray, "b"] | None = None,
-    condition: Num[Array, "b ..."] | Num[np.ndarray, "b ..."] | None = None,
+    condition: Num[Array, "b ..."] | Num[np.ndarray, "b ..."] | Sequence[str] | None = None,
     count: int | None = None,
     size: tuple[int, int] | None = None,
     prompt: Int[Array, "b h w"] | Int[np.ndarray, "b h w"] | None = None,
@@ -105,7 +106,8 @@ def sample_indices(
       labels: the class of each, for a class-conditional prior.
       condition: the map of each, for a prior over maps: segmentation (integers b H W), depth (float b H W 1 in
         [-1, 1]), or low_resolution, edges, keypoints (uint8 b H W 3); for one over objects, their tokens as
-        `data.layouts.Layout` makes them: b s of an image of the training size, else b n m s, one for each window.
+        `conditions.objects.Layout` makes them: b s of an image of the training size, else b n m s, one for each window;
+        for one over captions, their texts, or token ids b s.
       count: how many, for a prior that has neither, without a prompt.
       size: height and width in pixels; by default the map's, or those of training. Larger images are drawn through a
         sliding window of the training size (section 4.3 of the paper), which needs the order "raster". Of a map that
@@ -123,7 +125,7 @@ def sample_indices(
       ValueError: an argument out of range, or arguments that do not fit the prior or each other.
     """
     settings = sampling.Settings(**options)
-    if all(prefixes.on_host(leaf) for leaf in jax.tree.leaves(settings)):
+    if all(on_host(leaf) for leaf in jax.tree.leaves(settings)):
         sampling.check(settings, prior.tokenizer.codebook_size)
     if settings.guidance is not None and not prior.module.condition.droppable:
         raise ValueError(
@@ -131,21 +133,43 @@ def sample_indices(
         )
     if prompt is not None and count is None and labels is None and condition is None:
         count = len(prompt)
-    prefix = prefixes.prefix(prior, labels=labels, condition=condition, count=count, size=size, stride=stride)
-    batch = len(prefix.tokens)
+    tokens, grid = prefix(prior, labels=labels, condition=condition, count=count, size=size, stride=stride)
+    batch = len(tokens)
     if prompt is None and known is not None:
         raise ValueError("`known` says which codes of a `prompt` count; no prompt was given. Give both.")
     if prompt is None:
-        prompt, known = jnp.zeros((batch, *prefix.grid), jnp.int32), jnp.zeros((batch, *prefix.grid), bool)
-    check_indices(prior, prompt, batch, prefix.grid)
-    known = known_codes(prior, batch, prefix.grid, prompt_length) if known is None else jnp.asarray(known)
+        prompt, known = jnp.zeros((batch, *grid), jnp.int32), jnp.zeros((batch, *grid), bool)
+    check_indices(prior, prompt, batch, grid)
+    known = known_codes(prior, batch, grid, prompt_length) if known is None else jnp.asarray(known)
     if known.shape != prompt.shape:
         raise ValueError(f"`known` must have the prompt's shape, {prompt.shape}; got {known.shape}.")
     if key.shape not in ((), (batch,)):
         raise ValueError(f"`key` must be one key, or one for each of {batch} images; got {key.shape}.")
-    if prefix.grid == prior.module.grid:
-        return _sample(prior, key, prefix.tokens, jnp.asarray(prompt), known, settings)
-    return _sample_large(prior, key, prefix.tokens, jnp.asarray(prompt), known, settings, prefix.grid, stride)
+    if grid == prior.module.grid:
+        return _sample(prior, key, tokens, jnp.asarray(prompt), known, settings)
+    return _sample_large(prior, key, tokens, jnp.asarray(prompt), known, settings, grid, stride)
+
+
+def prefix(
+    prior: Prior, *, labels: Any, condition: Any, count: int | None, size: tuple[int, int] | None, stride: int = 1
+) -> Prefix:
+    """The condition's tokens before the codes of each image, and the grid of codes that it asks for.
+
+    Args:
+      prior: from `load_prior`.
+      labels, condition, count, size, stride: see `sample_indices`.
+
+    Raises:
+      ValueError: something is missing, out of range, or does not fit the prior or the rest.
+    """
+    kind, origins = prior.module.condition, None
+    value = kind.value_of(labels=labels, condition=condition)
+    grid = kind.grid_of(kind.size_of(value, size))
+    count = kind.count_of(value, count)
+    if grid != kind.window:
+        sliding.check_order(prior.module)
+        origins = sliding.visited(sliding.runs(grid, kind.window, kind.rule, stride))
+    return Prefix(kind.tokens(prior.frozen, value, count, grid, origins), grid)
 
 
 def known_codes(
@@ -160,7 +184,7 @@ def known_codes(
     """
     codes = math.prod(grid)
     length = codes // 2 if length is None else length
-    if prefixes.on_host(length) and not 0 <= int(length) <= codes:
+    if on_host(length) and not 0 <= int(length) <= codes:
         raise ValueError(
             f"`prompt_length` must be in 0 .. {codes}, the codes of an image; got {int(length)}. Lower it."
         )
@@ -174,7 +198,7 @@ def log_likelihood(
     images_or_indices: Num[Array, "b ..."] | Num[np.ndarray, "b ..."],
     *,
     labels: Int[Array, "b"] | Int[np.ndarray, "b"] | None = None,
-    condition: Num[Array, "b ..."] | Num[np.ndarray, "b ..."] | None = None,
+    condition: Num[Array, "b ..."] | Num[np.ndarray, "b ..."] | Sequence[str] | None = None,
 ) -> Float[Array, "b"]:
     """Logarithm of the probability that the prior gives to the codes of each image, in nats a sequence.
 
@@ -192,8 +216,8 @@ def log_likelihood(
     if jnp.ndim(indices) == 4:
         indices = encode(prior.tokenizer, indices)
     check_indices(prior, indices, len(indices), prior.module.grid)
-    prefix = prefixes.prefix(prior, labels=labels, condition=condition, count=len(indices), size=None)
-    return _log_likelihood(prior, prefix.tokens, jnp.asarray(indices))
+    tokens, _ = prefix(prior, labels=labels, condition=condition, count=len(indices), size=None)
+    return _log_likelihood(prior, tokens, jnp.asarray(indices))
 
 
 @jax.jit
@@ -227,8 +251,8 @@ def _sample(prior: Prior, key: Any, condition: Any, prompt: Any, known: Any, set
 def _sample_large(
     prior: Prior, key: Any, tokens: Any, prompt: Any, known: Any, settings: Any, grid: tuple[int, int], stride: int
 ) -> Any:
-    at = prefixes.window_of(prior.module.condition, tokens, prior.module.grid)
-    rule = prefixes.rule_of(prior.module.condition)
+    at = functools.partial(prior.module.condition.window_of, tokens)
+    rule = prior.module.condition.rule
     indices = sliding.sample(
         prior.module, prior.params, at, grid, keys_of(key, prompt), settings, prompt, known, rule=rule, stride=stride
     )
@@ -236,7 +260,7 @@ def _sample_large(
 
 
 def fine(tokens: Int[Array, "b ..."]) -> Bool[Array, "b"]:
-    """Whether all tokens of a row are in range: `prefixes.marked` made those that are not -1."""
+    """Whether all tokens of a row are in range: `conditions.marked` made those that are not -1."""
     return (tokens >= 0).all(axis=tuple(range(1, tokens.ndim)))
 
 
@@ -248,7 +272,7 @@ def keys_of(key: Key[Array, "*b"], rows: Array) -> Key[Array, "b"]:
 @jax.jit
 def _log_likelihood(prior: Prior, condition: Any, indices: Any) -> Any:
     nats = -priors.nll(prior.module, prior.params, condition, indices).sum(axis=1)
-    codes = prefixes.marked(indices, prior.tokenizer.codebook_size)
+    codes = marked(indices, prior.tokenizer.codebook_size)
     return jnp.where(fine(condition) & fine(codes), nats, jnp.nan)
 
 
@@ -260,7 +284,7 @@ def check_indices(prior: Prior, indices: Any, count: int, grid: tuple[int, int])
             f"codes for this prior must be integers of shape {(count, *grid)}; got {dtype} of shape {shape}. It was "
             f"trained on images of {prior.image_size} pixels."
         )
-    prefixes.check_range("codes", indices, size, "They belong to another tokenizer.")
+    check_range("codes", indices, size, "They belong to another tokenizer.")
 
 
 def check_images(tokenizer: Tokenizer, images: Any) -> None:
@@ -281,8 +305,8 @@ def check_images(tokenizer: Tokenizer, images: Any) -> None:
                 f"Resize or pad to {max(-(-size // f), 1) * f}."
             )
     if labels:
-        prefixes.check_range("images", images, channels, "The tokenizer knows only so many classes.")
-    floats = jnp.issubdtype(dtype, jnp.floating) and prefixes.on_host(images)
+        check_range("images", images, channels, "The tokenizer knows only so many classes.")
+    floats = jnp.issubdtype(dtype, jnp.floating) and on_host(images)
     if floats and not np.max(np.abs(images)) <= 1.01:
         raise ValueError(
             f"float `images` must be in [-1, 1]; got values in [{np.min(images):.3g}, {np.max(images):.3g}]. Pass "

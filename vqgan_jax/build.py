@@ -1,6 +1,5 @@
 """From configs to modules, optimisers and schedules; configs end here."""
 
-import functools
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -10,19 +9,15 @@ import optax
 
 from vqgan_jax import config as configs
 from vqgan_jax import ordering, sampling
-from vqgan_jax.data import conditions
+from vqgan_jax.conditions import CONDITIONS, Condition
 from vqgan_jax.data import views as data_views
-from vqgan_jax.data.layouts import Layout
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.maskgit import AUTOENCODERS
 from vqgan_jax.nn.quantizer import QUANTIZERS, Quantizer
 from vqgan_jax.nn.transformer import Transformer
 
-MAPS = {"segmentation": 0, "depth": 1, "low_resolution": 3, "edges": 3, "keypoints": 3}  # channels; 0: the classes
-LAYOUTS = ("boxes", "centers")
 SCHEDULES = ("constant", "cosine")
-CONDITIONS = ("class", "none", "coordinates", *LAYOUTS, *MAPS)
 
 
 def check_known(path: str, value: Any, table: Collection[Any]) -> None:
@@ -80,55 +75,17 @@ def optimizer(config: configs.Optimizer, peak: float, steps: int) -> optax.Gradi
 def views(config: configs.Stage1 | configs.Stage2) -> Mapping[str, data_views.View]:
     """What the loader must show of each example, by name."""
     if isinstance(config, configs.Stage1):
-        return {"image": view(config.data, config.data.field, config.model.image_channels), "label": data_views.label}
-    c, fields = config.condition, dict(data_views.PLAIN)
-    if c.kind in LAYOUTS:
-        fields[c.kind] = functools.partial(data_views.boxes, layout=layout(c))
-    elif c.kind in MAPS or c.kind == "coordinates":
-        fields[c.kind] = view(config.data, c.kind, c.num_classes)
-    return fields
+        view = data_views.FIELDS[config.data.field].view(config.data, config.model.image_channels)
+        return {**data_views.PLAIN, "image": view}
+    return {**data_views.PLAIN, **condition(config).views(config.data)}
 
 
-def view(data: configs.Data, field: str, num_classes: int) -> data_views.View:
-    """The view of a picture or map."""
-    if field == "segmentation":
-        return functools.partial(data_views.segmentation, num_classes=num_classes, shift=data.shift_labels)
-    if field == "low_resolution":
-        return functools.partial(data_views.low_resolution, factor=data.low_resolution_factor)
-    if field == "edges":
-        return functools.partial(data_views.edges, sigma=data.edge_sigma)
-    return data_views.PICTURES[field]
-
-
-def layout(config: configs.Condition) -> Layout:
-    """How objects become tokens."""
-    return Layout(
-        num_categories=config.num_classes,
-        num_tokens=config.num_tokens,
-        max_objects=config.max_objects,
-        centers=config.kind == "centers",
-        crop_points=config.crop_points,
-        paper=config.paper,
-    )
-
-
-def condition(config: configs.Stage2, tokenizer: VQGAN | None = None) -> conditions.Condition:
+def condition(config: configs.Stage2, tokenizer: VQGAN | None = None) -> Condition:
     """The tokens in front of the codes; `tokenizer` is needed where maps must be encoded."""
-    c = config.condition
-    check_known("condition.kind", c.kind, CONDITIONS)
-    droppable = c.drop > 0
-    if c.kind == "class":
-        return conditions.ClassLabel(c.num_classes, droppable)
-    if c.kind == "none":
-        return conditions.Unconditional()
-    if c.kind == "coordinates":
-        return conditions.Coordinates(c.num_tokens, grid(config), config.tokenizer.downsample_factor, droppable)
-    if c.kind in LAYOUTS:
-        return conditions.Objects(c.kind, layout(c), droppable)
-    frozen = c.tokenizer if c.tokenizer.workdir else config.tokenizer
-    side = (c.size or config.data.image_size) // frozen.downsample_factor
-    name = "condition" if c.tokenizer.workdir else "tokenizer"
-    return conditions.Codes(c.kind, name, frozen.codebook_size, (side, side), c.size, droppable, tokenizer)
+    check_known("condition.kind", config.condition.kind, CONDITIONS)
+    cls = CONDITIONS[config.condition.kind]
+    fields = {name: getattr(config.condition, name) for name in cls.key_names()}
+    return cls(**fields).bound(window=grid(config), images=config.tokenizer, module=tokenizer)
 
 
 def grid(config: configs.Stage2) -> tuple[int, int]:
@@ -145,13 +102,8 @@ def transformer(config: configs.Stage2) -> Transformer:
     fields: dict[str, Any] = {}
     if t.positions != "learned":
         codes = [(int(i) // width, int(i) % width) for i in ordering.order(t.order, height, width)]
-        # What belongs to a place in the image stands there; all else stands in a line to the left of it, but that each
-        # layout tells where its tokens stand: `CodePrior.places`.
-        rows, columns = prefix.grid or (1, prefix.length)
-        places = [(i * height // rows, j * width // columns) for i in range(rows) for j in range(columns)]
-        line = [(0, -i) for i in range(prefix.length)]
-        before = places if prefix.grid else line
-        before = [None] * prefix.length if t.positions == "rope2d_blank" else before
+        # Tokens that say where they stand themselves: `CodePrior.places`.
+        before = [None] * prefix.length if t.positions == "rope2d_blank" else prefix.coordinates()
         fields["coordinates"] = (*before, *codes[:-1])
     return Transformer(
         vocab_size=config.tokenizer.codebook_size,

@@ -8,6 +8,8 @@ there.
 
 import dataclasses
 
+from vqgan_jax.conditions import Frozen
+
 
 @dataclasses.dataclass(frozen=True)
 class Data:
@@ -22,7 +24,7 @@ class Data:
     crop: str  # random | center
     flip: bool
     small: str  # upscale | refuse images below `resize`
-    field: str  # of an example that a tokenizer learns: image, or one of `build.MAPS`
+    field: str  # of an example that a tokenizer learns: image, or another of `data.views.FIELDS`
     low_resolution_factor: int
     edge_sigma: float  # of the blur before Canny's edges, in pixels
     shift_labels: bool  # adds 1 to segmentations, 255 becoming 0, as COCO-Stuff's files ask for
@@ -157,17 +159,7 @@ class Stage1:
     log: Log
 
 
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-    """A stage-1 run whose codes stage 2 reads."""
-
-    workdir: str
-    fingerprint: str  # of its parameters; "" takes what is there, and the run writes down what that was
-    codebook_size: int
-    downsample_factor: int
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FrozenTokenizer(Frozen):
     """The stage-1 run whose codes a prior learns."""
 
@@ -176,12 +168,14 @@ class FrozenTokenizer(Frozen):
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """The prefix; see `data.conditions`."""
+    """The prefix; see `conditions`."""
 
-    kind: str  # class | none | coordinates | boxes | centers, or a map of `build.MAPS`
+    kind: str  # class | none | coordinates | boxes | centers | text, or a map
     num_classes: int  # of labels, of segmentations, of objects
     num_tokens: int  # levels of coordinates; of boxes and centers, whose points are on a square grid of so many
     max_objects: int
+    max_tokens: int  # of a caption
+    num_ids: int  # of a caption's tokenizer; 0 is UTF-8 bytes
     crop_points: bool  # boxes stay those of the whole image, and two more tokens say which part is seen
     paper: bool  # upstream's quirks of boxes and centers
     size: int  # pixels to which a map is brought first, by the nearest one; 0 leaves it

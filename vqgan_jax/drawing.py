@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
-from vqgan_jax import api, build, prefixes
+from vqgan_jax import api, build
 from vqgan_jax import config as configs
+from vqgan_jax.conditions import check_range
 from vqgan_jax.models import Prior
 from vqgan_jax.train import sharding
 
@@ -48,7 +49,7 @@ def draw(
     batch_size = -(-min(batch_size, len(labels)) // mesh.size) * mesh.size
     prior = jax.device_put(prior, everywhere)
     key = jax.random.key(seed)
-    if prior.module.condition.kind == "class":
+    if prior.module.condition.num_labels:
         rows = {"labels": labels, **rows}
     check(prior, rows, len(labels), options.get("size"), options.get("stride", 1))
     images, codes = [], []
@@ -71,9 +72,9 @@ def check(prior: Prior, rows: Mapping[str, Any], count: int, size: tuple[int, in
     """Raises ValueError for rows out of range: here, on the host, once for all batches. Nothing is computed."""
     labels, condition = rows.get("labels"), rows.get("condition")
     given = {"labels": labels, "condition": condition, "count": count, "size": size, "stride": stride}
-    jax.eval_shape(lambda: prefixes.prefix(prior, **given).tokens)
+    jax.eval_shape(lambda: api.prefix(prior, **given).tokens)
     if "prompt" in rows:
-        prefixes.check_range("prompt", rows["prompt"], prior.tokenizer.codebook_size, "It is of another tokenizer.")
+        check_range("prompt", rows["prompt"], prior.tokenizer.codebook_size, "It is of another tokenizer.")
 
 
 @jax.jit

@@ -15,6 +15,7 @@ from etils import epath
 
 from vqgan_jax import build, prior, storage, stored
 from vqgan_jax import config as configs
+from vqgan_jax.conditions import Frozen
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.train import sharding, stage1, stage2
 from vqgan_jax.train.checkpoint import Checkpoints, Restored
@@ -196,7 +197,7 @@ def load_frozen(
     `step` is of the former, where it is a folder; by default it is the one that the config's fingerprint names.
     """
 
-    def load(wanted: configs.Frozen, given: Any, role: str, step: int | str = "") -> Tokenizer:
+    def load(wanted: Frozen, given: Any, role: str, step: int | str = "") -> Tokenizer:
         given = given or find_tokenizer(wanted.workdir, role, near)
         if isinstance(given, Tokenizer):
             loaded = given
@@ -206,16 +207,11 @@ def load_frozen(
         return loaded
 
     first = load(config.tokenizer, tokenizer, "tokenizer", step)
-    c = config.condition
-    if c.kind not in build.MAPS or not c.tokenizer.workdir:
+    prefix = build.condition(config)
+    if prefix.own_tokenizer is None:
         return first, None
-    second = load(c.tokenizer, condition, "condition")
-    channels = build.MAPS[c.kind] or c.num_classes
-    if second.module.image_channels != channels:
-        raise ValueError(
-            f"the tokenizer of the condition {c.kind!r} must have {channels} channels; {c.tokenizer.workdir} has "
-            f"{second.module.image_channels}. Name another, or mend `config.condition.num_classes`."
-        )
+    second = load(prefix.own_tokenizer, condition, "condition")
+    prefix.check_tokenizer(second.module.image_channels)
     return first, second
 
 
@@ -403,7 +399,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_tokenizer(wanted: configs.Frozen, tokenizer: Tokenizer, role: str = "tokenizer") -> None:
+def check_tokenizer(wanted: Frozen, tokenizer: Tokenizer, role: str = "tokenizer") -> None:
     """Raises ValueError if a tokenizer is not the one that the config describes."""
     found = fingerprint(tokenizer)
     for name, expected, value in (

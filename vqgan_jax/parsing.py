@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from vqgan_jax import build, ordering, sampling
+from vqgan_jax.conditions import CONDITIONS
 from vqgan_jax.config import STAGES, Stage1, Stage2
+from vqgan_jax.data.views import FIELDS
 from vqgan_jax.losses import ADVERSARIAL, PIXEL
 from vqgan_jax.nn import discriminator, transformer
 from vqgan_jax.nn.maskgit import AUTOENCODERS
@@ -80,7 +82,7 @@ def check_shared(config: Stage1 | Stage2) -> None:
         [
             ("data.crop", d.crop, ("random", "center")),
             ("data.small", d.small, ("upscale", "refuse")),
-            ("data.field", d.field, ("image", *build.MAPS) if isinstance(config, Stage1) else ("image",)),
+            ("data.field", d.field, FIELDS if isinstance(config, Stage1) else ("image",)),
             ("optimizer.schedule", config.optimizer.schedule, build.SCHEDULES),
             ("optimizer.nonfinite", config.optimizer.nonfinite, ("stop", "skip")),
         ]
@@ -136,7 +138,7 @@ def check_field(config: Stage1) -> None:
     """Raises ValueError where the losses or the channels do not fit what the tokenizer learns."""
     field, channels, loss = config.data.field, config.model.image_channels, config.loss
     labels = field == "segmentation"
-    wanted = build.MAPS.get(field, 3) or channels
+    wanted = FIELDS[field].channels or channels
     if channels != wanted:
         raise ValueError(f"`config.model.image_channels` must be {wanted} of data.field {field!r}; got {channels}.")
     if labels != (loss.pixel in ("cross_entropy", "binary_cross_entropy")):
@@ -151,35 +153,12 @@ def check_field(config: Stage1) -> None:
         )
 
 
-def check_condition(config: Stage2) -> None:
-    """Raises ValueError where the numbers of the condition contradict each other or the rest."""
-    c, k, f = config.condition, config.tokenizer.codebook_size, config.tokenizer.downsample_factor
-    factor = c.tokenizer.downsample_factor if c.tokenizer.workdir else f
-    side = c.size or config.data.image_size
-    if c.kind in build.MAPS and side % factor:
-        raise ValueError(
-            f"a map's side must be a multiple of its tokenizer's downsample factor {factor}; got {side}. Set "
-            f"`config.condition.size` to {-(-side // factor) * factor}."
-        )
-    if c.kind in build.MAPS and not c.tokenizer.workdir and build.MAPS[c.kind] != 3:
-        raise ValueError(
-            f"`config.condition.tokenizer.workdir` must name the run that encodes {c.kind!r}: only pictures of three "
-            "channels can be given to the images' own tokenizer."
-        )
-    rows = build.condition(config).vocab_size
-    if c.shared_vocab and rows > k:
-        raise ValueError(
-            f"the {rows} tokens of the condition must be rows of the {k} codes with condition.shared_vocab. Set it "
-            "to False."
-        )
-
-
 def check_stage2(config: Stage2) -> None:
     """Raises ValueError where values are outside their range or contradict each other."""
-    c, t = config.condition, config.transformer
+    t = config.transformer
     one_of(
         [
-            ("condition.kind", c.kind, build.CONDITIONS),
+            ("condition.kind", config.condition.kind, CONDITIONS),
             ("transformer.order", t.order, ordering.ORDERS),
             ("transformer.norm", t.norm, transformer.NORMS),
             ("transformer.mlp", t.mlp, transformer.MLPS),
@@ -194,19 +173,18 @@ def check_stage2(config: Stage2) -> None:
             f"`config.transformer.width` must be a multiple of {heads}, which num_heads and positions ask for; got "
             f"{t.width}. Set it to {-(-t.width // heads) * heads}."
         )
-    length = build.condition(config).length
-    if t.bidirectional_prefix > length:
+    condition = build.condition(config)
+    if t.bidirectional_prefix > condition.length:
         raise ValueError(
-            f"`config.transformer.bidirectional_prefix` must end with the condition, which has {length} tokens: codes "
-            f"that see each other have nothing to predict; got {t.bidirectional_prefix}. Lower it."
+            f"`config.transformer.bidirectional_prefix` must end with the condition, which has {condition.length} "
+            f"tokens: codes that see each other have nothing to predict; got {t.bidirectional_prefix}. Lower it."
         )
-    check_condition(config)
-    for path, value in (("condition.drop", c.drop), ("loss.keep", config.loss.keep)):
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"`config.{path}` must be a probability, 0 to 1; got {value}.")
+    condition.check(config.tokenizer.codebook_size)
+    if not 0.0 <= config.loss.keep <= 1.0:
+        raise ValueError(f"`config.loss.keep` must be a probability, 0 to 1; got {config.loss.keep}.")
     sampling.check(build.settings(config.sampling), config.tokenizer.codebook_size)
-    if config.sampling.guidance != 1.0 and (c.kind == "none" or not c.drop):
+    if config.sampling.guidance != 1.0 and not condition.droppable:
         raise ValueError(
             "`config.sampling.guidance` needs a null condition, which is learned with condition.drop above 0; got "
-            f"drop {c.drop} of kind {c.kind!r}. Set guidance to 1 or drop to 0.1."
+            f"drop {condition.drop} of kind {condition.kind!r}. Set guidance to 1 or drop to 0.1."
         )

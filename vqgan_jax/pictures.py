@@ -3,6 +3,7 @@
 import colorsys
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -52,10 +53,11 @@ def wall(
 
 
 def words(text: str, size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Returns a square with a word or two in its middle, dark on light grey, as large as fits."""
+    """Returns a square with words in its middle, dark on light grey, as large as fits."""
     image = Image.new("RGB", (size, size), LIGHT)
-    draw, lines = ImageDraw.Draw(image), text.replace("_", " ").replace(" ", "\n")
-    middle = size / 2, size / 2
+    draw, text, middle = ImageDraw.Draw(image), text.replace("_", " "), (size / 2, size / 2)
+    about_square = max(map(len, text.split(" "))), math.isqrt(2 * len(text))
+    lines = textwrap.fill(text, max(*about_square, 1))
     for points in range(max(size // 4, 6), 5, -1):
         font = ImageFont.load_default(points)
         box = draw.multiline_textbbox(middle, lines, font=font, anchor="mm", align="center")

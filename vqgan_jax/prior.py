@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from vqgan_jax import build, losses, ordering, sampling
 from vqgan_jax import config as configs
-from vqgan_jax.data.conditions import Condition, Objects
+from vqgan_jax.conditions import Condition
 from vqgan_jax.nn import caches, decoding
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.transformer import Transformer
@@ -43,13 +43,11 @@ class CodePrior:
         return tokens + (self.transformer.vocab_size if self.transformer.extra_vocab else 0)
 
     def places(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s 2"] | None:
-        """Where the tokens of a layout stand, in rows and columns of codes: where they say. None of anything else.
+        """Where the condition's tokens stand, in rows and columns of codes, if they say that themselves.
 
         Priors of "rope2d_line" were trained before this, with a layout's tokens in a line to the left of the image.
         """
-        if self.transformer.positions != "rope2d" or not isinstance(self.condition, Objects):
-            return None
-        return self.condition.places(tokens, self.grid)
+        return self.condition.places(tokens) if self.transformer.positions == "rope2d" else None
 
     def null(self, condition: Int[Array, "b s"]) -> Int[Array, "b s"]:
         """The tokens that stand for a condition that was dropped."""

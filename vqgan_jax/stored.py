@@ -39,6 +39,7 @@ STAGE2 = SHARED | {
     }
 }
 ADDED: dict[Any, dict[str, Any]] = {1: STAGE1, 2: STAGE2}
+SINCE: dict[Any, dict[str, Any]] = {2: {"condition": {"max_tokens": 128, "num_ids": 0}}}  # keys that came later
 
 
 def to_json(config: Stage1 | Stage2) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def current(mapping: Mapping[str, Any]) -> dict[str, Any]:
         )
     for step in STEPS[version:]:
         nested = step(nested)
-    return nested
+    return with_added(nested, SINCE.get(nested.get("stage"), {}))
 
 
 def with_added(nested: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:

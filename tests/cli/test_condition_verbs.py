@@ -147,7 +147,7 @@ def test_only_what_is_white_is_drawn_anew(prior, label_map, tmp_path):
         (["--size=16x32"], "held-out examples have the training size"),
         (["--mask=mask.png"], "give the picture by --complete"),
         (["--condition", "map.png", "--size=14x32"], "must be at least"),
-        (["--condition", "map.png", "--size=17x32"], "must be a multiple of the downsample factor 2"),
+        (["--condition", "map.png", "--size=17x32"], "multiples of 2 pixels; got (17, 32)"),
     ],
 )
 def test_flags_that_cannot_be_are_refused(capsys, prior, label_map, tmp_path, argv, message):

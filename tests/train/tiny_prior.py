@@ -67,6 +67,7 @@ VARIANTS = {
         "condition.kind": "edges",
         "condition.size": 8,
     },
+    "text": {"transformer.order": "raster", "condition.kind": "text", "condition.max_tokens": 12},
     "plain": {"transformer.dropout": 0.0, "condition.drop": 0.0, "loss.keep": 1.0, "sampling.guidance": 1.0},
 }
 

@@ -13,12 +13,14 @@ EXAMPLES = """examples:
   vqgan sample --workdir=runs/photos_prior --output=out --complete cat.png --labels=2 --mask=white_is_drawn.png
   vqgan sample --workdir=runs/scenes_prior_segmentation --output=out --count=4 --animate=gif
   vqgan sample --workdir=runs/scenes_prior_segmentation --output=out --condition map.png --size=64x128
+  vqgan sample --workdir=runs/captions_prior --output=out --condition "a red cube" "a dog" more_captions.txt
   vqgan sample --workdir=runs/photos_prior --output=out --count=5000 --batch_size=256 --guidance=4 --schedule=cosine
 
 What is not given is as the run's config has it. Each image is SUBJECT_NUMBER.png, where the subject is a class, or a
 condition or file by its place; sheet.png shows up to eight of each beside what they were made of; samples.npz holds
-images (uint8 n H W 3), labels and indices. Without --condition, a prior that needs maps or objects takes held-out
-examples of its own data. Sample i of a subject is the same for any --batch_size.
+images (uint8 n H W 3), labels and indices. Without --condition, a prior that needs maps, objects or captions takes
+held-out examples of its own data. Of a prior over captions, what ends in .txt (a caption a line) or .npy (token ids) is
+a file, and all else is a caption. Sample i of a subject is the same for any --batch_size.
 """
 FPS = 12  # frames a second
 
@@ -32,7 +34,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--tokenizer", help="folder of its tokenizer; default: as the run's config names it")
     parser.add_argument("--condition_tokenizer", help="likewise, of its condition's tokenizer")
     parser.add_argument("--labels", help="classes, such as 0,3,5; default: all")
-    parser.add_argument("--condition", nargs="+", metavar="FILE", help="maps, pictures, or layouts as JSON")
+    parser.add_argument("--condition", nargs="+", metavar="FILE", help="maps, pictures, layouts as JSON, captions")
     parser.add_argument("--examples", type=int, default=4, help="held-out ones, without --condition; default: 4")
     parser.add_argument("--size", metavar="HxW", help="in pixels; default: that of the training images")
     parser.add_argument(
@@ -124,29 +126,28 @@ def load_scorer(flags):
 def asked_for(flags, prior, size):
     """What to draw images of."""
     from vqgan_jax import inputs
-    from vqgan_jax.data.conditions import ClassLabel, Codes, Objects
 
-    kind = prior.module.condition
+    condition = prior.module.condition
     if not 0 <= flags.keep <= 1:
         raise cli.UsageError(f"`--keep` must be a share of the codes, 0 to 1; got {flags.keep}.")
     if flags.mask and not flags.complete:
         raise cli.UsageError("`--mask` says what of a picture is drawn anew; give the picture by --complete.")
-    if flags.labels is not None and not isinstance(kind, ClassLabel):
+    if flags.labels is not None and not condition.num_labels:
         raise cli.UsageError("`--labels` are for a class-conditional prior; this one has no classes.")
-    if isinstance(kind, ClassLabel):
+    if flags.condition and condition.argument != "condition":
+        raise cli.UsageError("`--condition` is for a prior over maps, layouts or captions; this one reads none.")
+    if condition.num_labels:
         if flags.complete and flags.labels is None:
             raise cli.UsageError("`--labels` must give the class of the files to complete: one, or one for each.")
         subjects = inputs.classes(prior, numbers_of(flags.labels))
     elif flags.condition:
-        subjects = inputs.from_files(prior, flags.condition, size)
-    elif isinstance(kind, Codes | Objects):
+        subjects = inputs.given(prior, condition.read(flags.condition, size, prior.config.data), size)
+    elif condition.argument == "condition":
         if flags.size:
             raise cli.UsageError("held-out examples have the training size; for another give --condition FILE.")
         subjects = inputs.held_out(prior, flags.examples)
     else:
         subjects = inputs.nothing(1)
-    if flags.condition and not isinstance(kind, Codes | Objects):
-        raise cli.UsageError("`--condition` is for a prior over maps or layouts; this one reads none.")
     if not flags.complete:
         return subjects
     return inputs.completing(prior, subjects, flags.complete, size, keep=flags.keep, mask=flags.mask)

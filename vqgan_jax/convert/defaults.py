@@ -77,6 +77,8 @@ GPT: dict[str, Any] = {
 }
 CONDITION: dict[str, Any] = {
     "max_objects": 30,
+    "max_tokens": 128,
+    "num_ids": 0,
     "crop_points": True,
     "paper": False,
     "size": 0,

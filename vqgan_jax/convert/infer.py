@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-from vqgan_jax import build, parsing
+from vqgan_jax import build, conditions, parsing
 from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert import defaults
 from vqgan_jax.convert.tensors import ConvertError
@@ -278,7 +278,7 @@ def _condition(
     if known["kind"] is None:
         raise ConvertError(
             f"the kind of a condition without a tokenizer is known by its length: 1, one a code, or {LENGTHS}; got "
-            f"{length}. Name it: {', '.join(build.CONDITIONS)}; or give num_codes."
+            f"{length}. Name it: {', '.join(conditions.CONDITIONS)}; or give num_codes."
         )
     factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1) if tokenizer else 16
     section = {

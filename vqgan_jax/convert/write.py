@@ -20,7 +20,8 @@ from etils import epath
 from safetensors.numpy import save_file
 
 from vqgan_jax import build, models, ordering, storage, stored
-from vqgan_jax.config import Frozen, Stage1, Stage2
+from vqgan_jax.conditions import Frozen
+from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert import diffusers, llamagen, names, taming, trees
 from vqgan_jax.convert.names import Entry, Row
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError
@@ -150,8 +151,8 @@ def read_run(path: epath.PathLike, *, step: int | str = "newest", weights: str =
     if isinstance(config, Stage1):
         return found
     tokenizer = _tokenizer(config.tokenizer, "tokenizer", path)
-    own = config.condition.kind in build.MAPS and config.condition.tokenizer.workdir
-    condition = _tokenizer(config.condition.tokenizer, "condition", path) if own else None
+    own = build.condition(config).own_tokenizer
+    condition = _tokenizer(own, "condition", path) if own else None
     return found._replace(tokenizer=tokenizer, condition=condition)
 
 

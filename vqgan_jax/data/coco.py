@@ -1,6 +1,7 @@
 """COCO as it is distributed: photos with boxes and categories of objects, label maps, and limbs of people."""
 
 import colorsys
+import functools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -44,9 +45,9 @@ class Record(NamedTuple):
 class Coco:
     """COCO's photos with their objects; categories are those of things and, where there is such a file, of stuff.
 
-    Below PATH lie `annotations/instances_SPLIT.json` and perhaps `stuff_SPLIT.json` and `person_keypoints_SPLIT.json`,
-    the photos in `SPLIT/` or `images/SPLIT/`, and perhaps label maps in `segmentations/SPLIT/`. There are no classes;
-    `category_names` name the categories. Examples are in the order of the file.
+    Below PATH lie `annotations/instances_SPLIT.json` and perhaps `stuff_SPLIT.json`, `person_keypoints_SPLIT.json` and
+    `captions_SPLIT.json`, the photos in `SPLIT/` or `images/SPLIT/`, and perhaps label maps in `segmentations/SPLIT/`.
+    There are no classes; `category_names` name the categories. Examples are in the order of the file.
     """
 
     class_names: tuple[str, ...] = ()
@@ -75,6 +76,7 @@ class Coco:
         self._has_segmentations = self._segmentations.is_dir()
         if self._has_segmentations:
             _check_there(self._segmentations, [_label_map(file) for file in files])
+        self._captions_file = root / "annotations" / f"captions_{split}.json"
         people = root / "annotations" / f"person_keypoints_{split}.json"
         self._people = _joints(_read(people)) if people.exists() else None
 
@@ -87,7 +89,7 @@ class Coco:
         Returns:
           "image" (uint8 H W 3), "label" (int32, 0), "boxes" (float64 n 4, x0 y0 w h in [0, 1]), "categories" and
           "modifiers" (int32 n); where there are files for them also "segmentation" (uint8 H W) and "keypoints" (uint8
-          H W 3, see `draw_limbs`).
+          H W 3, see `draw_limbs`) and, in a function, "text" (captions).
 
         Raises:
           ImageError: if a file cannot be decoded, or is not as large as annotated.
@@ -101,6 +103,8 @@ class Coco:
             )
         example = {"image": image, "label": np.int32(0), "boxes": record.boxes}
         example |= {"categories": record.categories, "modifiers": record.modifiers}
+        if self._captions_file.exists():
+            example["text"] = lambda: self._captions.get(record.file_name, [])
         if self._has_segmentations:
             file = self._segmentations / _label_map(record.file_name)
             example["segmentation"] = maps.decode_labels(file)
@@ -108,6 +112,16 @@ class Coco:
         if self._people is not None:
             example["keypoints"] = draw_limbs(self._people.get(record.file_name, np.zeros((0, 17, 3))), record.size)
         return example
+
+    @functools.cached_property
+    def _captions(self) -> dict[str, list[str]]:
+        """Of each image by its file name; read when the first one is asked for."""
+        document = _read(self._captions_file)
+        names = {header["id"]: header["file_name"] for header in document["images"]}
+        captions: dict[str, list[str]] = {}
+        for annotation in document["annotations"]:
+            captions.setdefault(names[annotation["image_id"]], []).append(annotation["caption"].strip())
+        return captions
 
 
 def objects_files(root: Path, split: str) -> list[Document]:

@@ -1,17 +1,21 @@
 """A source over any tree of image files on disk."""
 
 import bisect
+import functools
 import hashlib
+import io
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
+from jaxtyping import Integer
 
 from vqgan_jax.data import images
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+CAPTIONS = (".txt", ".npy")  # what files of captions end in
 SPLITS = ("train", "validation", "all")
 VALIDATION_FRACTION = 0.05
 
@@ -27,7 +31,7 @@ class Folder:
     of the path below the folder: adding images moves none of the others. Labels number the class names of all splits
     together, sorted, so that they agree between splits. Images outside any sub-folder have the class name ""; if there
     are no sub-folders at all, there are no class names and every label is 0. Links are followed; names that begin with
-    a dot are skipped.
+    a dot are skipped. Captions of an image lie beside it, in a file of its name that ends in .txt or .npy.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, split: str):
@@ -59,8 +63,53 @@ class Folder:
         return len(self._paths)
 
     def __getitem__(self, index: SupportsIndex) -> Mapping[str, Any]:
-        """Image (uint8 H W 3) and label (int32) number `index`; `ImageError` if it cannot be decoded."""
-        return {"image": images.decode(self._paths[index]), "label": self._labels[index]}
+        """Image (uint8 H W 3), label (int32) and, in a function, the captions of number `index`.
+
+        Raises:
+          ImageError: the image cannot be decoded.
+        """
+        path = self._paths[index]
+        text = functools.partial(captions_beside, path)
+        return {"image": images.decode(path), "label": self._labels[index], "text": text}
+
+
+def captions_beside(path: str) -> Sequence[str] | Integer[np.ndarray, "n t"]:
+    """Captions of an image, from the file of its name that ends in .txt or .npy; see `read_captions`.
+
+    Raises:
+      ValueError: there is no such file, or there are both, or it holds no captions.
+    """
+    stem = os.path.splitext(path)[0]
+    files = [stem + ending for ending in CAPTIONS if os.path.exists(stem + ending)]
+    if len(files) != 1:
+        raise ValueError(
+            f"an image's captions must be in one file beside it, {stem}.txt or .npy; there are {len(files)}. Write one."
+        )
+    return read_captions(files[0])
+
+
+def read_captions(path: str | os.PathLike[str]) -> Sequence[str] | Integer[np.ndarray, "n t"]:
+    """Captions in a file: the lines of a UTF-8 text that are not empty, or an array of token ids, t or n t.
+
+    Raises:
+      ValueError: the file holds none, or something else.
+      OSError: the file cannot be read.
+    """
+    data, captions = Path(path).read_bytes(), None
+    try:
+        if os.fspath(path).endswith(".npy"):
+            ids = np.load(io.BytesIO(data), allow_pickle=False)
+            captions = np.atleast_2d(ids) if ids.dtype.kind in "iu" and ids.ndim in (1, 2) else None
+        else:
+            captions = [line.strip() for line in data.decode().splitlines() if line.strip()]
+    except ValueError:  # bytes that are no array, or no UTF-8
+        captions = None
+    if captions is None or not len(captions):
+        raise ValueError(
+            f"captions must be lines of UTF-8 text, or an array t or n t of integers by `numpy.save`; {path} holds "
+            "neither. Write it anew."
+        )
+    return captions
 
 
 def _split_roots(root: Path) -> dict[str, Path]:

@@ -41,7 +41,8 @@ class Source(Protocol):
           "image" (uint8 H W 3, RGB) and "label" (int32), and what else the source knows, all of the whole image:
           "segmentation" (uint8 or uint16 H W, categories), "depth" (float32 H W, as stored), "keypoints" (uint8 H W 3,
           a picture of limbs); "boxes" (float64 n 4, x0 y0 w h in [0, 1]) with "categories" (int32 n) and perhaps
-          "modifiers" (int32 n, a sum of 1 group-of, 2 occluded, 4 depiction, 8 inside).
+          "modifiers" (int32 n, a sum of 1 group-of, 2 occluded, 4 depiction, 8 inside); "text", a function that reads
+          its captions when they are asked for (texts, or integers n t, ids of a tokenizer).
 
         Raises:
           ImageError: if the image or one of its maps cannot be decoded, or they are of different sizes.

@@ -4,6 +4,7 @@ Every map of an image follows the image's own geometry. Pictures are resized ant
 pixel, for between two categories there is no third.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -11,7 +12,6 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
-from vqgan_jax.data.layouts import Layout
 from vqgan_jax.data.preprocessing import Geometry, apply_geometry
 
 
@@ -108,22 +108,45 @@ def edges(cut: Cut, *, sigma: float) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat(canny(grey, sigma=sigma)[..., None], 3, axis=-1).astype(np.uint8) * np.uint8(255)
 
 
-def boxes(cut: Cut, *, layout: Layout) -> Int32[np.ndarray, "t"]:
-    """Objects and their places as tokens."""
+def objects(cut: Cut, *, encode: Callable[..., Int32[np.ndarray, "t"]]) -> Int32[np.ndarray, "t"]:
+    """Objects and their places as tokens; `encode` is that of a `conditions.objects.Layout`."""
     height, width, _ = cut.example["image"].shape
     left, upper, right, lower = cut.geometry.box
     corner = (left / width, upper / height)
     extent = (min(right / width, 1.0) - corner[0], min(lower / height, 1.0) - corner[1])
     categories = np.asarray(wanted(cut, "categories"))
     modifiers = np.asarray(cut.example.get("modifiers", np.zeros_like(categories)))
-    return layout.encode(
-        np.asarray(wanted(cut, "boxes"), np.float64), categories, modifiers,
-        crop=(*corner, *extent), flip=cut.geometry.flip, rng=cut.rng,
-    )  # fmt: skip
+    places = np.asarray(wanted(cut, "boxes"), np.float64)
+    return encode(places, categories, modifiers, crop=(*corner, *extent), flip=cut.geometry.flip, rng=cut.rng)
 
 
 PLAIN: Mapping[str, View] = {"image": image, "label": label}
-PICTURES: Mapping[str, View] = {"image": image, "keypoints": keypoints, "depth": depth, "coordinates": coordinates}
+
+
+class Field(NamedTuple):
+    """A picture or map that a tokenizer may learn.
+
+    Attributes:
+      channels: of it; 0 for one a class.
+      view: from `config.data` and the number of classes to its view.
+    """
+
+    channels: int
+    view: Callable[[Any, int], View]
+
+
+FIELDS: Mapping[str, Field] = {
+    "image": Field(3, lambda data, classes: image),
+    "segmentation": Field(
+        0, lambda data, classes: functools.partial(segmentation, num_classes=classes, shift=data.shift_labels)
+    ),
+    "depth": Field(1, lambda data, classes: depth),
+    "low_resolution": Field(
+        3, lambda data, classes: functools.partial(low_resolution, factor=data.low_resolution_factor)
+    ),
+    "edges": Field(3, lambda data, classes: functools.partial(edges, sigma=data.edge_sigma)),
+    "keypoints": Field(3, lambda data, classes: keypoints),
+}
 
 
 def wanted(cut: Cut, field: str) -> Any:
@@ -156,3 +179,12 @@ def look(
     """Every view of one cut, by name."""
     seen = cut(example, geometry, rng)
     return {name: view(seen) for name, view in views.items()}
+
+
+def fit(view: View, example: Mapping[str, Any], size: tuple[int, int]) -> np.ndarray:
+    """A view of the middle of an example: the largest part with the proportions of `size`, brought to it."""
+    height, width, _ = example["image"].shape
+    scale = min(height / size[0], width / size[1])
+    upper, left = (height - scale * size[0]) / 2, (width - scale * size[1]) / 2
+    box = (left, upper, left + scale * size[1], upper + scale * size[0])
+    return view(cut(example, Geometry(box, size, flip=False), np.random.default_rng(0)))

@@ -12,7 +12,6 @@ from jaxtyping import Float, Int, UInt8
 
 from vqgan_jax import data, drawing, inputs, models
 from vqgan_jax import prior as priors
-from vqgan_jax.data.conditions import ClassLabel, Codes, Objects
 from vqgan_jax.evaluate import likeness, protocol
 from vqgan_jax.evaluate.features import Networks, open_networks
 from vqgan_jax.evaluate.of_images import (
@@ -120,10 +119,10 @@ def choose(prior: models.Prior, request: Request, draws: DrawRequest) -> dict[st
         )
     if draws.neighbours > min(SHOWN, draws.samples):
         raise ValueError(f"`--neighbours` must be at most {SHOWN}, and `--samples`; got {draws.neighbours}. Lower it.")
-    if "own_class" in chosen and not isinstance(prior.module.condition, ClassLabel):
+    if "own_class" in chosen and not prior.module.condition.num_labels:
         raise ValueError("`own_class` is of a class-conditional prior; this one has no classes. Leave it out.")
     for rate in {options.get("accept_rate", 1.0) for options in draws.settings} - {1.0}:
-        if not 0 < rate < 1 or draws.scorer is None or not isinstance(prior.module.condition, ClassLabel):
+        if not 0 < rate < 1 or draws.scorer is None or not prior.module.condition.num_labels:
             raise ValueError(
                 f"`accept_rate` must be in (0, 1], of a class-conditional prior and with a `--scorer`; got {rate}. "
                 "Give a scorer, or leave it out."
@@ -173,11 +172,12 @@ def measured(prior: models.Prior, batch: dict[str, Any]) -> tuple[Any, Any]:
 
 def subjects_of(prior: models.Prior, count: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """Label, number within its label, and rows of each of `count` samples: classes in turn, each equally often."""
-    if isinstance(prior.module.condition, Codes | Objects):
+    condition = prior.module.condition
+    if condition.argument == "condition":
         given = inputs.held_out(prior, count)
         which = np.arange(count) % len(given.labels)
         return given.labels[which], np.arange(count), {name: rows[which] for name, rows in given.rows.items()}
-    classes = prior.config.condition.num_classes if isinstance(prior.module.condition, ClassLabel) else 1
+    classes = condition.num_labels or 1
     return np.arange(count, dtype=np.int32) % classes, np.arange(count) // classes, {}
 
 
@@ -199,7 +199,7 @@ def accepted(
         scores.append(drawing.scored(draws.scorer, images, labels))
     everyone = in_order(numbers, scores)
     labels, _, _ = subjects_of(prior, len(candidates))
-    wanted = np.bincount(labels[:count], minlength=prior.config.condition.num_classes)
+    wanted = np.bincount(labels[:count], minlength=prior.module.condition.num_labels)
     best = [drawing.best(everyone[labels == c], labels[labels == c], n) for c, n in enumerate(wanted.tolist())]
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[rows] for c, rows in enumerate(best)]))
 
@@ -264,11 +264,9 @@ def class_rows(
     looks: Int[np.ndarray, "_s"] | None = None,
 ) -> list[ClassRow]:
     """Returns the table of classes, NaN for what was not measured; empty for a prior without classes."""
-    if not isinstance(prior.module.condition, ClassLabel):
-        return []
     rows, labels = [], np.zeros(0) if labels is None else labels
     mean = lambda values: float(np.mean(values)) if len(values) else float("nan")
-    for label in range(prior.config.condition.num_classes):
+    for label in range(prior.module.condition.num_labels):
         nats, drawn = likelihood[likelihood[:, 0] == label, 1], labels == label
         own = float("nan") if looks is None else mean(looks[drawn] == label)
         name = names[label] if label < len(names) else str(label)

@@ -56,12 +56,12 @@ def open_split(config: configs.Stage2, split: str) -> Any:
     Raises:
       ValueError: the cache or the labels do not fit the config.
     """
-    c = config.condition
+    condition = build.condition(config)
     if config.data.source.startswith("tokens:"):
         source = data.open_tokens(
             config.data.source.removeprefix("tokens:"), split=split, fingerprint=config.tokenizer.fingerprint
         )
-        wanted = {"grid": build.grid(config), "condition": describe(config)}
+        wanted = {"grid": build.grid(config), "condition": condition.meaning(config.data)}
         for name, expected in wanted.items():
             if getattr(source.plan, name) != expected:
                 raise ValueError(
@@ -74,31 +74,8 @@ def open_split(config: configs.Stage2, split: str) -> Any:
             config, {"train": config.data.train_split, "validation": config.data.eval_split}[split]
         )
         names = source.class_names
-    if c.kind == "class" and not 0 < len(names) <= c.num_classes:
-        raise ValueError(
-            f"`config.condition.num_classes` must cover the labels of {config.data.source}, which has {len(names)} "
-            f"classes; got {c.num_classes}. Set it to {len(names)}, or condition.kind to 'none' where there are none."
-        )
+    condition.check_classes(config.data.source, names)
     return source
-
-
-def describe(config: configs.Stage2) -> dict[str, Any]:
-    """What a token cache must have in common with a run: what the prefix means, not how the prior treats it."""
-    c, kind = config.condition, config.condition.kind
-    means: dict[str, Any] = {"kind": kind}
-    if kind in ("class", "segmentation", *build.LAYOUTS):
-        means["num_classes"] = c.num_classes
-    if kind in ("coordinates", *build.LAYOUTS):
-        means["num_tokens"] = c.num_tokens
-    if kind in build.LAYOUTS:
-        means |= {"max_objects": c.max_objects, "crop_points": c.crop_points, "paper": c.paper}
-    if kind in build.MAPS:
-        means |= {"size": c.size, "tokenizer": (c.tokenizer if c.tokenizer.workdir else config.tokenizer).fingerprint}
-    if kind == "low_resolution":
-        means["factor"] = config.data.low_resolution_factor
-    if kind == "edges":
-        means["sigma"] = config.data.edge_sigma
-    return means
 
 
 def training_batches(config: configs.Stage2, source: Any) -> data.Batches:

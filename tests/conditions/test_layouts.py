@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vqgan_jax.data.layouts import DEPICTION, GROUP, INSIDE, OCCLUDED, Layout
+from vqgan_jax.conditions.objects import DEPICTION, GROUP, INSIDE, OCCLUDED, Layout
 
 K = 171  # COCO's categories
 NONE = 8191

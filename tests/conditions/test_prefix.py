@@ -1,5 +1,7 @@
 """What callers say becomes a prefix, or a clear error; and windows see the part of it that is theirs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,14 @@ import pytest
 import untrained
 
 import vqgan_jax as vq
-from vqgan_jax import prefixes
-from vqgan_jax.data.layouts import Layout
+from vqgan_jax import api
+from vqgan_jax.conditions.objects import Layout
 
 KEY = jax.random.key(0)
 
 
 def given(prior, **said):
-    return prefixes.prefix(prior, **{"labels": None, "condition": None, "count": None, "size": None} | said)
+    return api.prefix(prior, **{"labels": None, "condition": None, "count": None, "size": None} | said)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +50,7 @@ def test_a_large_map_says_the_size_and_windows_see_their_part(segmentation):
     prefix = given(segmentation, condition=maps(1, 12, 20))
     codes = vq.encode(segmentation.condition, maps(1, 12, 20))
     assert (prefix.grid, prefix.tokens.shape) == ((6, 10), (1, 6, 10))
-    at = prefixes.window_of(segmentation.module.condition, prefix.tokens, (4, 4))
+    at = functools.partial(segmentation.module.condition.window_of, prefix.tokens)
     np.testing.assert_array_equal(at(jnp.asarray(2), jnp.asarray(5)), codes[:, 2:6, 5:9].reshape(1, 16))
 
 
@@ -66,7 +68,7 @@ def test_layouts_of_large_images_have_tokens_for_every_window(boxes):
     objects = np.array([[0.0, 0.0, 0.4, 0.9], [0.7, 0.2, 0.3, 0.3]]), np.array([3, 5]), np.zeros(2, int)
     windows = layout.windows(*objects, grid=(4, 6), window=(4, 4), seed=0)[None]
     prefix = given(boxes, condition=windows, size=(8, 12))
-    at = prefixes.window_of(boxes.module.condition, prefix.tokens, (4, 4))
+    at = functools.partial(boxes.module.condition.window_of, prefix.tokens)
     np.testing.assert_array_equal(at(jnp.asarray(0), jnp.asarray(2)), windows[:, 0, 2])
     assert vq.sample_indices(boxes, KEY, condition=windows, size=(8, 12)).shape == (1, 4, 6)
 

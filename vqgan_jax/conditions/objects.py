@@ -10,11 +10,21 @@ References:
 """
 
 import dataclasses
+import functools
+import json
 import math
-from typing import TypeAlias
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, Int64, Integer
+from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Int64, Integer, UInt8
+
+from vqgan_jax import pictures
+from vqgan_jax.conditions.base import Condition, Params, check_range, marked
+from vqgan_jax.data import views
+from vqgan_jax.data.views import View
 
 Box: TypeAlias = tuple[float, float, float, float]  # x0 y0 w h, each in [0, 1] of the image
 
@@ -22,6 +32,140 @@ FULL: Box = (0.0, 0.0, 1.0, 1.0)
 GROUP, OCCLUDED, DEPICTION, INSIDE = 1, 2, 4, 8  # bits of a modifier
 _MODIFIERS = 16
 _SLACK = 1e-6  # pixels divided by the image's size may miss 1 by rounding; this moves no point
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objects(Condition):
+    """Objects of an image as tokens, which the loader makes; `Boxes` and `Centers` are two forms."""
+
+    argument = "condition"
+    rule = "scene"
+    centers: ClassVar[bool] = False
+
+    num_classes: int = 1000  # of objects
+    num_tokens: int = 1024  # whose points are on a square grid of so many
+    max_objects: int = 30
+    crop_points: bool = True  # boxes stay those of the whole image, and two more tokens say which part is seen
+    paper: bool = False  # upstream's quirks; see `Layout`
+
+    @property
+    def layout(self) -> "Layout":
+        """How objects become tokens; ValueError where the config's numbers are too small."""
+        return Layout(
+            num_categories=self.num_classes,
+            num_tokens=self.num_tokens,
+            max_objects=self.max_objects,
+            centers=self.centers,
+            crop_points=self.crop_points,
+            paper=self.paper,
+        )
+
+    @property
+    def length(self) -> int:
+        """Of the layout."""
+        return self.layout.length
+
+    @property
+    def num_values(self) -> int:
+        """Tokens of the layout."""
+        return self.layout.num_tokens
+
+    def views(self, data: Any) -> dict[str, View]:
+        """Returns the tokens of an image's objects."""
+        return {self.field: functools.partial(views.objects, encode=self.layout.encode)}
+
+    def tokens(
+        self, frozen: Params, value: Any, count: int | None, grid: tuple[int, int], origins: Any
+    ) -> Int[Array, "b ..."]:
+        """Returns tokens of a layout, or of one for each window; ValueError for what is neither."""
+        windows = tuple(side - part + 1 for side, part in zip(grid, self.window, strict=True))
+        shape = (self.length,) if grid == self.window else (*windows, self.length)
+        if jnp.shape(value)[1:] != shape or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
+            made_by = "encode" if grid == self.window else "windows"
+            raise ValueError(
+                f"`condition` must be integers of shape {('b', *shape)}, as `Layout.{made_by}` gives them; got "
+                f"{jnp.result_type(value)} of shape {jnp.shape(value)}."
+            )
+        check_range("condition", value, self.num_values)
+        return marked(value, self.num_values)
+
+    def places(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s 2"]:
+        """Returns where each token stands in the grid of codes, in rows and columns of the part that is looked at.
+
+        A point stands at itself, an object in the middle of its points, and what says nothing at (0, 0).
+        """
+        layout, width = self.layout, 2 if self.centers else 3
+        last = layout.sections - 1
+        points = jnp.stack([tokens // layout.sections, tokens % layout.sections], axis=-1) / last
+        known = (tokens < layout.none)[..., None]
+        first, extent = jnp.zeros((1, 1, 2)), jnp.ones((1, 1, 2))
+        if layout.crop_points:
+            first = points[:, -2:-1]
+            extent = jnp.maximum(points[:, -1:] - first, 1 / last)
+        count = layout.max_objects * width
+        objects = points[:, :count].reshape(len(tokens), -1, width, 2)
+        objects = objects.at[:, :, 0].set(objects[:, :, 1:].mean(axis=2)).reshape(len(tokens), count, 2)
+        points = jnp.concatenate([objects, points[:, count:]], axis=1)
+        return jnp.where(known, (points - first) / extent * jnp.array(self.window)[None, None] - 0.5, 0.0)
+
+    def read(self, names: Sequence[str], size: tuple[int, int], data: Any) -> Int[np.ndarray, "n ..."]:
+        """Returns tokens of layouts in JSON files; of a larger image for each window.
+
+        A file is a list of {"box": [x, y, width, height], "category": 3}, in [0, 1] of the image.
+        """
+        return np.stack([self._read(name, size) for name in names])
+
+    def _read(self, path: str, size: tuple[int, int]) -> Int[np.ndarray, "..."]:
+        try:
+            objects = json.loads(Path(path).read_text())
+            boxes = np.array([thing["box"] for thing in objects], np.float64).reshape(-1, 4)
+            categories = np.array([thing["category"] for thing in objects], np.int32)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f'a layout must be JSON like [{{"box": [x, y, width, height], "category": 3}}, ...]; {path} is not '
+                f"({type(error).__name__}: {error}). Correct it."
+            ) from error
+        modifiers, f = np.zeros_like(categories), self.downsample_factor
+        grid = (size[0] // f, size[1] // f)
+        if grid == self.window:
+            return self.layout.encode(boxes, categories, modifiers, rng=None)
+        return self.layout.windows(boxes, categories, modifiers, grid=grid, window=self.window, seed=0)
+
+    def picture(
+        self, frozen: Params, tokens: Int[np.ndarray, "b s"], size: int, names: Sequence[str] = ()
+    ) -> UInt8[np.ndarray, "b size size 3"]:
+        """Returns outlines with the categories' names, or their numbers."""
+        layout = self.layout
+
+        def outlines(row: np.ndarray) -> list[tuple[str, tuple[float, ...], tuple[int, ...]]]:
+            objects = [(number % layout.num_categories, box) for number, box in layout.decode(row)]
+            color = lambda category: tuple(int(v) for v in pictures.colors(np.full((1, 1), category + 1))[0, 0])
+            return [(names[c] if c < len(names) else str(c), tuple(box), color(c)) for c, box in objects]
+
+        known = np.minimum(tokens, layout.num_tokens - 1)  # a null token is no object
+        return np.stack([pictures.boxes(outlines(row), size) for row in known])
+
+    def beside(
+        self, frozen: Params, values: np.ndarray, size: tuple[int, int], names: Sequence[str] = ()
+    ) -> tuple[UInt8[np.ndarray, "b H W 3"], ...]:
+        """Returns outlines; of a larger image those of the first window."""
+        first = values.reshape(len(values), -1, values.shape[-1])[:, 0]
+        return super().beside(frozen, first, size, names)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Boxes(Objects):
+    """Objects and the two corners of each."""
+
+    kind = field = "boxes"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Centers(Objects):
+    """Objects and the centre of each."""
+
+    kind = field = "centers"
+    centers = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

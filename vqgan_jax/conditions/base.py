@@ -1,0 +1,336 @@
+"""What every condition answers. A kind of condition is one subclass in one file, and one line of `CONDITIONS`.
+
+The fields of a subclass are the keys of the config's section `condition` of that kind; those whose
+metadata is `DERIVED` are no keys: `Condition.bound` fills them from the rest of the config.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from vqgan_jax.data.views import View
+
+Params = dict[str, Any]
+DERIVED = {"derived": True}  # metadata of a field that is no key of the config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """A stage-1 run whose codes stage 2 reads."""
+
+    workdir: str = ""
+    fingerprint: str = ""  # of its parameters; "" takes what is there, and the run writes down what that was
+    codebook_size: int = 1024
+    downsample_factor: int = 16
+
+
+class Prefix(NamedTuple):
+    """What stands before the codes of each image, wherever the window is.
+
+    Attributes:
+      tokens: b s of an image of the training size, and of a condition that is the same for every window; b rows
+        columns of one whose tokens belong to places; b n m s of one with tokens of its own for each window's origin,
+        zeros for an origin where the window never stands.
+      grid: rows and columns of codes of each image.
+    """
+
+    tokens: Int[Array, "b ..."]
+    grid: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Condition:
+    """What a prior knows of an image before the first code: a prefix of tokens.
+
+    Class attributes:
+      kind: its name in a config.
+      field: what of a batch it reads; empty if nothing.
+      argument: of `api.sample_indices`, in which a caller gives it: "labels", "condition" or, for nothing, "count".
+      rule: where the window of a larger image is around the code that is drawn; see `sliding.RULES`.
+      num_labels: how many classes there are to draw images of; 0 where the condition is not a class.
+    """
+
+    kind: ClassVar[str]
+    field: ClassVar[str] = ""
+    argument: ClassVar[str] = "count"
+    rule: ClassVar[str] = "center"
+
+    drop: float = 0.1  # probability of the null token instead, for guidance
+    shared_vocab: bool = False  # tokens share the codes' rows of the embedding, as upstream's do
+    # Rows and columns of codes of a training image.
+    window: tuple[int, int] = dataclasses.field(default=(1, 1), metadata=DERIVED)
+    downsample_factor: int = dataclasses.field(default=1, metadata=DERIVED)  # of the images' tokenizer
+
+    # The config
+
+    @classmethod
+    def key_names(cls) -> tuple[str, ...]:
+        """Names of its keys of a config."""
+        return tuple(field.name for field in dataclasses.fields(cls) if not field.metadata.get("derived"))
+
+    def bound(self, *, window: tuple[int, int], images: Frozen, module: Any = None) -> "Condition":
+        """Returns the condition of a run.
+
+        Args:
+          window: rows and columns of codes of a training image.
+          images: the tokenizer of the images.
+          module: of the tokenizer that encodes maps; only shapes are known without it.
+        """
+        del module
+        return dataclasses.replace(self, window=window, downsample_factor=images.downsample_factor)
+
+    def check(self, codebook_size: int) -> None:
+        """Raises ValueError where keys contradict each other or the codes, of which there are `codebook_size`."""
+        if not 0.0 <= self.drop <= 1.0:
+            raise ValueError(f"`config.condition.drop` must be a probability, 0 to 1; got {self.drop}.")
+        if self.shared_vocab and self.vocab_size > codebook_size:
+            raise ValueError(
+                f"the {self.vocab_size} tokens of the condition must be rows of the {codebook_size} codes with "
+                "condition.shared_vocab. Set it to False."
+            )
+
+    def check_classes(self, source: str, names: Sequence[str]) -> None:
+        """Raises ValueError where the classes of the data are none of the condition's."""
+
+    @property
+    def own_tokenizer(self) -> Frozen | None:
+        """The tokenizer that encodes the condition and is not that of the images."""
+        return None
+
+    def check_tokenizer(self, channels: int) -> None:
+        """Raises ValueError for a tokenizer of its own with another number of image channels."""
+
+    # Tokens
+
+    @property
+    def image_size(self) -> int:
+        """Side of a training image, in pixels."""
+        return self.window[0] * self.downsample_factor
+
+    @property
+    def num_labels(self) -> int:
+        """Classes to draw images of; 0 where the condition is not a class."""
+        return 0
+
+    @property
+    def droppable(self) -> bool:
+        """Whether training dropped it now and then, so that there is a null token, as guidance needs."""
+        return self.drop > 0
+
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """Rows and columns of its tokens, where each belongs to a place in the image; they move with a window."""
+        return None
+
+    @property
+    def length(self) -> int:
+        """Tokens in front of the codes."""
+        return math.prod(self.grid or (1, 1))
+
+    @property
+    def num_values(self) -> int:
+        """Tokens that say something are below this."""
+        raise NotImplementedError
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens are below this; the last one is the null token of a condition that may be dropped."""
+        return self.num_values + self.droppable
+
+    def coordinates(self) -> list[tuple[int, int]]:
+        """Where each token stands for rotary positions, in rows and columns of codes.
+
+        What belongs to a place in the image stands there; all else in a line to the left of the image.
+        """
+        if self.grid is None:
+            return [(0, -i) for i in range(self.length)]
+        (height, width), (rows, columns) = self.window, self.grid
+        return [(i * height // rows, j * width // columns) for i in range(rows) for j in range(columns)]
+
+    def places(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s 2"] | None:
+        """Where each token stands, in rows and columns of codes, if the tokens themselves say that."""
+        del tokens
+        return None
+
+    # The data
+
+    def views(self, data: Any) -> dict[str, View]:
+        """Returns what the loader must show of each example besides image and label; `data` is `config.data`."""
+        del data
+        return {}
+
+    def meaning(self, data: Any) -> dict[str, Any]:
+        """Returns what a token cache must have in common with a run: what the tokens mean, not how they are used."""
+        del data
+        shared = Condition.key_names()
+        return {"kind": self.kind} | {name: getattr(self, name) for name in self.key_names() if name not in shared}
+
+    def encode(self, frozen: Params, batch: dict[str, Array]) -> Int[Array, "b s"]:
+        """Returns tokens of a batch of the loader; `frozen` holds parameters of the tokenizers, by role."""
+        del frozen
+        return batch[self.field]
+
+    def read(self, names: Sequence[str], size: tuple[int, int], data: Any) -> np.ndarray:
+        """Returns the condition in each file, as `tokens` takes it.
+
+        Args:
+          names: paths of files.
+          size: height and width in pixels of the images to be drawn.
+          data: `config.data`.
+
+        Raises:
+          ValueError: a file does not hold what the condition is, or the condition is read from no file.
+        """
+        raise ValueError(f"a prior conditioned on {self.kind!r} reads no files; got {names[0]}.")
+
+    # What people see
+
+    def picture(
+        self, frozen: Params, tokens: Int[np.ndarray, "b s"], size: int, names: Sequence[str] = ()
+    ) -> UInt8[np.ndarray, "b _H _W 3"]:
+        """Returns what people should see of tokens beside a sample of `size` pixels; `names` of the classes."""
+        raise NotImplementedError
+
+    def beside(
+        self, frozen: Params, values: np.ndarray, size: tuple[int, int], names: Sequence[str] = ()
+    ) -> tuple[UInt8[np.ndarray, "b H W 3"], ...]:
+        """Returns pictures of values of a caller, from left to right, each as large as the sample beside it."""
+        side = min(size)
+        squares = self.picture(frozen, values, side, names)
+        margin = ((0, 0), (0, size[0] - side), (0, size[1] - side), (0, 0))
+        return (np.pad(squares, margin, constant_values=255),)
+
+    # What a caller gives
+
+    def value_of(self, **given: Any) -> Any:
+        """Returns the one of the arguments `labels` and `condition` that is this condition's; None for `count`.
+
+        Raises:
+          ValueError: it is missing, or another one is given.
+        """
+        for name, value in given.items():
+            if (value is not None) != (name == self.argument):
+                raise ValueError(self._explain(name))
+        return given.get(self.argument)
+
+    def size_of(self, value: Any, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Returns height and width of the images that are asked for; None is the training size."""
+        del value
+        return size
+
+    def count_of(self, value: Any, count: int | None) -> int | None:
+        """Returns the number of images; ValueError if it is not known, or the caller's is another."""
+        if self.argument == "count":
+            if count is None or count < 1:
+                raise ValueError(
+                    f"a prior without a condition of yours needs `count`, the number of images; got {count}."
+                )
+            return count
+        found = len(value) if np.ndim(value) else None
+        if count is not None and count != found:
+            raise ValueError(f"`{self.argument}` must be as many as the images, {count}; got {found}.")
+        return found
+
+    def tokens(
+        self,
+        frozen: Params,
+        value: Any,
+        count: int | None,
+        grid: tuple[int, int],
+        origins: Int[np.ndarray, "k 2"] | None,
+    ) -> Int[Array, "b ..."]:
+        """Returns tokens as `Prefix` has them.
+
+        Args:
+          frozen: parameters of the tokenizers, by role.
+          value, count: from `value_of` and `count_of`.
+          grid: rows and columns of codes of each image.
+          origins: of the window, wherever it stands; None of images of the training size.
+
+        Raises:
+          ValueError: a value of another type or shape, or, on the host, out of range.
+        """
+        raise NotImplementedError
+
+    def grid_of(self, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Returns rows and columns of codes of images of `size` pixels; those of training by default.
+
+        Raises:
+          ValueError: a side that is no multiple of the downsample factor, or smaller than the training images'.
+        """
+        f, smallest = self.downsample_factor, self.window
+        if size is None:
+            return smallest
+        grid = (size[0] // f, size[1] // f)
+        if (grid[0] * f, grid[1] * f) != tuple(size):
+            near = tuple(-(-side // f) * f for side in size)
+            raise ValueError(
+                f"`size` must be height and width in multiples of {f} pixels; got {tuple(size)}. Ask for {near}."
+            )
+        if grid[0] < smallest[0] or grid[1] < smallest[1]:
+            least = (smallest[0] * f, smallest[1] * f)
+            raise ValueError(
+                f"`size` must be at least {least}, the window that the prior was trained on; got {tuple(size)}. Draw "
+                "that and cut it."
+            )
+        return grid
+
+    def window_of(self, tokens: Int[Array, "b ..."], row: Any, column: Any) -> Int[Array, "b s"]:
+        """Returns the part of a `Prefix`'s tokens that the window at an origin, in codes, sees."""
+        if tokens.ndim == 2:
+            return tokens
+        if tokens.ndim == 4:
+            return tokens[:, row, column]
+        assert self.grid is not None
+        own, window = self.grid, self.window
+        start = (jnp.zeros((), jnp.int32), row * own[0] // window[0], column * own[1] // window[1])
+        return jax.lax.dynamic_slice(tokens, start, (len(tokens), *own)).reshape(len(tokens), -1)
+
+    def _placed(self, tokens: Int[Array, "b s"], grid: tuple[int, int]) -> Int[Array, "b ..."]:
+        """Row-major tokens of an image of `grid` codes, as `Prefix` has them."""
+        if grid == self.window or self.grid is None:
+            return tokens
+        rows, columns = (own * side // part for own, side, part in zip(self.grid, grid, self.window, strict=True))
+        return tokens.reshape(-1, rows, columns)
+
+    def _explain(self, name: str) -> str:
+        """What is wrong with an argument that is missing, or given to a prior of another kind."""
+        if name == self.argument:
+            needs = {"labels": "the class of each image", "condition": f"the {self.kind} of each image"}
+            return f"this prior's condition is {self.kind!r}: it needs `{name}`, {needs[name]}; none were given."
+        priors = {"labels": "a class-conditional prior", "condition": "a prior over maps or objects or captions"}
+        verb = {"labels": "`labels` are", "condition": "`condition` is"}
+        leave = {"labels": "Leave them out.", "condition": "Leave it out."}
+        return f"{verb[name]} for {priors[name]}; the condition of this one is {self.kind!r}. {leave[name]}"
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encoded(condition: Condition, frozen: Params, batch: Mapping[str, Any]) -> Any:
+    """`Condition.encode`, compiled."""
+    return condition.encode(frozen, dict(batch))
+
+
+def on_host(values: Any) -> bool:
+    """Whether values can be looked at without waiting for a device: NumPy's and Python's, but no `jax.Array`."""
+    return not isinstance(values, jax.Array)
+
+
+def check_range(name: str, values: Any, limit: int, hint: str = "Leave the others out.") -> None:
+    """Raises ValueError for values on the host that are outside [0, limit)."""
+    if on_host(values) and not np.all((np.asarray(values) >= 0) & (np.asarray(values) < limit)):
+        raise ValueError(
+            f"`{name}` must be in [0, {limit}); got values in [{np.min(values)}, {np.max(values)}]. {hint}"
+        )
+
+
+def marked(values: Any, limit: int) -> Int[Array, "..."]:
+    """Values as int32, those outside [0, limit) as -1: what cannot raise, because it is on a device, shows."""
+    values = jnp.asarray(values)
+    return jnp.where((values >= 0) & (values < limit), values, -1).astype(jnp.int32)

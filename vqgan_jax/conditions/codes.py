@@ -1,0 +1,312 @@
+"""Maps of the image as the codes of a tokenizer: label maps, depth, edges, low resolution, limbs."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int, Num, UInt8
+
+from vqgan_jax import pictures
+from vqgan_jax.conditions.base import DERIVED, Condition, Frozen, Params, check_range, encoded
+from vqgan_jax.data import images, maps, views
+from vqgan_jax.data.views import View
+from vqgan_jax.nn.pixels import to_input, to_output
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Codes(Condition):
+    """A map of three channels; `Segmentation` and `Depth` are others."""
+
+    argument = "condition"
+    form: ClassVar[str] = "uint8 of shape (b, H, W, 3)"
+
+    size: int = 0  # pixels to which a map of the training size is brought first, by the nearest one; 0 leaves it
+    tokenizer: Frozen = dataclasses.field(default_factory=Frozen)  # without a workdir it is the images' own
+    encoder: Frozen = dataclasses.field(default_factory=Frozen, metadata=DERIVED)  # the one or the other
+    module: Any = dataclasses.field(default=None, metadata=DERIVED)  # of the encoder
+
+    @property
+    def channels(self) -> int:
+        """Of the map."""
+        return views.FIELDS[self.kind].channels
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """One token a code of the map, at the training size."""
+        side = (self.size or self.image_size) // self.encoder.downsample_factor
+        return side, side
+
+    @property
+    def num_values(self) -> int:
+        """Codes."""
+        return self.encoder.codebook_size
+
+    @property
+    def own_tokenizer(self) -> Frozen | None:
+        """That of the config, if it has a workdir."""
+        return self.tokenizer if self.tokenizer.workdir else None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a window sees whole codes of a larger map wherever it stands.
+
+        Then the map is encoded once and its codes are cut. Else the part of the map in each window is encoded by
+        itself, as in training: it is brought to another size, or the window may stand in the middle of a code.
+        """
+        return not self.size and all(own % side == 0 for own, side in zip(self.grid, self.window, strict=True))
+
+    def bound(self, *, window: tuple[int, int], images: Frozen, module: Any = None) -> Condition:
+        """Returns the condition of a run, with what encodes its maps."""
+        bound = super().bound(window=window, images=images)
+        return dataclasses.replace(bound, encoder=self.own_tokenizer or images, module=module)
+
+    def check(self, codebook_size: int) -> None:
+        """Raises ValueError for a size that is no multiple of the factor, or a map that no tokenizer can read."""
+        side, factor = self.size or self.image_size, self.encoder.downsample_factor
+        if side % factor:
+            raise ValueError(
+                f"a map's side must be a multiple of its tokenizer's downsample factor {factor}; got {side}. Set "
+                f"`config.condition.size` to {-(-side // factor) * factor}."
+            )
+        if self.own_tokenizer is None and views.FIELDS[self.kind].channels != 3:
+            raise ValueError(
+                f"`config.condition.tokenizer.workdir` must name the run that encodes {self.kind!r}: only pictures of "
+                "three channels can be given to the images' own tokenizer."
+            )
+        super().check(codebook_size)
+
+    def check_tokenizer(self, channels: int) -> None:
+        """Raises ValueError unless the tokenizer reads such maps."""
+        if channels != self.channels:
+            raise ValueError(
+                f"the tokenizer of the condition {self.kind!r} must have {self.channels} channels; "
+                f"{self.tokenizer.workdir} has {channels}. Name another, or mend `config.condition.num_classes`."
+            )
+
+    def views(self, data: Any) -> dict[str, View]:
+        """Returns the map."""
+        return {self.field: views.FIELDS[self.kind].view(data, self.channels)}
+
+    def meaning(self, data: Any) -> dict[str, Any]:
+        """Returns what the tokens mean: of the encoder its fingerprint."""
+        return super().meaning(data) | {"tokenizer": self.encoder.fingerprint}
+
+    def encode(self, frozen: Params, batch: dict[str, Array]) -> Int[Array, "b s"]:
+        """Returns codes of the map, row by row; deterministic also for a Gumbel quantizer."""
+        values = batch[self.field]
+        if self.size:
+            values = resized(values, self.size)
+        inputs = to_input(values, self.module.image_channels)
+        params, rngs = self._params(frozen), {"gumbel": jax.random.key(0)}
+        quantized = self.module.apply({"params": params}, inputs, method="encode", rngs=rngs)
+        return quantized.indices.reshape(len(values), -1)
+
+    def _params(self, frozen: Params) -> Params:
+        """Of the encoder."""
+        return frozen["tokenizer" if self.own_tokenizer is None else "condition"]
+
+    def size_of(self, value: Any, size: tuple[int, int] | None) -> tuple[int, int]:
+        """Returns the size of the maps; ValueError for maps of another shape, type or range, or another `size`."""
+        self._check(value)
+        height, width = value.shape[1:3]
+        if size is not None and tuple(size) != (height, width):
+            raise ValueError(
+                f"`size` must be that of the condition, {(height, width)}; got {tuple(size)}. Leave it out."
+            )
+        return height, width
+
+    def _check(self, value: Any) -> None:
+        """Raises ValueError for maps of another shape, type or range."""
+        if not self.fits(value):
+            raise ValueError(
+                f"`condition` must be the {self.kind} of each image, {self.form}; got {jnp.result_type(value)} of "
+                f"shape {jnp.shape(value)}."
+            )
+        factor = self.encoder.downsample_factor
+        if self.is_cut and (value.shape[1] % factor or value.shape[2] % factor):
+            raise ValueError(
+                f"the sides of a {self.kind} must be multiples of {factor}, its tokenizer's downsample factor; got "
+                f"{value.shape[1:3]}. Crop it."
+            )
+
+    def fits(self, value: Any) -> bool:
+        """Whether values have the shape and the type of maps."""
+        return jnp.result_type(value) == jnp.uint8 and jnp.ndim(value) == 4 and value.shape[-1] == 3
+
+    def tokens(
+        self,
+        frozen: Params,
+        value: Any,
+        count: int | None,
+        grid: tuple[int, int],
+        origins: Int[np.ndarray, "k 2"] | None,
+    ) -> Int[Array, "b ..."]:
+        """Returns codes of maps: cut out of the whole, or those of each window's part of the map."""
+        value = jnp.asarray(value)
+        if origins is None or self.is_cut:
+            return self._placed(encoded(self, frozen, {self.field: value}), grid)
+        shape = (grid[0] - self.window[0] + 1, grid[1] - self.window[1] + 1)
+        return _encode_windows(self, frozen, value, origins, shape)
+
+    def read(self, names: Sequence[str], size: tuple[int, int], data: Any) -> Num[np.ndarray, "n H W ..."]:
+        """Returns the map in each file, as the loader would show it: its middle, brought to `size`."""
+        (view,) = self.views(data).values()
+        return np.stack([views.fit(view, self.example(name), size) for name in names])
+
+    def example(self, path: str) -> dict[str, np.ndarray]:
+        """Returns an example of a file: a picture, of which edges and low resolution are made, or of limbs."""
+        picture = images.decode(path)
+        return {"image": picture, "keypoints": picture}
+
+    def picture(
+        self, frozen: Params, tokens: Int[np.ndarray, "b s"], size: int, names: Sequence[str] = ()
+    ) -> UInt8[np.ndarray, "b _H _W 3"]:
+        """Returns the map as its tokenizer decodes it: what the prior sees."""
+        return resized(self._decoded(frozen, tokens.reshape(-1, *self.grid)), size)
+
+    def _decoded(self, frozen: Params, indices: Int[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b _H _W 3"]:
+        known = np.minimum(indices, self.num_values - 1)  # a null token is no code
+        return pictures.shown(np.asarray(_decode(self, self._params(frozen), known)))
+
+    def output(self, recon: Any) -> Num[Array, "b H W ..."]:
+        """Returns maps of what the tokenizer decodes: pixels, or floats where there is one channel."""
+        return to_output(recon, jnp.zeros(recon.shape, jnp.uint8 if recon.shape[-1] == 3 else jnp.float32))
+
+    def beside(
+        self, frozen: Params, values: np.ndarray, size: tuple[int, int], names: Sequence[str] = ()
+    ) -> tuple[UInt8[np.ndarray, "b H W 3"], ...]:
+        """Returns maps as they are and as the prior sees them."""
+        return pictures.shown(values), self.seen(frozen, values)
+
+    def seen(self, frozen: Params, values: Num[np.ndarray, "n H W ..."]) -> UInt8[np.ndarray, "n H W 3"]:
+        """Returns what a prior sees of maps: what their tokenizer keeps of the whole, or of windows side by side.
+
+        Raises:
+          ValueError: maps of a size of which the prior draws no images.
+        """
+        self.grid_of(values.shape[1:3])
+        if self.is_cut:
+            rows, columns = (length // self.encoder.downsample_factor for length in values.shape[1:3])
+            tokens = np.asarray(encoded(self, frozen, {self.field: values}))
+            return self._decoded(frozen, tokens.reshape(-1, rows, columns))
+        side, shown = self.image_size, np.empty((*values.shape[:3], 3), np.uint8)
+        starts = [[*range(0, length - side, side), length - side] for length in values.shape[1:3]]
+        for top, left in itertools.product(*starts):
+            part = np.s_[:, top : top + side, left : left + side]
+            tokens = encoded(self, frozen, {self.field: values[part]})
+            shown[part] = self.picture(frozen, np.asarray(tokens), side)
+        return shown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Segmentation(Codes):
+    """The category of each pixel."""
+
+    kind = field = "segmentation"
+    form = "integers of shape (b, H, W), below the number of classes"
+
+    num_classes: int = 1000
+
+    @property
+    def channels(self) -> int:
+        """One for each class."""
+        return self.num_classes
+
+    def fits(self, value: Any) -> bool:
+        """Whether values are integers b H W."""
+        return jnp.issubdtype(jnp.result_type(value), jnp.integer) and jnp.ndim(value) == 3
+
+    def _check(self, value: Any) -> None:
+        super()._check(value)
+        check_range("condition", value, self.num_classes)
+
+    def output(self, recon: Any) -> Int[Array, "b H W"]:
+        """Returns the likeliest category of each pixel."""
+        return jnp.argmax(recon, axis=-1)
+
+    def example(self, path: str) -> dict[str, np.ndarray]:
+        """Returns an example of a file of category numbers."""
+        labels = maps.decode_labels(path)
+        return {"segmentation": labels, "image": np.zeros((*labels.shape, 3), np.uint8)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Depth(Codes):
+    """The depth of each pixel, scaled to [-1, 1] over the whole image."""
+
+    kind = field = "depth"
+    form = "floats in [-1, 1] of shape (b, H, W, 1)"
+
+    def fits(self, value: Any) -> bool:
+        """Whether values are floats b H W 1."""
+        integer = jnp.issubdtype(jnp.result_type(value), jnp.integer)
+        return not integer and jnp.ndim(value) == 4 and value.shape[-1] == 1
+
+    def example(self, path: str) -> dict[str, np.ndarray]:
+        """Returns an example of a file of depth."""
+        depth = maps.decode_depth(path)
+        return {"depth": depth, "image": np.zeros((*depth.shape, 3), np.uint8)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowResolution(Codes):
+    """The picture at a part of its size, and back."""
+
+    kind = field = "low_resolution"
+
+    def meaning(self, data: Any) -> dict[str, Any]:
+        """Returns what the tokens mean, with the factor of size."""
+        return super().meaning(data) | {"factor": data.low_resolution_factor}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Edges(Codes):
+    """Canny's edges of the picture."""
+
+    kind = field = "edges"
+
+    def meaning(self, data: Any) -> dict[str, Any]:
+        """Returns what the tokens mean, with the blur before the edges."""
+        return super().meaning(data) | {"sigma": data.edge_sigma}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Keypoints(Codes):
+    """A picture of the limbs of people."""
+
+    kind = field = "keypoints"
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(condition: Codes, params: Params, indices: Array) -> Array:
+    """Maps of codes."""
+    return condition.output(condition.module.apply({"params": params}, indices, method="decode_indices"))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def _encode_windows(
+    condition: Codes, frozen: Params, values: Array, origins: Array, shape: tuple[int, int]
+) -> Int[Array, "b n m s"]:
+    """Tokens of the part of the maps in the window at each of the origins (k 2), which lie in a table of that shape."""
+    f = condition.downsample_factor
+    height, width = (side * f for side in condition.window)
+
+    def encode(origin: Int[Array, "2"]) -> Int[Array, "b s"]:
+        rows = jax.lax.dynamic_slice_in_dim(values, origin[0] * f, height, axis=1)
+        part = jax.lax.dynamic_slice_in_dim(rows, origin[1] * f, width, axis=2)
+        return condition.encode(frozen, {condition.field: part})
+
+    tokens = jnp.moveaxis(jax.lax.map(encode, origins), 0, 1)
+    table = jnp.zeros((len(values), *shape, condition.length), tokens.dtype)
+    return table.at[:, origins[:, 0], origins[:, 1]].set(tokens)
+
+
+def resized(values: Any, size: int) -> Any:
+    """Returns maps of `size` rows and columns, by torch's rule of the nearest pixel: floor(i * in / out)."""
+    rows, columns = (np.arange(size) * side // size for side in values.shape[1:3])
+    return values[:, rows][:, :, columns]
