@@ -15,12 +15,11 @@ PAGES = sorted((ROOT / "experiments").glob("*.py"))
 LAYER_0 = ("compat", "nn", "nn.*", "ordering", "storage")
 LAYER_1 = (
     "losses", "sampling", "config", "build", "parsing", "stored", "pictures", "data", "data.*",
-    "train.sharding", "train.checkpoint", "train.goodput", "train.metrics", "train.storage_s3",
-    "train.profile", "train.signals",
+    "train.sharding", "train.checkpoint", "train.metrics", "train.watch",
 )  # fmt: skip
 LAYER_2 = (
     "prior", "sliding", "tiling", "models", "prefixes", "train", "train.state", "train.stage1", "train.stage2",
-    "train.accumulation", "train.stage1_eval",
+    "train.stage1_eval",
     "evaluate", "evaluate.*", "convert", "convert.*", "report", "report.*",
 )  # fmt: skip
 PROGRAMS = ("train.program", "train.stage1_program", "train.stage2_program")
@@ -55,18 +54,14 @@ MAY_IMPORT: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("data*", ("data", "data.*", "pictures", "storage")),
     ("train", ()),
     ("train.sharding", ("train.checkpoint", "train.metrics")),
-    ("train.checkpoint", ("storage", "train.storage_s3", "train.sharding", "train.metrics")),
-    ("train.storage_s3", ("compat",)),
+    ("train.checkpoint", ("compat", "storage", "train.sharding", "train.metrics")),
     ("train.metrics", ("storage", "train.sharding", "train.checkpoint", "pictures")),
-    ("train.goodput", ()),
-    ("train.profile", ("storage",)),
-    ("train.signals", ()),
+    ("train.watch", ("storage",)),
     ("train.state", PURE),
-    ("train.accumulation", ()),
     ("train.stage1_eval", (*PURE, "train.stage1")),
     ("train.stage?_program", (*LAYER_0, *LAYER_1, *LAYER_2, "train.program")),
     ("train.program", (*LAYER_0, *LAYER_1, *LAYER_2)),
-    ("train.stage?", (*PURE, "prior", "train.state", "train.accumulation")),
+    ("train.stage?", (*PURE, "prior", "train.state")),
     ("evaluate.of_*", (*LAYER_0, *LAYER_1, *LAYER_2, "api", "drawing", "inputs", *PROGRAMS)),
     ("evaluate*", (*LAYER_0, *LAYER_1, "evaluate", "evaluate.*")),
     ("convert", (*LAYER_0, *LAYER_1, "convert.*", "models", "prior")),
@@ -241,7 +236,6 @@ def test_a_private_name_is_found_however_it_is_spelt(tmp_path, text):
         "config",
         "build",
         "train.state",
-        "train.accumulation",
         "train.stage1",
         "train.stage1_eval",
         "train.stage2",

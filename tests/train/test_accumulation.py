@@ -12,7 +12,7 @@ import pytest
 from vqgan_jax import cli
 from vqgan_jax.plan import lowering, program_text
 from vqgan_jax.train import loop, sharding, stage1, stage2
-from vqgan_jax.train.accumulation import in_parts
+from vqgan_jax.train.state import in_parts
 
 TINY, PRIOR = (str(Path(__file__).with_name(name)) for name in ("tiny.py", "tiny_prior.py"))
 SMALL = [  # 8 x 8 codes of 16 pixels, one level

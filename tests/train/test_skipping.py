@@ -14,9 +14,9 @@ from rich.console import Console
 from vqgan_jax import cli
 from vqgan_jax.train import loop, program, sharding, stage1, stage2
 from vqgan_jax.train.checkpoint import Checkpoints
-from vqgan_jax.train.goodput import Goodput
 from vqgan_jax.train.metrics import Window, Writer
 from vqgan_jax.train.state import TrainState, skipping
+from vqgan_jax.train.watch import Goodput
 
 TINY, PRIOR = (str(Path(__file__).with_name(name)) for name in ("tiny.py", "tiny_prior.py"))
 KEY = jax.random.key(1)

@@ -17,11 +17,9 @@ from vqgan_jax.evaluate import of_training
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import sharding, stage1_program, stage2_program
 from vqgan_jax.train.checkpoint import Checkpoints
-from vqgan_jax.train.goodput import Goodput
-from vqgan_jax.train.profile import Profile
 from vqgan_jax.train.program import Program, make_mesh
-from vqgan_jax.train.signals import Stop, deadline
 from vqgan_jax.train.state import TrainState
+from vqgan_jax.train.watch import Goodput, Profile, Stop, deadline
 
 Config = configs.Stage1 | configs.Stage2
 MAX_SKIPPED = 10  # steps in a row that are not finite; one batch may be bad, eleven are a run that went astray

@@ -9,7 +9,7 @@ import numpy as np
 
 from vqgan_jax import build, data
 from vqgan_jax import config as configs
-from vqgan_jax.train import sharding, signals
+from vqgan_jax.train import sharding, watch
 from vqgan_jax.train.state import skipping
 
 
@@ -94,7 +94,7 @@ def image_batches(config: configs.Stage1 | configs.Stage2, source: data.Source) 
 
 def in_time(config: configs.Stage1 | configs.Stage2, name: str, batches: data.Batches) -> Iterator[Any]:
     """The batches, each within the config's timeout; `name`, and their number, are for the error."""
-    return signals.in_time(batches, config.data.timeout_seconds, name, config.data.source)
+    return watch.in_time(batches, config.data.timeout_seconds, name, config.data.source)
 
 
 def summed(batches: Iterator[Any], mesh: jax.sharding.Mesh, sums: Callable[[dict[str, jax.Array]], Any]) -> Any:

@@ -21,8 +21,7 @@ from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_input
 from vqgan_jax.nn.quantizer import Quantized
-from vqgan_jax.train.accumulation import in_parts
-from vqgan_jax.train.state import TrainState, moving_average
+from vqgan_jax.train.state import TrainState, in_parts, moving_average
 
 Metrics = dict[str, Array]
 Tree = dict[str, Any]

@@ -16,8 +16,7 @@ from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.pixels import to_float, to_uint8
-from vqgan_jax.train.accumulation import in_parts
-from vqgan_jax.train.state import TrainState, moving_average
+from vqgan_jax.train.state import TrainState, in_parts, moving_average
 
 Metrics = dict[str, Array]
 Tree = dict[str, Any]
