@@ -119,7 +119,7 @@ def one(config, flags, name: str, batch: int | None, console):
 
     from vqgan_jax import storage
     from vqgan_jax.plan import flops, lowering, outcome, report, topology
-    from vqgan_jax.train import loop, program
+    from vqgan_jax.train import program
 
     target = topology.describe(name)
     mesh = program.make_mesh(config, target.devices)
@@ -140,7 +140,7 @@ def one(config, flags, name: str, batch: int | None, console):
         from vqgan_jax.compat import serialize_executable
 
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
-    state = loop.abstract_state(config, mesh)
+    state = program.abstract_state(config, mesh)
     trains = flags.what in ("step", "start")
     held = lowering.bytes_a_device((state.opt_state, state.ema)) if trains else 0
     parameters = state.params if trains else arguments[0]

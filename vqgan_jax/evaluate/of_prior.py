@@ -26,7 +26,7 @@ from vqgan_jax.evaluate.of_images import (
     open_networks,
     results,
 )
-from vqgan_jax.train import program, sharding, stage2, stage2_program
+from vqgan_jax.train import program, sharding, stage2
 
 NEAREST = 3
 SWEPT: Mapping[str, Callable[[str], Any]] = {
@@ -132,7 +132,7 @@ def evaluate(prior: models.Prior, request: Request, asked: Asked, *, workdir: st
 
 def image_config(prior: models.Prior, workdir: str) -> Any:
     """The config that names the prior's images: its own, or, of a run on a token cache, its tokenizer's."""
-    if not prior.config.data.source.startswith("tokens:"):
+    if not data.is_cache(prior.config.data.source):
         return prior.config
     config = models.config_of(models.find_tokenizer(prior.config.tokenizer.workdir, near=workdir))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=prior.config.data.image_size))
@@ -140,10 +140,10 @@ def image_config(prior: models.Prior, workdir: str) -> Any:
 
 def likelihoods(prior: models.Prior, request: Request) -> Float[np.ndarray, "n 2"]:
     """First condition token and nats a token of every held-out example, or of `limit`, over all processes, in order."""
-    source = request.limited(stage2_program.open_split(prior.config, "validation"))
+    source = request.limited(program.open_examples(prior.config, "validation"))
     mesh = sharding.local_mesh()
     placed = jax.device_put(prior, sharding.replicated(mesh))
-    batches = stage2_program.evaluation_batches(prior.config, source, len(source), request.global_batch)
+    batches = program.held_out_batches(prior.config, source, len(source), request.global_batch)
     told, done, numbers, found = request.track("likelihood", -(-len(source) // jax.process_count())), 0, [], []
     for i, batch in enumerate(batches):
         mask = np.asarray(batch.pop("mask"))
