@@ -101,10 +101,10 @@ def ours(case: str) -> Contender:
     from vqgan_jax.convert.lpips import load_lpips
     from vqgan_jax.models import Tokenizer
     from vqgan_jax.nn.pixels import to_float
-    from vqgan_jax.train import stage1
+    from vqgan_jax.train.stage1 import Stage1
 
     config = load(case)
-    task, batch, key = stage1.from_config(config), {"image": jnp.asarray(pixels(config))}, jax.random.key(0)
+    task, batch, key = Stage1.from_config(config), {"image": jnp.asarray(pixels(config))}, jax.random.key(0)
     images, frozen = to_float(batch["image"]), {"lpips": load_lpips()}
     recon = jax.random.uniform(key, images.shape, minval=-1, maxval=1)
 
@@ -122,20 +122,20 @@ def ours(case: str) -> Contender:
 
     def discriminator_step(state: Any) -> Any:
         params, stats = state.params["discriminator"], state.stats["discriminator"]
-        fake, pull_fake, stats = stage1.discriminate(task, params, stats, recon)
-        real, pull_real, stats = stage1.discriminate(task, params, stats, images)
-        by_logits, _ = stage1.discriminator_loss(task, state.step, real, fake)
+        fake, pull_fake, stats = task.discriminate(params, stats, recon)
+        real, pull_real, stats = task.discriminate(params, stats, images)
+        by_logits, _ = task.discriminator_loss(state.step, real, fake)
         grads = jax.tree.map(jnp.add, pull_real(by_logits[0])[0], pull_fake(by_logits[1])[0])
-        return stage1.apply_gradients(task, state, "discriminator", grads), stats
+        return task.apply_gradients(state, "discriminator", grads), stats
 
     def train(config: configs.Stage1) -> Callable[[], object]:
-        task, state = stage1.from_config(config), None
-        step = jax.jit(functools.partial(stage1.train_step, task), donate_argnums=0)
+        task, state = Stage1.from_config(config), None
+        step = jax.jit(task.train_step, donate_argnums=0)
 
         def run() -> None:
             nonlocal state
             if state is None:  # made when it is needed: a large one for each row would fill the memory
-                state = jax.jit(functools.partial(stage1.init, task))(key, batch["image"][None])
+                state = jax.jit(task.init)(key, batch["image"][None])
             state, _ = jax.block_until_ready(step(state, frozen, batch, key))
 
         return run
@@ -144,7 +144,7 @@ def ours(case: str) -> Contender:
         compiled = jax.jit(function)
         return lambda: jax.block_until_ready(compiled(argument))
 
-    state = jax.jit(functools.partial(stage1.init, task))(key, batch["image"][None])
+    state = jax.jit(task.init)(key, batch["image"][None])
     generator = state.params["generator"]
     tokenizer = Tokenizer(generator, task.model)
     indices = api.encode(tokenizer, batch["image"])

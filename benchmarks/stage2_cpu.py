@@ -48,13 +48,14 @@ def ours(batch: int) -> Contender:
 
     from vqgan_jax import cli, prior
     from vqgan_jax.train import stage2
+    from vqgan_jax.train.stage2 import Stage2
 
     overrides = [f"--config.{key}={value!r}" for key, value in CHANGES.items()]
     config = cli.load_config(str(ROOT / "experiments" / "stage2_cifar10.py:paper"), overrides)
-    task, tokens, key = stage2.from_config(config), jnp.asarray(codes(batch)), jax.random.key(0)
+    task, tokens, key = Stage2.from_config(config), jnp.asarray(codes(batch)), jax.random.key(0)
     params = from_tests("reference").gpt_params(weights(), HEADS)
-    state = dataclasses.replace(stage2.init(task, key), params={"transformer": jax.tree.map(jnp.copy, params)})
-    train_step = jax.jit(functools.partial(stage2.train_step, task), donate_argnums=0)
+    state = dataclasses.replace(task.init(key), params={"transformer": jax.tree.map(jnp.copy, params)})
+    train_step = jax.jit(task.train_step, donate_argnums=0)
 
     def step() -> Any:
         nonlocal state

@@ -1,6 +1,5 @@
 import ast
 import dataclasses
-import functools
 import importlib
 import importlib.util
 import json
@@ -20,6 +19,8 @@ from vqgan_jax.cli import load_config, run_page
 from vqgan_jax.nn.maskgit import AUTOENCODERS
 from vqgan_jax.nn.quantizer import QUANTIZERS, GumbelQuantizer
 from vqgan_jax.train import stage1, stage2
+from vqgan_jax.train.stage1 import Stage1
+from vqgan_jax.train.stage2 import Stage2
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "experiments").glob("*.py") if "def get_config" in path.read_text())
@@ -72,7 +73,7 @@ def test_the_first_pages_start_a_state(path):
     config = load_config(str(path))
     size, channels = config.data.image_size, config.model.image_channels
     images = jax.ShapeDtypeStruct((1, 2, size, size, channels), jnp.uint8)
-    state = jax.eval_shape(functools.partial(stage1.init, stage1.from_config(config)), jax.random.key(0), images)
+    state = jax.eval_shape(Stage1.from_config(config).init, jax.random.key(0), images)
     codebook = state.params["generator"]["quantizer"]["codebook"]
     assert codebook.shape == (config.quantizer.codebook_size, config.quantizer.embed_dim)
 
@@ -383,6 +384,6 @@ def test_priors_of_the_paper_have_its_sizes(name):
     page, variant = name.split(":")
     path = ROOT / "experiments" / f"{page}.py"
     config = load_config(f"{path}:{variant}")
-    state = jax.eval_shape(functools.partial(stage2.init, stage2.from_config(config)), jax.random.key(0))
+    state = jax.eval_shape(Stage2.from_config(config).init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == PAPER[name]
     assert f"{PAPER[name]:,} parameters" in path.read_text()

@@ -14,6 +14,7 @@ import vqgan_jax as vq
 from vqgan_jax import api, cli, drawing, models
 from vqgan_jax.evaluate import of_prior
 from vqgan_jax.evaluate.protocol import Request
+from vqgan_jax.train import stage_of
 from vqgan_jax.train.checkpoint import Checkpoints
 
 PAGES = Path(__file__).parent / "train"
@@ -21,7 +22,7 @@ PAGES = Path(__file__).parent / "train"
 
 def save(workdir: Path, config, abstract, figures: dict[int, dict[str, float] | None]) -> Path:
     """A run with a checkpoint of other random parameters at each step, and what was held out there."""
-    with Checkpoints(epath.Path(workdir), keep=9, best=models.best_figure(config)) as checkpoints:
+    with Checkpoints(epath.Path(workdir), keep=9, best=stage_of(config).best) as checkpoints:
         for step, held_out in figures.items():
             state = untrained.randomised(abstract, 0.1 + 0.01 * step)
             checkpoints.save(step, state, {"next_index": step}, dataclasses.asdict(config), held_out)
@@ -34,13 +35,13 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     config = cli.load_config(str(PAGES / "tiny.py"))
     figures = {2: {"lpips": 0.5, "psnr": 9.0}, 4: {"lpips": 0.2}, 6: None, 8: {"lpips": 0.3, "psnr": 1.0}}
-    save(folder / "tokenizer", config, models.tokenizer_state(config), figures)
+    save(folder / "tokenizer", config, models.state_shapes(config), figures)
     mark = models.fingerprint(vq.load_tokenizer(folder / "tokenizer", step=6))
     flags = {"workdir": folder / "tokenizer", "fingerprint": mark}
     config = cli.load_config(
         str(PAGES / "tiny_prior.py"), [f"--config.tokenizer.{key}={value}" for key, value in flags.items()]
     )
-    save(folder / "prior", config, models.prior_state(config), {1: {"nll": 2.0}, 3: {"nll": math.nan}})
+    save(folder / "prior", config, models.state_shapes(config), {1: {"nll": 2.0}, 3: {"nll": math.nan}})
     return folder
 
 
@@ -144,7 +145,7 @@ def test_a_step_that_is_not_there_is_refused_with_those_that_are(folder, step):
 
 def test_without_a_held_out_figure_nothing_is_best(tmp_path, folder):
     config = vq.load_tokenizer(folder / "tokenizer").config
-    save(tmp_path, config, models.tokenizer_state(config), {7: None})
+    save(tmp_path, config, models.state_shapes(config), {7: None})
     with pytest.raises(ValueError, match=r"lowest held-out lpips; none of these has one: .* has step 7\."):
         vq.load_tokenizer(tmp_path, step="best")
     assert vq.load_tokenizer(tmp_path, step=7).step == 7
@@ -152,7 +153,7 @@ def test_without_a_held_out_figure_nothing_is_best(tmp_path, folder):
 
 def test_a_chosen_checkpoint_that_is_broken_is_not_replaced_by_another(tmp_path, folder):
     config = vq.load_tokenizer(folder / "tokenizer").config
-    save(tmp_path, config, models.tokenizer_state(config), {7: None, 9: None})
+    save(tmp_path, config, models.state_shapes(config), {7: None, 9: None})
     for path in (tmp_path / "checkpoints" / "9" / "config").iterdir():
         path.write_text("{")
     with pytest.raises(FileNotFoundError, match="holds no whole checkpoint of step 9"):

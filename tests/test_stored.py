@@ -20,6 +20,7 @@ from vqgan_jax.__main__ import main
 from vqgan_jax.convert import ConvertError, write
 from vqgan_jax.train import loop, program, sharding
 from vqgan_jax.train.checkpoint import Checkpoints
+from vqgan_jax.train.program import open_program
 
 FOLDER = Path(__file__).parent / "golden" / "configs"
 SHAPES = json.loads((FOLDER / "shapes.json").read_text())
@@ -40,7 +41,7 @@ def leaves(nested: dict[str, Any], path: str = "") -> dict[str, Any]:
 @functools.cache
 def arrays(config: Any) -> dict[str, str]:
     """Dtype and shape of each leaf of a run's state, as `shapes.json` has them."""
-    state = models.tokenizer_state(config) if config.stage == 1 else models.prior_state(config)
+    state = models.state_shapes(config)
     named = jax.tree_util.tree_leaves_with_path(state)
     return {sharding.path_name(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in named}
 
@@ -49,7 +50,7 @@ def save(
     workdir: Path, nested: dict[str, Any], config: Any, data: Any = types.MappingProxyType({"next_index": 3})
 ) -> Path:
     """A run's folder whose one checkpoint holds `nested`; its arrays are those of `config`."""
-    state = models.tokenizer_state(config) if config.stage == 1 else models.prior_state(config)
+    state = models.state_shapes(config)
     with Checkpoints(epath.Path(workdir)) as checkpoints:
         metrics = {"lpips" if config.stage == 1 else "nll": 1.0}
         checkpoints.save(3, untrained.randomised(state, 0.1), dict(data), nested, metrics)
@@ -148,11 +149,11 @@ def test_a_run_of_an_earlier_commit_is_loaded_and_gone_on_with(tmp_path, generat
     run = save(tmp_path, nested, stored.from_json(nested))
     (run / "config.json").write_text(json.dumps(nested))
     tokenizer = models.load_tokenizer(run)
-    expected = untrained.randomised(models.tokenizer_state(stored.from_json(nested)), 0.1)
+    expected = untrained.randomised(models.state_shapes(stored.from_json(nested)), 0.1)
     jax.tree.map(np.testing.assert_array_equal, tokenizer.params, expected.ema["generator"])
     assert models.config_of(run) == stored.from_json(nested)
     config = cli.load_config(str(run / "config.json"), ["--config.data.timeout_seconds=600"])
-    program_of_today = loop.build_program(config, program.make_mesh(config))
+    program_of_today = open_program(config, program.make_mesh(config))
     with Checkpoints(epath.Path(run)) as checkpoints:
         restored = loop.resume(program_of_today, checkpoints)
     assert restored.step == 3
@@ -163,10 +164,10 @@ def test_a_converted_model_keeps_its_optimisers_that_came_without_a_state_of_dat
     """So the first `vqgan convert` wrote them; of today's, no state of data means that there are none."""
     nested = GENERATIONS["6f65d5e"]["tokenizer"]
     config = stored.from_json(nested)
-    run, built = save(tmp_path, nested, config, {}), loop.build_program(config, program.make_mesh(config))
+    run, built = save(tmp_path, nested, config, {}), open_program(config, program.make_mesh(config))
     with Checkpoints(epath.Path(run)) as checkpoints:
         restored = loop.resume(built, checkpoints)
-    expected = untrained.randomised(models.tokenizer_state(config), 0.1)
+    expected = untrained.randomised(models.state_shapes(config), 0.1)
     jax.tree.map(np.testing.assert_array_equal, restored.state.opt_state, expected.opt_state)
     assert restored.data == {}
 
@@ -196,7 +197,7 @@ def test_a_run_keeps_the_positions_it_began_with(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(new))
     workdir = untrained.save_tokenizer(tmp_path / "tokenizer")
     config = cli.load_config(str(tmp_path / "config.json"), [f"--config.tokenizer.workdir={workdir}"])
-    built = loop.build_program(config, program.make_mesh(config))
+    built = open_program(config, program.make_mesh(config))
     tokenizer = old["tokenizer"] | {"fingerprint": built.config.tokenizer.fingerprint}
     run = save(tmp_path / "run", old | {"tokenizer": tokenizer}, stored.from_json(old))
     with (

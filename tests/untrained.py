@@ -56,7 +56,7 @@ def prior(
         "transformer.num_heads": 2, "sampling.guidance": 1.0,
     } | {name.replace("__", "."): value for name, value in more.items()}  # fmt: skip
     config = cli.load_config(f"{PAGE}:{variant}", [f"--config.{name}={value}" for name, value in flags.items()])
-    params = randomised(models.prior_state(config).params["transformer"], 0.4)
+    params = randomised(models.state_shapes(config).params["transformer"], 0.4)
     tokenizers = tokenizer(codebook_size), None
     if config.condition.tokenizer.workdir:
         channels = build.condition(config).channels
@@ -68,7 +68,7 @@ def prior(
 def save_tokenizer(workdir: Path, scale: float = 0.1) -> Path:
     """The workdir of a stage-1 run of `tiny.py`, as if it had been trained; another scale is another tokenizer."""
     config = cli.load_config(str(Path(__file__).parent / "train" / "tiny.py"))
-    state = randomised(models.tokenizer_state(config), scale)
+    state = randomised(models.state_shapes(config), scale)
     with Checkpoints(epath.Path(workdir)) as checkpoints:
         checkpoints.save(1, state, {"next_index": 1}, dataclasses.asdict(config), {"lpips": 1.0})
     return workdir

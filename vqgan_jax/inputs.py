@@ -63,7 +63,7 @@ def held_out(prior: Prior, count: int) -> Subjects:
       ValueError: the prior was trained on a token cache, which holds no images.
     """
     config, side = prior.config, prior.config.data.image_size
-    if config.data.source.startswith("tokens:"):
+    if data.is_cache(config.data.source):
         raise ValueError("a run on a token cache knows no held-out images; name its conditions by --condition FILE.")
     source = data.spread(program.open_split(config, config.data.eval_split), count)
     (batch,) = data.evaluation_batches(source, image_size=side, batch_size=len(source), fields=build.views(config))

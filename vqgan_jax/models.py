@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -17,7 +16,7 @@ from vqgan_jax import build, prior, storage, stored
 from vqgan_jax import config as configs
 from vqgan_jax.conditions import Frozen
 from vqgan_jax.nn.autoencoder import VQGAN
-from vqgan_jax.train import sharding, stage1, stage2
+from vqgan_jax.train import sharding, stage_of
 from vqgan_jax.train.checkpoint import Checkpoints, Restored
 from vqgan_jax.train.state import TrainState
 
@@ -273,13 +272,6 @@ def config_of(path: epath.PathLike, *, step: int | str = "newest") -> configs.St
     raise FileNotFoundError(f"{path} holds no whole checkpoint{_of(step)}; train longer or give another run.")
 
 
-def best_figure(config: configs.Stage1 | configs.Stage2) -> str:
-    """The held-out figure that is lowest at the best checkpoint of a run."""
-    if isinstance(config, configs.Stage2):
-        return "nll"
-    return "error" if config.data.field == "segmentation" else "lpips"
-
-
 def chosen(checkpoints: Checkpoints, step: int | str) -> int | None:
     """The number of the checkpoint that `step` means; None for "newest", which is the last one that is whole.
 
@@ -295,7 +287,7 @@ def chosen(checkpoints: Checkpoints, step: int | str) -> int | None:
     if step != "best":
         raise ValueError(f'`step` must be "newest", "best" or a checkpoint\'s number; got {step!r}. {there}.')
     _, config, _ = next(checkpoints.readable())
-    figure = best_figure(stored.from_json(config))
+    figure = stage_of(stored.from_json(config)).best
     found = {step: checkpoints.metrics(step).get(figure, math.nan) for step in steps}
     found = {step: value for step, value in found.items() if math.isfinite(value)}
     if not found:
@@ -348,8 +340,7 @@ def restore(
         if not isinstance(config, stages):
             name = stages.__name__ if isinstance(stages, type) else " or ".join(each.__name__ for each in stages)
             raise ValueError(f"{workdir} must be a run of {name}; it is one of stage {config.stage}.")
-        state = tokenizer_state(config) if isinstance(config, configs.Stage1) else prior_state(config)
-        return jax.tree.map(place, part(state))
+        return jax.tree.map(place, part(state_shapes(config)))
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
         restored = checkpoints.newest(wanted, partial=True, only=chosen(checkpoints, step))
@@ -375,18 +366,9 @@ def parameters(network: str, weights: str = "") -> Callable[[TrainState], dict[s
     return part
 
 
-def tokenizer_state(config: configs.Stage1) -> Any:
-    """Shapes and dtypes of a stage-1 run's state."""
-    size, channels = config.data.image_size, config.model.image_channels
-    images = jax.ShapeDtypeStruct((1, config.batch_size, size, size, channels), jnp.uint8)
-    return jax.eval_shape(
-        functools.partial(stage1.init, stage1.from_config(config), start=False), jax.random.key(0), images
-    )
-
-
-def prior_state(config: configs.Stage2) -> Any:
-    """Shapes and dtypes of a stage-2 run's state."""
-    return jax.eval_shape(functools.partial(stage2.init, stage2.from_config(config)), jax.random.key(0))
+def state_shapes(config: configs.Stage1 | configs.Stage2) -> TrainState:
+    """Shapes and dtypes of a run's state."""
+    return stage_of(config).state_shapes(config)
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -1,6 +1,7 @@
 """The main job from one command: tokenizer, token cache, prior, samples and a report, on the embedded photographs."""
 
 import dataclasses
+import functools
 import json
 import resource
 import time
@@ -15,6 +16,7 @@ from rich.console import Console
 from vqgan_jax import api, data, drawing, models, storage
 from vqgan_jax import config as configs
 from vqgan_jax.convert.lpips import load_lpips
+from vqgan_jax.evaluate import of_training
 from vqgan_jax.evaluate.likeness import nearest_labels
 from vqgan_jax.report.quickstart import Results, page
 from vqgan_jax.train import loop, metrics, program, token_cache
@@ -71,12 +73,13 @@ def run(plan: Quickstart, console: Console) -> bool:
       Whether everything is; if not, a signal stopped it and the same call goes on.
     """
     storage.make_folder(plan.workdir)
+    train = functools.partial(loop.train, evaluator=of_training.evaluator)
     clock = Clock(plan.workdir / "quickstart.json")
     folder = lambda name: plan.workdir / name
     say = lambda number, text: console.rule(f"[bold]{number} of 5[/]  {text}", align="left")
 
     say(1, "the tokenizer: photographs to codes and back")
-    if not clock.run("tokenizer", lambda: loop.train(plan.tokenizer, folder("tokenizer"), console)):
+    if not clock.run("tokenizer", lambda: train(plan.tokenizer, folder("tokenizer"), console)):
         return False
     say(2, "the token cache: crops of the photographs as codes")
     if not (folder("tokens") / "tokens.json").exists():
@@ -85,7 +88,7 @@ def run(plan: Quickstart, console: Console) -> bool:
             report = lambda done, total: bar.update(task, completed=done, total=total)
             clock.run("token cache", lambda: token_cache.write_cache(plan.images, folder("tokens"), report))
     say(3, "the prior: codes of each class")
-    if not clock.run("prior", lambda: loop.train(plan.prior, folder("prior"), console)):
+    if not clock.run("prior", lambda: train(plan.prior, folder("prior"), console)):
         return False
     say(4, "samples and completions")
     results = clock.run("pictures", lambda: results_of(plan, console))
@@ -141,7 +144,7 @@ def results_of(plan: Quickstart, console: Console) -> Results:
 def real_crops(plan: Quickstart, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Training crops, equally many of each class, and their labels."""
     wanted = 2 * PER_CLASS
-    batches = program.image_batches(plan.images, program.open_split(plan.images, plan.images.data.train_split))
+    batches = program.training_batches(plan.images, program.open_split(plan.images, plan.images.data.train_split))
     found: dict[int, list[np.ndarray]] = {label: [] for label in range(num_classes)}
     while min(map(len, found.values())) < wanted:
         batch = next(batches)

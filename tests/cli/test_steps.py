@@ -33,7 +33,7 @@ def tokenizer(tmp_path_factory):
     config = cli.load_config(str(PAGES / "tiny.py"))
     with Checkpoints(epath.Path(folder), keep=2) as checkpoints:
         for step in (1, 2):
-            state = untrained.randomised(models.tokenizer_state(config), 0.1 * step)
+            state = untrained.randomised(models.state_shapes(config), 0.1 * step)
             checkpoints.save(step, state, {"next_index": step}, dataclasses.asdict(config), {"lpips": 0.1 * step})
     return folder
 

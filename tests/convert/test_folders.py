@@ -23,7 +23,7 @@ from vqgan_jax import convert, models
 from vqgan_jax.__main__ import main
 from vqgan_jax.convert import open_checkpoint, taming, trees, write
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError
-from vqgan_jax.train import stage1
+from vqgan_jax.train.stage1 import Stage1
 
 
 def same(found, expected):
@@ -123,7 +123,7 @@ def test_training_goes_on_with_the_files_own_optimisers(tmp_path):
     state = restored.state
     assert (int(state["step"]), restored.step) == (40, 40)
     wanted = published.load(taming, published.checkpoint(arrays | generator | judge))
-    task = stage1.from_config(config)
+    task = Stage1.from_config(config)
     for network, moments in ((name, wanted.networks[name]) for name in ("generator", "discriminator")):
         # Adam by its equations, after five steps, with gradients of zero.
         gradients = jax.tree.map(jnp.zeros_like, moments)

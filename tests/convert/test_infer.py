@@ -25,7 +25,7 @@ def planned(name):
 
 @functools.cache
 def tokenizer_state(config):
-    return models.tokenizer_state(config)
+    return models.state_shapes(config)
 
 
 def shapes(tree):
@@ -62,7 +62,7 @@ def test_a_tokenizer_has_the_tree_of_a_run(name):
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_prior_has_the_tree_of_a_run(name):
     converted = planned(name)
-    state = models.prior_state(converted.config)
+    state = models.state_shapes(converted.config)
     assert shapes(converted.params) == shapes(state.params["transformer"])
     for part in (converted.tokenizer, converted.condition):
         if part is not None:

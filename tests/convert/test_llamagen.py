@@ -142,7 +142,7 @@ def test_the_published_transformers(size):
     assert planned.config.condition.num_classes == 1000
     assert {path: leaf.shape for path, leaf in flatten_dict(planned.params).items()} == {
         path: leaf.shape
-        for path, leaf in flatten_dict(models.prior_state(planned.config).params["transformer"]).items()
+        for path, leaf in flatten_dict(models.state_shapes(planned.config).params["transformer"]).items()
     }
 
 

@@ -150,7 +150,7 @@ def test_the_published_tokenizer():
     m, q = planned.config.model, planned.config.quantizer
     assert (m.kind, m.channel_multipliers, m.num_res_blocks) == ("maskgit", (1, 1, 2, 2, 4), BLOCKS)
     assert (q.codebook_size, q.embed_dim) == (1024, 256)
-    state = models.tokenizer_state(planned.config).params["generator"]
+    state = models.state_shapes(planned.config).params["generator"]
     assert {path: leaf.shape for path, leaf in flatten_dict(state).items()} == {
         path: leaf.shape for path, leaf in leaves.items()
     }

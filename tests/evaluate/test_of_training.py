@@ -26,7 +26,7 @@ def trained(page: str, folder: Path, **changes):
     config = runpy.run_path(str(PAGES / page))["get_config"]()
     config.update_from_flattened_dict({"steps": 6, "log.eval_metrics": ("fd_vgg",)} | changes)
     parsed = parsing.parse(config.to_dict())
-    loop.train(parsed, epath.Path(folder), Console(quiet=True))
+    loop.train(parsed, epath.Path(folder), Console(quiet=True), evaluator=of_training.evaluator)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     (found,) = json.loads((folder / "evaluations" / "0000006.json").read_text())["results"]
     (told,) = [line["eval/fd_vgg16"] for line in lines if "eval/fd_vgg16" in line]
@@ -68,11 +68,10 @@ def test_the_second_evaluation_of_a_run_compiles_nothing(tmp_path, caplog):
         config = runpy.run_path(str(PAGES / page))["get_config"]()
         config.update_from_flattened_dict({"log.eval_metrics": ("fd_vgg", metric)} | changes)
         parsed = parsing.parse(config.to_dict())
-        shapes = models.tokenizer_state if parsed.stage == 1 else models.prior_state
-        judge = of_training.judge(parsed, workdir=str(tmp_path))
-        first = judge(untrained.randomised(shapes(parsed), 0.1), 1)
+        results_of = of_training.results(parsed, workdir=str(tmp_path))
+        first = results_of(untrained.randomised(models.state_shapes(parsed), 0.1), 1)
         with jax.log_compiles():
-            second = judge(untrained.randomised(shapes(parsed), 0.2), 2)
+            second = results_of(untrained.randomised(models.state_shapes(parsed), 0.2), 2)
         assert not [line for line in caplog.messages if line.startswith(("Compiling", "Finished XLA compilation"))]
         assert [result.step for result in (*first, *second)] == [1] * len(first) + [2] * len(second)
         assert all(one.value != two.value for one, two in zip(first, second, strict=True))
@@ -82,7 +81,7 @@ def test_a_metric_that_cannot_be_is_refused_before_the_first_step():
     config = runpy.run_path(str(PAGES / "tiny.py"))["get_config"]("depth")
     config.log.eval_metrics = ("fd_vgg",)
     with pytest.raises(ValueError, match="must be one of RGB pictures; this one reads 'depth'"):
-        of_training.judge(parsing.parse(config.to_dict()), workdir="here")
+        of_training.results(parsing.parse(config.to_dict()), workdir="here")
     config.log.eval_metrics = ("nll",)
     with pytest.raises(ValueError, match="'nll' is for a prior"):
-        of_training.judge(parsing.parse(config.to_dict()), workdir="here")
+        of_training.results(parsing.parse(config.to_dict()), workdir="here")

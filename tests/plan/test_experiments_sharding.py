@@ -23,8 +23,8 @@ LARGE = 2**20  # elements, 4 MiB of float32
 def state(page: str):
     config = cli.load_config(str(EXPERIMENTS / page))
     if isinstance(config, configs.Stage1):
-        return models.tokenizer_state(config)
-    return models.prior_state(config)
+        return models.state_shapes(config)
+    return models.state_shapes(config)
 
 
 @pytest.mark.parametrize("page", PAGES)

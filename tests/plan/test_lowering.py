@@ -9,12 +9,14 @@ from vqgan_jax import cli, models
 from vqgan_jax import prior as priors
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.plan import lowering
-from vqgan_jax.train import loop, sharding
+from vqgan_jax.train import sharding
+from vqgan_jax.train.program import abstract_state, open_program
+from vqgan_jax.train.stage1 import Stage1
 
 
 def lowered_by_the_loop(config, mesh, batch):
     """The text of the step that `vqgan train` runs, for a batch of its own."""
-    program = loop.build_program(config, mesh)
+    program = open_program(config, mesh)
     state = program.abstract
     key = jax.jit(lambda: jax.random.key(0), out_shardings=sharding.replicated(mesh))()
     return program.step.lower(state, program.frozen, sharding.put_batch(batch or next(program.batches()), mesh), key)
@@ -42,7 +44,7 @@ def test_a_tokenizers_start_is_planned_with_all_batches_of_its_kmeans_and_gives_
     assert (arguments[1].shape, arguments[1].dtype) == ((2, 8, 16, 16, 3), jnp.uint8)
     assert arguments[1].sharding.shard_shape(arguments[1].shape) == (2, 2, 16, 16, 3)
     shapes = lambda state: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
-    assert shapes(function.lower(*arguments).out_info) == shapes(loop.abstract_state(config, mesh))
+    assert shapes(function.lower(*arguments).out_info) == shapes(abstract_state(config, mesh))
 
 
 def test_lpips_has_the_shapes_of_its_real_weights():
@@ -58,10 +60,10 @@ def test_lpips_has_the_shapes_of_its_real_weights():
 )  # fmt: skip
 def test_what_a_tokenizer_learns_comes_as_the_loader_gives_it(variant, dtype, shape):
     config = cli.load_config(f"{TOKENIZER}:{variant}")
-    found = lowering.images(config)
+    found = Stage1.batch_shapes(config)["image"]
     assert (found.dtype, found.shape) == (dtype, shape)
     if variant != "depth":  # the scenes have none
-        real = next(loop.build_program(config, mesh_of(1)).batches())["image"]
+        real = next(open_program(config, mesh_of(1)).batches())["image"]
         assert (real.dtype, real.shape) == (dtype, shape)
 
 
@@ -91,8 +93,6 @@ def test_a_function_of_the_other_stage_is_an_error(page, what):
 
 def test_bytes_of_a_device_are_those_of_its_shards():
     config = cli.load_config(PAGES["prior"])
-    whole, cut = (
-        lowering.bytes_a_device(loop.abstract_state(config, mesh_of(*sizes)).params) for sizes in ((8,), (1, 8))
-    )
+    whole, cut = (lowering.bytes_a_device(abstract_state(config, mesh_of(*sizes)).params) for sizes in ((8,), (1, 8)))
     kernels = whole - 4 * (32 * 2 * 2 + 32 + 8 * 2 * 2)  # scales of two norms a layer, of the last, of q and k
     assert cut == whole - kernels * 7 // 8

@@ -7,7 +7,7 @@ from plan_cases import PAGES, mesh_of
 from vqgan_jax import cli
 from vqgan_jax.plan import lowering, report, topology
 from vqgan_jax.plan.lowering import Outcome
-from vqgan_jax.train import loop
+from vqgan_jax.train.program import abstract_state
 
 COSTS = [
     ("top_k", "sampling forward", "ge", 30.0, 300.0),  # a loop in the loop
@@ -45,7 +45,7 @@ def test_a_token_reads_the_parameters_and_half_of_the_keys_and_values(sizes, row
     """Two layers of 32 channels; 64 codes behind a class, of which the last is not fed."""
     config = cli.load_config(f"{PAGES['prior']}:plain", ("--config.transformer.dtype=bfloat16",))
     mesh = mesh_of(*sizes)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(loop.abstract_state(config, mesh).params["transformer"]))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(abstract_state(config, mesh).params["transformer"]))
     cache = 2 * 2 * 32 * 64
     assert lowering.token_bytes(config, mesh) == 2 * (parameters + rows * cache / 2) / sizes[2]
     guided = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, guidance=2.0))

@@ -14,7 +14,8 @@ from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.evaluate import features, likeness
 from vqgan_jax.nn.inception import Inception
 from vqgan_jax.plan import lowering, topology
-from vqgan_jax.train import sharding, stage1, stage1_eval
+from vqgan_jax.train import sharding
+from vqgan_jax.train.stage1 import Stage1
 
 HIGHEST = ("HIGHEST", "HIGHEST", "f32", "f32", "f32")
 PRODUCT = re.compile(r"stablehlo\.(?:convolution|dot_general)\W.*")
@@ -57,7 +58,7 @@ def test_a_model_of_float32_multiplies_in_float32(page, what):
 
 def test_the_likelihood_of_a_float32_prior_multiplies_in_float32():
     config = cli.load_config(PAGES["prior"])
-    prior, params = priors.from_config(config), models.prior_state(config).params["transformer"]
+    prior, params = priors.from_config(config), models.state_shapes(config).params["transformer"]
     indices = jnp.zeros((2, *prior.grid), jnp.int32)
     nll = lambda params: priors.nll(prior, params, jnp.zeros((2, prior.condition.length), jnp.int32), indices)
     assert products(nll, params).keys() == {HIGHEST}
@@ -100,11 +101,11 @@ def test_inception_multiplies_in_float32():
 def test_held_out_lpips_of_a_bfloat16_tokenizer_multiplies_in_float32():
     """Of two batches of images: what is of bfloat16 are the encoder and the decoder."""
     config = cli.load_config(PAGES["tokenizer"], ["--config.model.dtype=bfloat16"])
-    task, params = stage1.from_config(config), models.tokenizer_state(config).params["generator"]
+    task, params = Stage1.from_config(config), models.state_shapes(config).params["generator"]
     images, mask = jnp.zeros((2, 16, 16, 3), jnp.uint8), jnp.ones(2, bool)
-    step = lambda params, lpips: stage1_eval.eval_step(task, params, {"lpips": lpips}, images, mask)
+    step = lambda params, lpips: task.evaluate(params, {"lpips": lpips}, {"image": images}, mask)
     whole = products(step, params, jax.eval_shape(load_lpips))
-    model = products(lambda params: stage1_eval.reconstruct(task, params, images), params)
+    model = products(lambda params: task.reconstruct(params, images), params)
     assert (whole - model).keys() == {HIGHEST}
 
 

@@ -10,7 +10,8 @@ from plan_cases import PAGES, TOKENIZER
 
 from vqgan_jax import cli
 from vqgan_jax.plan import lowering, topology
-from vqgan_jax.train import loop, sharding
+from vqgan_jax.train import sharding
+from vqgan_jax.train.program import abstract_state
 
 pytest.importorskip("libtpu", reason="the TPU's compiler is not installed: pip install 'vqgan_jax[test]'")
 
@@ -22,7 +23,7 @@ def compiled(page: str, name: str, sizes: tuple[int, int, int], tmp_path, flags:
     function, arguments = lowering.call(config, mesh, "step")
     found, _ = lowering.compiled(function.lower(*arguments), target, mesh, tmp_path)
     counted, shapes = lowering.call(lowering.without_remat(config), mesh, "step")
-    state = lowering.bytes_a_device(loop.abstract_state(config, mesh))
+    state = lowering.bytes_a_device(abstract_state(config, mesh))
     return found, lowering.flops(counted, *shapes) / mesh.size, state
 
 
@@ -47,7 +48,7 @@ def test_between_slices_a_chip_sends_its_share_of_the_gradients(tmp_path):
     """In whole tiles of 8 x 128, so that small arrays send up to four times what they hold."""
     found, *_ = compiled(PAGES["prior"] + ":plain", "2xv5p:2x2x1", (2, 4, 1), tmp_path)
     mesh = sharding.make_mesh(2, 4, 1)
-    share = lowering.bytes_a_device(loop.abstract_state(cli.load_config(PAGES["prior"] + ":plain"), mesh).params)
+    share = lowering.bytes_a_device(abstract_state(cli.load_config(PAGES["prior"] + ":plain"), mesh).params)
     assert share < found.collectives["send"]["data"] < 4 * share
     assert found.collectives["all-reduce"].keys() == {"fsdp"}
 
@@ -63,7 +64,7 @@ def test_a_tokenizer_compiles_and_sums_its_gradients_over_the_chips(name, dtype,
     assert found.fits
     assert found.flops is not None
     assert 0.8 * model_flops < found.flops < 1.5 * model_flops
-    state = loop.abstract_state(cli.load_config(f"{TOKENIZER}:smooth"), sharding.make_mesh(8, 1, 1)).params
+    state = abstract_state(cli.load_config(f"{TOKENIZER}:smooth"), sharding.make_mesh(8, 1, 1)).params
     assert found.collectives["all-reduce"]["data"] >= 2 * 3 / 4 * lowering.bytes_a_device(state) / 2
     modules = {module.rpartition(" ")[0].split("/")[0] for _, module, *_ in found.costs}
     assert {"VQGAN.encode", "VQGAN.decode", "PatchDiscriminator"} <= modules
@@ -93,6 +94,7 @@ from vqgan_jax.__main__ import main
 main(["plan", "--config=none.py", "--topology=v5p:2x2x1"])
 os.environ["LIBTPU_INIT_ARGS"] += " --xla_tpu_no_such_flag=1"
 from vqgan_jax.plan import topology
+from vqgan_jax.train.program import abstract_state
 topology.describe("v5p:2x2x1")
 """
 

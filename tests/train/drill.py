@@ -123,9 +123,9 @@ def arrays(workdir: Path) -> dict[str, Any]:
     import numpy as np
     import orbax.checkpoint as ocp
 
-    from vqgan_jax.train import storage_s3
+    from vqgan_jax.train import checkpoint
 
-    storage_s3.teach_orbax()
+    checkpoint.teach_orbax()
     folder = workdir / "checkpoints" / str(newest(workdir)) / "state"
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         tree = reader.metadata(folder).item_metadata.tree

@@ -15,11 +15,12 @@ if __name__ == "__main__":
     from etils import epath
 
     from vqgan_jax import cli
-    from vqgan_jax.train import loop, program
+    from vqgan_jax.train import program
     from vqgan_jax.train.checkpoint import Checkpoints
+    from vqgan_jax.train.program import abstract_state
 
     config = cli.load_config(str(Path(__file__).with_name("tiny_prior.py")), overrides)
-    abstract = loop.abstract_state(config, program.make_mesh(config))
+    abstract = abstract_state(config, program.make_mesh(config))
     with Checkpoints(epath.Path(source), best="nll") as old, Checkpoints(epath.Path(target), best="nll") as new:
         restored = old.newest(lambda *_: abstract)
         assert restored is not None

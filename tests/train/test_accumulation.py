@@ -11,8 +11,11 @@ import pytest
 
 from vqgan_jax import cli
 from vqgan_jax.plan import hlo, lowering
-from vqgan_jax.train import loop, sharding, stage1, stage2
-from vqgan_jax.train.accumulation import in_parts
+from vqgan_jax.train import sharding
+from vqgan_jax.train.program import open_program
+from vqgan_jax.train.stage1 import Stage1
+from vqgan_jax.train.stage2 import Stage2
+from vqgan_jax.train.state import in_parts
 
 TINY, PRIOR = (str(Path(__file__).with_name(name)) for name in ("tiny.py", "tiny_prior.py"))
 SMALL = [  # 8 x 8 codes of 16 pixels, one level
@@ -57,11 +60,11 @@ def moments(opt_state):
 @pytest.mark.parametrize("count", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_prior_learns_from_parts_what_it_learns_from_the_whole(count):
     whole, cut = (
-        stage2.from_config(cli.load_config(f"{PRIOR}:plain", [f"--config.accumulate={parts}"])) for parts in (1, count)
+        Stage2.from_config(cli.load_config(f"{PRIOR}:plain", [f"--config.accumulate={parts}"])) for parts in (1, count)
     )
-    state = jax.jit(functools.partial(stage2.init, whole))(jax.random.key(0))
+    state = jax.jit(whole.init)(jax.random.key(0))
     batch = {"tokens": jax.random.randint(KEY, (8, 65), 0, 11)}
-    steps = [quick(functools.partial(stage2.train_step, task))(state, {}, batch, KEY) for task in (whole, cut)]
+    steps = [quick(task.train_step)(state, {}, batch, KEY) for task in (whole, cut)]
     (one, metrics), (other, in_metrics) = steps
     assert_near(moments(one.opt_state["transformer"]), moments(other.opt_state["transformer"]), 1e-5)
     for name in ("loss", "accuracy", "grad_norm"):
@@ -72,10 +75,10 @@ def test_a_prior_learns_from_parts_what_it_learns_from_the_whole(count):
 def tokenizer_step(count: int, *flags: str):
     """One step of a tokenizer, its codebook revived, in so many parts of eight images."""
     config = cli.load_config(f"{TINY}:smooth", [*SMALL, *flags, f"--config.accumulate={count}"])
-    task = stage1.from_config(config)
+    task = Stage1.from_config(config)
     images = jax.random.randint(KEY, (1, 8, 8, 8, 3), 0, 256).astype(jnp.uint8)
-    state = quick(functools.partial(stage1.init, task))(jax.random.key(0), images)
-    return jax.device_get(quick(functools.partial(stage1.train_step, task))(state, {}, {"image": images[0]}, KEY))
+    state = quick(task.init)(jax.random.key(0), images)
+    return jax.device_get(quick(task.train_step)(state, {}, {"image": images[0]}, KEY))
 
 
 @pytest.mark.parametrize("order", ["True", pytest.param("False", marks=pytest.mark.slow)])
@@ -133,6 +136,6 @@ def test_parts_that_do_not_divide_the_rows_of_a_device_are_an_error():
         sharding.check_batch(32, mesh, 3)
     config = dataclasses.replace(cli.load_config(PRIOR), accumulate=3)
     with pytest.raises(ValueError, match=r"times the 3 of config\.accumulate; got 8"):
-        loop.build_program(config, mesh)
+        open_program(config, mesh)
     with pytest.raises(ValueError, match=r"`config.accumulate` must be at least 1, .* got 0"):
         cli.load_config(PRIOR, ["--config.accumulate=0"])

@@ -26,7 +26,7 @@ from vqgan_jax.data.tokens import CachePlan
 from vqgan_jax.train import checkpoint, metrics
 from vqgan_jax.train.checkpoint import Checkpoints
 from vqgan_jax.train.metrics import Writer
-from vqgan_jax.train.profile import Profile
+from vqgan_jax.train.watch import Profile
 
 pytestmark = [
     # gcsfs gives aiohttp what it sends as bytes, of which aiohttp would rather have a file.

@@ -18,8 +18,8 @@ import untrained
 from jax.sharding import AxisType, Mesh
 
 from vqgan_jax import cli, models
-from vqgan_jax.train import loop, sharding
-from vqgan_jax.train.program import Program
+from vqgan_jax.train import sharding
+from vqgan_jax.train.program import Program, open_program
 
 TINY, PRIOR = (str(Path(__file__).with_name(name)) for name in ("tiny.py", "tiny_prior.py"))
 ONE = (1, 1, 1)
@@ -50,7 +50,7 @@ def run(sizes: tuple[int, int, int], variant: str = "smooth", steps: int = 10):
     with contextlib.ExitStack() as stack:
         for name, function in SMOOTH.items():
             stack.enter_context(mock.patch(name, function))
-        program = loop.build_program(cli.load_config(f"{TINY}:{variant}"), make_mesh(sizes))
+        program = open_program(cli.load_config(f"{TINY}:{variant}"), make_mesh(sizes))
         return trained(program, program.batches(), steps)
 
 
@@ -58,7 +58,7 @@ def run(sizes: tuple[int, int, int], variant: str = "smooth", steps: int = 10):
 @mock.patch.multiple(models, find_tokenizer=lambda path, *_: path, load_tokenizer=lambda _: untrained.tokenizer(32))
 def run_prior(sizes: tuple[int, int, int], images: bool):
     """Stage 2, from images or from codes; with all its chance, which must not depend on the devices either."""
-    program = loop.build_program(cli.load_config(PRIOR), make_mesh(sizes))
+    program = open_program(cli.load_config(PRIOR), make_mesh(sizes))
     rng = np.random.default_rng(0)
     codes = ({"tokens": rng.integers(0, (11, *[32] * 64), (8, 65), dtype=np.int32)} for _ in range(10))
     return trained(program, program.batches() if images else codes, 10)

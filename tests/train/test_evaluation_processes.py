@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     config = models.with_fingerprints(
         cli.load_config(PRIOR, [f"--config.tokenizer.workdir={folder / 'tokenizer'}"]), tokenizer, None
     )
-    state = untrained.randomised(models.prior_state(config), 0.4)
+    state = untrained.randomised(models.state_shapes(config), 0.4)
     with Checkpoints(epath.Path(folder / "prior"), best="nll") as checkpoints:
         checkpoints.save(1, state, {"next_index": 1}, dataclasses.asdict(config), {"nll": 1.0})
     return folder

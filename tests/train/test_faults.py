@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from drill import Job, arrays, check_identical, checkpoints, copy, newest, pair, rows, run
 
-from vqgan_jax.train.signals import deadline, in_time
+from vqgan_jax.train.watch import deadline, in_time
 
 QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the compiler, not the step
 FLAGS = ("--config.loss.disc_weight=0.0", "--config.steps=9", "--config.log.eval_every=100")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from vqgan_jax import cli
 from vqgan_jax.train import loop, metrics
-from vqgan_jax.train.goodput import COMPILED, SECTIONS, Goodput
+from vqgan_jax.train.watch import COMPILED, SECTIONS, Goodput
 
 TINY = str(Path(__file__).with_name("tiny.py"))
 
@@ -102,7 +102,7 @@ def test_of_several_processes_the_slowest_is_named(clock, monkeypatch):
         return jax.numpy.array(rows)
 
     monkeypatch.setattr(jax, "process_count", lambda: 3)
-    monkeypatch.setattr("vqgan_jax.train.goodput.multihost_utils.process_allgather", gather)
+    monkeypatch.setattr("vqgan_jax.train.watch.multihost_utils.process_allgather", gather)
     taken = goodput.take(2)
     assert taken == pytest.approx(
         {

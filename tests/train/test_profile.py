@@ -12,7 +12,7 @@ from etils import epath
 from vqgan_jax import cli
 from vqgan_jax.cli.train import compilation_cache, window
 from vqgan_jax.train import metrics
-from vqgan_jax.train.profile import Profile
+from vqgan_jax.train.watch import Profile
 
 
 def traced(folder) -> list[int]:

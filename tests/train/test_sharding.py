@@ -11,7 +11,8 @@ from jax.sharding import PartitionSpec as P
 
 from vqgan_jax import config as configs
 from vqgan_jax import models, parsing
-from vqgan_jax.train import program, sharding, stage1
+from vqgan_jax.train import program, sharding
+from vqgan_jax.train.stage1 import Stage1
 
 RECIPE = Path(__file__).parents[2] / "experiments" / "recipe.py"
 TINY = {
@@ -65,12 +66,12 @@ def tiny(kind: str = "vq") -> configs.Stage1 | configs.Stage2:
 def init(config: configs.Stage1):
     """The state as a function of a key."""
     images = np.random.default_rng(0).integers(0, 256, (1, 2, 16, 16, 3), dtype=np.uint8)
-    return lambda key: stage1.init(stage1.from_config(config), key, jnp.asarray(images))
+    return lambda key: Stage1.from_config(config).init(key, jnp.asarray(images))
 
 
 @functools.cache
 def abstract(kind: str):
-    return models.prior_state(tiny(kind)) if kind in PRIORS else jax.eval_shape(init(tiny(kind)), jax.random.key(0))
+    return models.state_shapes(tiny(kind)) if kind in PRIORS else jax.eval_shape(init(tiny(kind)), jax.random.key(0))
 
 
 # Meshes

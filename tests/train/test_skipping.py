@@ -12,11 +12,13 @@ import pytest
 from rich.console import Console
 
 from vqgan_jax import cli
-from vqgan_jax.train import loop, program, sharding, stage1, stage2
+from vqgan_jax.train import loop, program, sharding, stage2
 from vqgan_jax.train.checkpoint import Checkpoints
-from vqgan_jax.train.goodput import Goodput
 from vqgan_jax.train.metrics import Window, Writer
+from vqgan_jax.train.stage1 import Stage1
+from vqgan_jax.train.stage2 import Stage2
 from vqgan_jax.train.state import TrainState, skipping
+from vqgan_jax.train.watch import Goodput
 
 TINY, PRIOR = (str(Path(__file__).with_name(name)) for name in ("tiny.py", "tiny_prior.py"))
 KEY = jax.random.key(1)
@@ -48,10 +50,10 @@ def check_taken(before: TrainState, after: TrainState, metrics) -> None:
 @pytest.fixture(scope="module")
 def autoencoder():
     """A fresh state with codes that are revived, BatchNorm and an average; a step; two good batches."""
-    task = stage1.from_config(cli.load_config(TINY, ["--config.loss.disc_start=0"]))
+    task = Stage1.from_config(cli.load_config(TINY, ["--config.loss.disc_start=0"]))
     images = jax.random.uniform(jax.random.key(0), (2, 4, 16, 16, 3), minval=-1.0)
-    state = quick(functools.partial(stage1.init, task))(KEY, images[:1])
-    return state, quick(skipping(functools.partial(stage1.train_step, task))), images
+    state = quick(task.init)(KEY, images[:1])
+    return state, quick(skipping(task.train_step)), images
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -78,9 +80,9 @@ def poisoned(logits, tokens, smoothing=0.0):
 
 def test_a_bad_batch_leaves_no_trace_in_a_prior(monkeypatch, getkey):
     monkeypatch.setattr(stage2.losses, "cross_entropy", poisoned)
-    task = stage2.from_config(cli.load_config(f"{PRIOR}:gpt", ["--config.transformer.depth=1"]))
-    step = functools.partial(stage2.train_step, task)
-    state = quick(functools.partial(stage2.init, task))(KEY)
+    task = Stage2.from_config(cli.load_config(f"{PRIOR}:gpt", ["--config.transformer.depth=1"]))
+    step = task.train_step
+    state = quick(task.init)(KEY)
     good = jax.random.randint(getkey(), (4, 65), 0, 11)
     guarded = quick(skipping(step))
     after, metrics = guarded(state, {}, {"tokens": good}, KEY)

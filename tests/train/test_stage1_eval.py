@@ -11,15 +11,15 @@ import untrained
 from vqgan_jax import cli, models
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.evaluate import likeness, of_tokenizer
-from vqgan_jax.train import stage1, stage1_eval
+from vqgan_jax.train.stage1 import Stage1
 
 
 def test_held_out_lpips_and_psnr_of_a_bfloat16_tokenizer_are_those_of_evaluate():
     config = cli.load_config(str(Path(__file__).parent / "tiny.py"), ["--config.model.dtype=bfloat16"])
-    task, frozen = stage1.from_config(config), {"lpips": load_lpips()}
-    params = untrained.randomised(models.tokenizer_state(config).params["generator"], 0.1)
+    task, frozen = Stage1.from_config(config), {"lpips": load_lpips()}
+    params = untrained.randomised(models.state_shapes(config).params["generator"], 0.1)
     images = drawn.pairs()[0][:, :32, :32]
-    sums = jax.jit(lambda *arrays: stage1_eval.eval_step(task, *arrays))(params, frozen, images, jnp.ones(3, bool))
+    sums = jax.jit(task.evaluate)(params, frozen, {"image": images}, jnp.ones(3, bool))
     recons, _ = of_tokenizer.reconstructed(models.Tokenizer(params, task.model), images)
     distances = likeness.lpips_vgg(frozen["lpips"], images, recons)
     assert float(distances.min()) > 0.01

@@ -1,7 +1,6 @@
 """The losses and ten whole optimiser steps against upstream's, from the same weights on the same images."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from reference import GRADIENTS, VALUES, error, golden, layout, pairs, translate
 from vqgan_jax import losses, parsing
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.nn.pixels import to_uint8
-from vqgan_jax.train import stage1
+from vqgan_jax.train.stage1 import Stage1
 from vqgan_jax.train.state import TrainState
 
 EACH_STEP = 1e-3  # of each term at each step; upstream in float64 is 4e-5 away from itself in float32
@@ -108,7 +107,7 @@ CONFIG = {
         "keep": 1,
     },
 }
-TASK: Any = stage1.from_config(parsing.parse(CONFIG))
+TASK: Any = Stage1.from_config(parsing.parse(CONFIG))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,7 @@ def start():
     weights = translate(golden("weights"))
 
     def initial(images):
-        state = stage1.init(TASK, jax.random.key(0), images)
+        state = TASK.init(jax.random.key(0), images)
         return state.params, state.stats["discriminator"]
 
     shapes, stat_shapes = jax.eval_shape(initial, jax.ShapeDtypeStruct((1, 2, 32, 32, 3), jnp.uint8))
@@ -146,17 +145,17 @@ def play(state, frozen, images):
 
     task = dataclasses.replace(TASK, loss=dataclasses.replace(TASK.loss, shared_forward=True))
     keys, stats = jax.random.split(jax.random.key(0)), state.stats["discriminator"]
-    _, (_, values), _ = stage1.gradients(task, state, frozen, stats, images, keys)
+    _, (_, values), _ = task.gradients(state, frozen, stats, images, keys)
 
     def generate(params):
         recon, quantized = TASK.model.apply({"params": params}, images, train=True)
         return recon, quantized.loss
 
     def rec_loss(recon):
-        return stage1.reconstruction_loss(TASK, frozen, images, recon, keys[1])
+        return TASK.reconstruction_loss(frozen, images, recon, keys[1])
 
     def generator_loss(recon):
-        logits, _, _ = stage1.discriminate(TASK, state.params["discriminator"], stats, recon)
+        logits, _, _ = TASK.discriminate(state.params["discriminator"], stats, recon)
         return losses.ADVERSARIAL[TASK.loss.adversarial].generator_loss(logits).mean(), logits
 
     def at_last_kernel(gradient):
@@ -212,7 +211,7 @@ def test_the_adaptive_weight_of_the_recorded_gradients():
 def ten_steps(start, frozen):
     """Upstream's arrays, our terms and codes by its names, and our last state."""
     recorded, state, history = golden("ten_steps"), start, []
-    step = jax.jit(functools.partial(stage1.train_step, TASK))
+    step = jax.jit(TASK.train_step)
     encode = jax.jit(lambda params, x: TASK.model.apply({"params": params}, x, method="encode"))
     for images in jnp.asarray(recorded["images"]):  # 8-bit levels: as uint8 they lose nothing
         first = encode(state.params["generator"], images)

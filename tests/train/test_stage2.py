@@ -14,6 +14,7 @@ from vqgan_jax import prior as priors
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.quantizer import VectorQuantizer
 from vqgan_jax.train import stage2
+from vqgan_jax.train.stage2 import Stage2
 
 PAGE = str(Path(__file__).with_name("tiny_prior.py"))
 SMALL = [  # a grid of 4 x 4 codes
@@ -33,24 +34,24 @@ TOKENIZER = VQGAN(VectorQuantizer(K, 4, True), **ONE_BLOCK, latent_channels=32, 
 
 
 @functools.cache
-def task(variant: str = "gpt,plain", *flags: str) -> stage2.Task:
-    return stage2.from_config(cli.load_config(f"{PAGE}:{variant}", [*SMALL, *flags]), TOKENIZER)
+def task(variant: str = "gpt,plain", *flags: str) -> Stage2:
+    return Stage2.from_config(cli.load_config(f"{PAGE}:{variant}", [*SMALL, *flags]), TOKENIZER)
 
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # a third of the time
 
 
 @functools.cache
-def jitted(task: stage2.Task):
-    return quick(functools.partial(stage2.train_step, task), donate_argnums=0)
+def jitted(task: Stage2):
+    return quick(task.train_step, donate_argnums=0)
 
 
 @functools.cache
-def fresh(task: stage2.Task):
-    return quick(functools.partial(stage2.init, task))(jax.random.key(0))
+def fresh(task: Stage2):
+    return quick(task.init)(jax.random.key(0))
 
 
-def state(task: stage2.Task):
+def state(task: Stage2):
     """A copy, for a step that takes it."""
     return jax.tree.map(jnp.copy, fresh(task))
 
@@ -73,7 +74,7 @@ def codes():
 
 @pytest.fixture(scope="module")
 def evaluate():
-    return quick(functools.partial(stage2.eval_step, NOISY))
+    return quick(NOISY.evaluate)
 
 
 # What a sequence costs
@@ -153,7 +154,7 @@ def test_images_cost_what_their_codes_cost(evaluate):
         return (
             indices,
             stage2.codes(NOISY.prior, NOISY.tokenizer, frozen, batch),
-            stage2.eval_step(NOISY, params, frozen, batch, jnp.asarray(everything)),
+            NOISY.evaluate(params, frozen, batch, jnp.asarray(everything)),
         )
 
     indices, (condition, ours), sums = from_images(params, {"tokenizer": tokenizer}, batch)
@@ -282,7 +283,7 @@ def test_the_average_forgets_its_start_first(codes):
 
 def test_no_average_is_kept_where_it_is_off():
     off = task("gpt,plain", "--config.optimizer.ema_decay=0.0")
-    assert jax.eval_shape(functools.partial(stage2.init, off), KEY).ema == {}
+    assert jax.eval_shape(off.init, KEY).ema == {}
     assert jax.tree.structure(fresh(task()).ema) == jax.tree.structure(fresh(task()).params)
 
 

@@ -1,7 +1,5 @@
 """Ten whole AdamW steps against upstream's, from the same weights on the same codes."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +8,7 @@ from reference import PRIOR, error, golden, gpt_params, under
 
 from vqgan_jax import build
 from vqgan_jax import config as configs
-from vqgan_jax.train import stage2
+from vqgan_jax.train.stage2 import Stage2
 from vqgan_jax.train.state import TrainState
 
 EACH_STEP = 1e-5  # of the loss; upstream in float64 is 2e-7 away from itself in float32
@@ -29,7 +27,7 @@ OPTIMIZER = configs.Optimizer(
     ema_decay=0.0,
     nonfinite="stop",
 )
-TASK = stage2.Task(
+TASK = Stage2(
     prior=PRIOR,
     tokenizer=None,
     optimizer=build.optimizer(OPTIMIZER, OPTIMIZER.learning_rate, 10),
@@ -55,7 +53,7 @@ def ten_steps(recorded, params):
     """Our losses, and the way of every parameter."""
     opt_state = {"transformer": TASK.optimizer.init(params)}
     state = TrainState(jnp.zeros((), jnp.int32), {"transformer": params}, opt_state, {}, {})
-    step = jax.jit(functools.partial(stage2.train_step, TASK))
+    step = jax.jit(TASK.train_step)
     losses = []
     for tokens in jnp.concatenate([recorded["c"], recorded["z"]], axis=-1):
         state, metrics = step(state, {}, {"tokens": tokens}, jax.random.key(0))

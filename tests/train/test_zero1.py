@@ -14,8 +14,11 @@ from jax.sharding import PartitionSpec as P
 
 from vqgan_jax import cli
 from vqgan_jax.plan import hlo, lowering
-from vqgan_jax.train import loop, program, sharding, stage1, stage2
+from vqgan_jax.train import loop, program, sharding
 from vqgan_jax.train.checkpoint import Checkpoints
+from vqgan_jax.train.program import abstract_state
+from vqgan_jax.train.stage1 import Stage1
+from vqgan_jax.train.stage2 import Stage2
 
 TINY, PRIOR = (str(Path(__file__).with_name(name)) for name in ("tiny.py", "tiny_prior.py"))
 BOTH = {"tokenizer": f"{TINY}:smooth", "prior": f"{PRIOR}:plain"}
@@ -38,10 +41,10 @@ def born(page: str, zero1: bool):
     draw = lambda leaf: rng.integers(0, 11, leaf.shape).astype(leaf.dtype)
     given = sharding.put_batch(jax.tree.map(draw, batch), mesh)
     if page == "prior":
-        init = functools.partial(stage2.init, stage2.from_config(ours))
+        init = Stage2.from_config(ours).init
         arguments = (jax.random.key(0),)
     else:
-        init = functools.partial(stage1.init, stage1.from_config(ours))
+        init = Stage1.from_config(ours).init
         arguments, frozen = (jax.random.key(0), given["image"][None]), {}  # this loss has no LPIPS
     state = jax.jit(init, out_shardings=where)(*arguments)
     key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
@@ -62,7 +65,7 @@ def test_the_dimension_that_the_rule_cuts_is_cut_again_else_the_largest():
 @pytest.mark.parametrize("page", BOTH)
 def test_a_device_holds_an_eighth_of_moments_and_average_and_all_parameters(page):
     mesh = sharding.make_mesh(8, 1, 1)
-    whole, cut = (loop.abstract_state(config(page, zero1), mesh) for zero1 in (False, True))
+    whole, cut = (abstract_state(config(page, zero1), mesh) for zero1 in (False, True))
     size = lambda state, part: lowering.bytes_a_device(getattr(state, part))
     assert size(cut, "params") == size(whole, "params")
     for part in ("opt_state", "ema"):
@@ -114,7 +117,7 @@ def test_a_checkpoint_goes_on_with_and_without(saved, wanted, tmp_path):
         assert checkpoints.latest == 1
         ours = config("prior", wanted)
         plan = mock.Mock(config=ours, mesh=program.make_mesh(ours), spec=program.Program)
-        plan.abstract = loop.abstract_state(ours, plan.mesh)
+        plan.abstract = abstract_state(ours, plan.mesh)
         restored = loop.resume(plan, checkpoints)
     assert jax.tree.map(lambda leaf: leaf.sharding, restored.state) == born("prior", wanted)[2]
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), np.asarray(b)), restored.state, state)

@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from vqgan_jax import cli, storage
 from vqgan_jax.compat import serialize_executable
 from vqgan_jax.plan import lowering, report, topology
-from vqgan_jax.train import loop, program
+from vqgan_jax.train import program
 
 EXAMPLES = """examples:
   vqgan plan --config=experiments/stage1_imagenet.py --topology=v5p:2x2x1 --batch=16
@@ -125,7 +125,7 @@ def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, co
         outcome, executable = lowering.compiled(lowered, target, mesh, cache)
     if flags.executable and executable is not None:
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
-    state = loop.abstract_state(config, mesh)
+    state = program.abstract_state(config, mesh)
     trains, draws = flags.what in ("step", "start"), flags.what == "sample"
     counted, shapes = lowering.call(lowering.without_remat(config), mesh, flags.what)
     return report.Plan(

@@ -42,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from vqgan_jax import storage
+    from vqgan_jax.evaluate import of_training
     from vqgan_jax.train import loop
 
     logging.set_verbosity(logging.WARNING)
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     if jax.process_index() == 0:
         storage.check_writable(workdir)
     with compilation_cache(flags.compilation_cache, f"{workdir}/compilation_cache"):
-        loop.train(config, workdir, console, profile=profile)
+        loop.train(config, workdir, console, evaluator=of_training.evaluator, profile=profile)
     return 0
 
 
@@ -94,10 +95,10 @@ def describe(config, console) -> None:
     import jax
     from rich.table import Table
 
-    from vqgan_jax.train import loop, program, sharding
+    from vqgan_jax.train import program, sharding
 
     console.print_json(data=dataclasses.asdict(config))
-    state = loop.abstract_state(config, program.make_mesh(config))
+    state = program.abstract_state(config, program.make_mesh(config))
     table = Table(
         "parameter",
         "shape",

@@ -88,7 +88,7 @@ def _below(converted: Converted) -> Iterator[tuple[str, Converted]]:
 def _state(converted: Converted) -> dict[str, Any]:
     """Returns the state of a run at the checkpoint's step; without optimisers where the file had none."""
     config, networks = converted.config, converted.networks
-    abstract = models.tokenizer_state(config) if isinstance(config, Stage1) else models.prior_state(config)
+    abstract = models.state_shapes(config)
     params = {name: networks[name] for name in ("generator", "discriminator", "transformer") if name in networks}
     state = {
         "step": np.asarray(converted.step, np.int32),

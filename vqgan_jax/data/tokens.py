@@ -24,6 +24,7 @@ from vqgan_jax.data.preprocessing import Augmentation
 from vqgan_jax.data.sources import Source
 
 VERSION = 1
+SCHEME = "tokens:"  # and the folder: how a config names a cache as its source
 PLAN_FILE, CACHE_FILE = "plan.json", "tokens.json"
 
 
@@ -198,11 +199,16 @@ class TokenSource:
         return {"tokens": np.frombuffer(record, self.plan.record_dtype).astype(np.int32)}
 
 
+def is_cache(source: str) -> bool:
+    """Whether a config's source names a token cache, as tokens:FOLDER."""
+    return source.startswith(SCHEME)
+
+
 def open_tokens(folder: epath.PathLike, *, split: str, fingerprint: str | None = None) -> TokenSource:
     """Opens a split of a complete cache.
 
     Args:
-      folder: the cache's.
+      folder: the cache's, or tokens:FOLDER.
       split: "train" or "validation".
       fingerprint: of the tokenizer that the codes are meant for; any if None.
 
@@ -210,7 +216,7 @@ def open_tokens(folder: epath.PathLike, *, split: str, fingerprint: str | None =
       ValueError: if there is no cache, it is not complete, has no such split, or was made by another tokenizer or for
         another version of this format.
     """
-    folder = storage.place(folder)
+    folder = storage.place(os.fspath(folder).removeprefix(SCHEME))
     if not folder.is_dir():
         raise ValueError(f"a token cache is a folder; {folder} is none. Correct the path, or run `vqgan tokenize`.")
     if not (folder / CACHE_FILE).exists():

@@ -25,7 +25,7 @@ from vqgan_jax.evaluate.of_images import (
     open_images,
 )
 from vqgan_jax.evaluate.protocol import Evaluation, Metric, Request, Subject, Summary
-from vqgan_jax.train import program, sharding, stage2, stage2_program
+from vqgan_jax.train import program, sharding, stage2
 
 NEAREST = 3
 CHUNK = 8  # batches that are drawn before their statistics are taken
@@ -140,7 +140,7 @@ def open_reference(request: Request, draws: DrawRequest, images: Any) -> Any:
 
 def image_config(prior: models.Prior, workdir: str) -> Any:
     """Returns the config that names the prior's images: its own, or, of a run on a token cache, its tokenizer's."""
-    if not prior.config.data.source.startswith("tokens:"):
+    if not data.is_cache(prior.config.data.source):
         return prior.config
     config = models.config_of(models.find_tokenizer(prior.config.tokenizer.workdir, near=workdir))
     return dataclasses.replace(config, data=dataclasses.replace(config.data, image_size=prior.config.data.image_size))
@@ -148,10 +148,10 @@ def image_config(prior: models.Prior, workdir: str) -> Any:
 
 def likelihoods(prior: models.Prior, request: Request) -> Float[np.ndarray, "n 2"]:
     """Returns first condition token and nats a token of every held-out example, or of `limit`, over all processes."""
-    source = request.limited(stage2_program.open_split(prior.config, "validation"))
+    source = request.limited(program.open_examples(prior.config, "validation"))
     mesh, done, numbers, rows = sharding.local_mesh(), 0, [], []
     placed = jax.device_put(prior, sharding.replicated(mesh))
-    batches = stage2_program.evaluation_batches(prior.config, source, len(source), request.global_batch)
+    batches = program.held_out_batches(prior.config, source, len(source), request.global_batch)
     progress = request.track("likelihood", -(-len(source) // jax.process_count()))
     for i, batch in enumerate(batches):
         mask = np.asarray(batch.pop("mask"))

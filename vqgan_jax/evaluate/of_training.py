@@ -1,23 +1,45 @@
 """A run while it trains: the figures of `vqgan evaluate`, of some held-out examples."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from etils import epath
 from jax.experimental import multihost_utils
 
-from vqgan_jax import build, drawing, models
+from vqgan_jax import build, drawing, models, storage
 from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
 from vqgan_jax.evaluate import of_prior, of_tokenizer, protocol
 from vqgan_jax.evaluate.features import open_networks
 from vqgan_jax.evaluate.protocol import Request
 
-Judge = Callable[[Any, int], list[protocol.Result]]  # of a state and its step
+Results = Callable[[Any, int], list[protocol.Result]]  # of a state and its step
 
 
-def judge(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Judge:
-    """What `config.log.eval_metrics` asks for, of `eval_examples` held-out images, or of as many samples against them.
+def evaluator(config: configs.Stage1 | configs.Stage2, workdir: epath.Path) -> Callable[[Any, int], dict[str, float]]:
+    """For `loop.train`: figures by name of a state and its step, with their protocol in WORKDIR/evaluations, too.
+
+    Raises:
+      ValueError: a metric that the run cannot have.
+      FileNotFoundError: a metric's network is not there.
+    """
+    results_of = results(config, workdir=str(workdir))
+
+    def evaluate(state: Any, step: int) -> dict[str, float]:
+        results = results_of(state, step)
+        if jax.process_index() == 0:
+            storage.make_folder(workdir / "evaluations")
+            records = {"results": [dataclasses.asdict(result) for result in results]}
+            storage.write_json(workdir / "evaluations" / f"{step:07d}.json", records)
+        return {result.metric: result.value for result in results}
+
+    return evaluate
+
+
+def results(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Results:
+    """What `config.log.eval_metrics` names, of `eval_examples` held-out images, or of as many samples against them.
 
     Averaged parameters where there are any. Every process must call it; each draws and looks at its share, with whole
     parameters on every device.
@@ -27,34 +49,51 @@ def judge(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Judge:
       FileNotFoundError: a metric's network is not there.
     """
     request = Request(
-        metrics=config.log.eval_metrics, seed=config.seed, batch_size=config.batch_size, inception=None,
-        track=lambda name, total: lambda done: None, limit=config.log.eval_examples,
-    )  # fmt: skip
-    subject = "tokenizer" if isinstance(config, configs.Stage1) else "prior"
+        metrics=config.log.eval_metrics,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        inception=None,
+        track=lambda name, total: lambda done: None,
+        limit=config.log.eval_examples,
+    )
+    subject, of_stage = RESULTS[config.stage]
     open_networks(protocol.choose(request.metrics, subject).values(), None)  # what is missing is missed now
-    if isinstance(config, configs.Stage1):
-        of_tokenizer.check(config)
-        module = build.vqgan(config)
+    return of_stage(config, request, workdir)
 
-        def of_state(state: Any, step: int) -> list[protocol.Result]:
-            params, weights = parameters(state, "generator")
-            model = models.Tokenizer(params, module, run=models.Run(config, step, weights))
-            return of_tokenizer.evaluate(model, config, request, workdir=workdir).results
 
-        return of_state
+def of_tokenizers(config: configs.Stage1, request: Request, workdir: str) -> Results:
+    """Results of the states of a stage-1 run."""
+    of_tokenizer.check(config)
+    module = build.vqgan(config)
 
+    def of_state(state: Any, step: int) -> list[protocol.Result]:
+        params, weights = parameters(state, "generator")
+        model = models.Tokenizer(params, module, run=models.Run(config, step, weights))
+        return of_tokenizer.evaluate(model, config, request, workdir=workdir).results
+
+    return of_state
+
+
+def of_priors(config: configs.Stage2, request: Request, workdir: str) -> Results:
+    """Results of the states of a stage-2 run."""
     tokenizer, condition = models.load_frozen(config, near=workdir)
     code_prior = priors.from_config(config, models.condition_module(tokenizer, condition))
     asked = of_prior.DrawRequest(
         samples=request.limit, settings=[drawing.options_of(config.sampling)], reference="validation", neighbours=0
     )
 
-    def of_prior_state(state: Any, step: int) -> list[protocol.Result]:
+    def of_state(state: Any, step: int) -> list[protocol.Result]:
         params, weights = parameters(state, "transformer")
         prior = models.Prior(params, tokenizer, code_prior, condition, run=models.Run(config, step, weights))
         return of_prior.evaluate(prior, request, asked, workdir=workdir).results
 
-    return of_prior_state
+    return of_state
+
+
+RESULTS: dict[int, tuple[str, Callable[[Any, Request, str], Results]]] = {
+    1: ("tokenizer", of_tokenizers),
+    2: ("prior", of_priors),
+}
 
 
 def parameters(state: Any, name: str) -> tuple[Any, str]:

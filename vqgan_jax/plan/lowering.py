@@ -7,7 +7,6 @@ factor. A run from images encodes them in front of this step, and holds that tok
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -26,7 +25,8 @@ from vqgan_jax import prior as priors
 from vqgan_jax.compat import ClosedJaxpr, Jaxpr, dce_jaxpr
 from vqgan_jax.plan import hlo
 from vqgan_jax.plan.topology import Topology
-from vqgan_jax.train import loop, program, sharding, stage1, stage1_program, stage2
+from vqgan_jax.train import program, sharding, stage_of
+from vqgan_jax.train.stage1 import Stage1
 
 Config = configs.Stage1 | configs.Stage2
 Call = tuple[Callable[..., Any], tuple[Any, ...]]
@@ -74,39 +74,27 @@ def call(config: Config, mesh: jax.sharding.Mesh, what: str) -> Call:
 
 def step(config: Config, mesh: jax.sharding.Mesh) -> Call:
     """The training step, jitted as `train.loop` does it."""
-    state = loop.abstract_state(config, mesh)
-    where = jax.tree.map(lambda leaf: leaf.sharding, state)
-    if isinstance(config, configs.Stage1):
-        task, picture = stage1.from_config(config), jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-        variables: Any = jax.eval_shape(task.lpips.clone(dropout=False).init, jax.random.key(0), picture, picture)
-        frozen = whole({"lpips": variables["params"]}, mesh)
-        pure, batch = functools.partial(stage1.train_step, task), {"image": images(config)}
-    else:
-        task, frozen = stage2.from_config(config, rows=jax.NamedSharding(mesh, sharding.BATCH)), {}
-        length = task.prior.condition.length + task.prior.forward.size
-        pure = functools.partial(stage2.train_step, task)
-        batch = {"tokens": jax.ShapeDtypeStruct((config.batch_size, length), jnp.int32)}
+    stage = stage_of(config, rows=jax.NamedSharding(mesh, sharding.BATCH))
+    bound = program.bind(stage, config, mesh, whole(stage.frozen_shapes(), mesh))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = program.compiled_step(pure, where, mesh, nonfinite=config.optimizer.nonfinite)
-    return step, (state, frozen, rows(batch, mesh), whole(key, mesh))
+    return bound.step, (bound.abstract, bound.frozen, rows(stage.batch_shapes(config), mesh), whole(key, mesh))
 
 
 def start(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Call:
     """The first state out of a key and the first batches, jitted as `train.loop` does it."""
-    where = jax.tree.map(lambda leaf: leaf.sharding, loop.abstract_state(config, mesh))
-    batch, count = images(config), stage1_program.start_batches(config)
-    batches = jax.ShapeDtypeStruct((count, *batch.shape), batch.dtype)
+    stage, batch = Stage1.from_config(config), Stage1.batch_shapes(config)["image"]
+    batches = jax.ShapeDtypeStruct((stage.start_batches, *batch.shape), batch.dtype)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    function = stage1_program.compiled_start(config, stage1.from_config(config), where)
-    return function, (whole(key, mesh), place(batches, jax.NamedSharding(mesh, stage1_program.START)))
+    function = program.bind(stage, config, mesh, {}).init
+    return function, (whole(key, mesh), place(batches, jax.NamedSharding(mesh, program.START)))
 
 
 def codec(config: configs.Stage1, mesh: jax.sharding.Mesh, what: str) -> Call:
     """`encode` or `decode` of a tokenizer."""
-    params = models.tokenizer_state(config).params["generator"]
+    params = models.state_shapes(config).params["generator"]
     tokenizer = whole(models.Tokenizer(params, build.vqgan(config)), mesh)
     if what == "encode":
-        return jax.jit(api.encode), (tokenizer, rows(images(config), mesh))
+        return jax.jit(api.encode), (tokenizer, rows(Stage1.batch_shapes(config)["image"], mesh))
     side = config.data.image_size // tokenizer.downsample_factor
     indices = jax.ShapeDtypeStruct((config.batch_size, side, side), jnp.int32)
     return jax.jit(api.decode), (tokenizer, rows(indices, mesh))
@@ -115,7 +103,7 @@ def codec(config: configs.Stage1, mesh: jax.sharding.Mesh, what: str) -> Call:
 def sample(config: configs.Stage2, mesh: jax.sharding.Mesh) -> Call:
     """Whole grids of codes, drawn as the config's section `sampling` says."""
     prior, batch = priors.from_config(config), config.batch_size
-    state = loop.abstract_state(config, mesh)
+    state = program.abstract_state(config, mesh)
     integers = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), jnp.int32)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     known = jax.ShapeDtypeStruct((batch, *prior.grid), jnp.bool_)
@@ -133,21 +121,11 @@ def token_bytes(config: configs.Stage2, mesh: jax.sharding.Mesh) -> float:
     In the dtype of the transformer. Half, because that many are there on average.
     """
     module, prior = build.transformer(config), priors.from_config(config)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(loop.abstract_state(config, mesh).params["transformer"]))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state(config, mesh).params["transformer"]))
     guided = build.settings(config.sampling).guidance is not None
     rows = (2 if guided else 1) * config.batch_size / (mesh.shape["data"] * mesh.shape["fsdp"])
     cache = 2 * module.depth * module.width * (prior.condition.length + prior.forward.size - 1) * rows
     return (parameters + cache / 2) / mesh.shape["tensor"] * jnp.dtype(module.dtype).itemsize
-
-
-def images(config: configs.Stage1) -> jax.ShapeDtypeStruct:
-    """What a tokenizer of the config learns: pictures, label maps or depth, as the loader gives them."""
-    field, size = config.data.field, config.data.image_size
-    shape = (config.batch_size, size, size)
-    if field == "segmentation":
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
-    dtype = jnp.float32 if field == "depth" else jnp.uint8
-    return jax.ShapeDtypeStruct((*shape, config.model.image_channels), dtype)
 
 
 def place(tree: Any, where: jax.sharding.Sharding) -> Any:
@@ -286,9 +264,9 @@ def compile_now(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:
     memory, cost = executable.memory_analysis(), executable.cost_analysis() or {}
     # Arguments that the program does not read stay out of the peak, but in the memory.
     whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    program = hlo.read(executable.as_text())
-    costs = program.cycles()
-    cycles, once, optimal = sum(total for *_, total in costs), program.once(), cost.get("optimal_seconds", 0.0)
+    text = hlo.read(executable.as_text())
+    costs = text.cycles()
+    cycles, once, optimal = sum(total for *_, total in costs), text.once(), cost.get("optimal_seconds", 0.0)
     rows = [
         (line.name, *hlo.place(line.op_name or line.kind, line.kind), times, total)
         for line, times, total in sorted(costs, key=lambda cost: -cost[2])
@@ -298,8 +276,8 @@ def compile_now(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:
         hbm_bytes=float(max(memory.peak_memory_in_bytes, whole)),
         optimal_seconds=optimal * cycles / once if once and optimal > 0 else None,
         cycles=cycles or None,
-        flops=program.flops(),
-        collectives=program.collectives(dict(mesh.shape)),
+        flops=text.flops(),
+        collectives=text.collectives(dict(mesh.shape)),
         unestimated=[line.op_name or line.name for line, *_ in costs if line.unestimated and cycles],
         compile_seconds=seconds,
         costs=[row for row in rows if row[-1]],

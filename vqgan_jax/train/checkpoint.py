@@ -1,8 +1,10 @@
 """Checkpoints: state, data iterator and config of one step in one folder, by Orbax. The one file that knows Orbax."""
 
 import contextlib
+import functools
 import itertools
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint import options as options_lib
 
-from vqgan_jax import storage
-from vqgan_jax.train import storage_s3
+from vqgan_jax import compat, storage
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ BUSY = re.compile(  # states of a storage, not of a checkpoint, in TensorStore's
     "UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|INTERNAL|UNKNOWN|PERMISSION_DENIED"
     "|UNAUTHENTICATED"
 )
+S3, GS = "s3://", "gs://"
 meetings = itertools.count()
 
 
@@ -78,7 +80,7 @@ class Checkpoints:
         )
         self.read_only = read_only  # Orbax's own warns about itself at every loading
         self.folder = workdir / "checkpoints"
-        storage_s3.teach_orbax()
+        teach_orbax()
         if not read_only and jax.process_index() == 0:
             storage.make_folder(self.folder)
         self.manager = must(lambda: Manager(self.folder, options=options), str(self.folder))
@@ -286,3 +288,41 @@ def gathered(value: int) -> np.ndarray:
         meet = ocp.multihost.get_barrier_sync_fn()
         meet(key=f"vqgan_jax checkpoints {next(meetings)}", timeout_ms=1000 * PATIENCE)
     return np.atleast_1d(multihost_utils.process_allgather(np.int32(value)))
+
+
+@functools.cache
+def teach_orbax() -> None:
+    """Teaches Orbax to write arrays to s3://, which it knows as a place of small files only: it takes gs:// or a disk.
+
+    Once a process: TensorStore's description of a place in s3:// is that of gs:// with another driver.
+    """
+    orbax = compat.orbax_places()
+    build = orbax.build_kvstore_tspec
+
+    @functools.wraps(build)
+    def build_kvstore_tspec(directory: str, name: str | None = None, **options: Any) -> dict[str, Any]:
+        if not directory.startswith(S3):
+            return build(directory, name, **options)
+        return in_s3(build(GS + directory.removeprefix(S3), name, **options))
+
+    orbax.build_kvstore_tspec = build_kvstore_tspec
+
+
+def in_s3(spec: Any) -> Any:
+    """A description with each driver of gs:// in it replaced."""
+    if not isinstance(spec, dict):
+        return spec
+    if spec.get("driver") in ("gcs", "gcs_grpc"):
+        return {"driver": "s3", "bucket": spec["bucket"], "path": spec["path"], **connection()}
+    return {key: in_s3(value) for key, value in spec.items()}
+
+
+def connection() -> dict[str, Any]:
+    """What TensorStore does not read from AWS's own variables by itself."""
+    found: dict[str, Any] = {}
+    if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        found |= {"endpoint": endpoint, "aws_region": region}
+    if "AWS_ACCESS_KEY_ID" in os.environ:
+        found["aws_credentials"] = {"type": "environment"}
+    return found

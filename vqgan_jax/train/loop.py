@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import datetime
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,35 +12,17 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vqgan_jax import config as configs
 from vqgan_jax import parsing, storage, stored
-from vqgan_jax.evaluate import of_training
 from vqgan_jax.train import metrics as metrics_lib
-from vqgan_jax.train import sharding, stage1_program, stage2_program
+from vqgan_jax.train import program as programs
+from vqgan_jax.train import sharding
 from vqgan_jax.train.checkpoint import Checkpoints
-from vqgan_jax.train.goodput import Goodput
-from vqgan_jax.train.profile import Profile
-from vqgan_jax.train.program import Program, make_mesh
-from vqgan_jax.train.signals import Stop, deadline
+from vqgan_jax.train.program import Config, Program
 from vqgan_jax.train.state import TrainState
+from vqgan_jax.train.watch import Goodput, Profile, Stop, deadline
 
-Config = configs.Stage1 | configs.Stage2
+Evaluator = Callable[[TrainState, int], dict[str, float]]  # of a state and its step
 MAX_SKIPPED = 10  # steps in a row that are not finite; one batch may be bad, eleven are a run that went astray
-
-
-def build_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
-    """The program of the config's stage."""
-    sharding.check_batch(config.batch_size, mesh, config.accumulate)
-    if isinstance(config, configs.Stage1):
-        return stage1_program.stage1_program(config, mesh)
-    return stage2_program.stage2_program(config, mesh)
-
-
-def abstract_state(config: Config, mesh: jax.sharding.Mesh) -> Any:
-    """Shapes, dtypes and shardings of the state; nothing is allocated."""
-    if isinstance(config, configs.Stage1):
-        return stage1_program.abstract_state(config, mesh)
-    return stage2_program.abstract_state(config, mesh)
 
 
 def resume(program: Program, checkpoints: Checkpoints) -> Any:
@@ -63,7 +46,7 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
         shapes = lambda tree: {
             sharding.path_name(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(tree)
         }
-        old, new = shapes(abstract_state(parsing.parse(saved), program.mesh)), shapes(program.abstract)
+        old, new = shapes(programs.abstract_state(parsing.parse(saved), program.mesh)), shapes(program.abstract)
         if old != new:
             changed = differences(saved, config)
             leaf = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
@@ -84,7 +67,7 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
         assert again.step == restored.step
         return restored._replace(state=TrainState(**again.state, **restored.state))
     where = jax.tree.map(lambda leaf: leaf.sharding, program.abstract.opt_state)
-    opt_state = jax.jit(program.optimizers, out_shardings=where)(restored.state["params"])
+    opt_state = jax.jit(program.stage.optimizer_state, out_shardings=where)(restored.state["params"])
     return restored._replace(state=TrainState(opt_state=opt_state, **restored.state))
 
 
@@ -144,7 +127,10 @@ class Recorder:
             rate = values.get("images_per_second", 0.0)
             left = (self.config.steps - step) * self.config.batch_size / rate if rate else 0.0
             self.show(
-                step, values, self.program.shown, f"  eta {datetime.timedelta(seconds=round(left))}" if rate else ""
+                step,
+                values,
+                self.program.stage.shown,
+                f"  eta {datetime.timedelta(seconds=round(left))}" if rate else "",
             )
 
     def held_out(self, step: int, values: dict[str, float], sheets: dict[str, np.ndarray]) -> None:
@@ -162,34 +148,27 @@ class Recorder:
             self.console.print(f"[dim]step[/] {step:>6}  {shown}{tail}", highlight=False, soft_wrap=True)
 
 
-def evaluated(
-    program: Program, judge: of_training.Judge | None, state: Any, step: int, workdir: epath.Path
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Held-out metrics and pictures; what `judge` finds is among them, and with its protocol in a file of its own."""
-    values, sheets = program.evaluate(state)
-    if judge is None:
-        return values, sheets
-    found = judge(state, step)
-    if jax.process_index() == 0:
-        storage.make_folder(workdir / "evaluations")
-        records = {"results": [dataclasses.asdict(result) for result in found]}
-        storage.write_json(workdir / "evaluations" / f"{step:07d}.json", records)
-    return values | {result.metric: result.value for result in found}, sheets
-
-
 def progress_bar(console: Console) -> Progress:
     """Steps, elapsed and remaining time; on a terminal only, since a log has the lines."""
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     return Progress(*columns, console=console, disable=not console.is_terminal)
 
 
-def train(config: Config, workdir: epath.Path, console: Console, *, profile: tuple[int, int] | None = None) -> bool:
+def train(
+    config: Config,
+    workdir: epath.Path,
+    console: Console,
+    *,
+    evaluator: Callable[[Config, epath.Path], Evaluator] | None = None,
+    profile: tuple[int, int] | None = None,
+) -> bool:
     """Trains until the config's last step, from the newest checkpoint in `workdir` where there is one.
 
     Args:
       config: of the run.
       workdir: an absolute path, of this machine or of a bucket.
       console: for people.
+      evaluator: makes what measures `config.log.eval_metrics`, such as `evaluate.of_training.evaluator`.
       profile: the first and the last step of which a trace is written, into `workdir / "profile"`.
 
     Returns:
@@ -202,11 +181,11 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
     """
     with Stop() as stop, Goodput() as goodput, contextlib.ExitStack() as stack:
         with goodput.section("start"):
-            mesh = make_mesh(config)
-            program = build_program(config, mesh)
+            mesh = programs.make_mesh(config)
+            program = programs.open_program(config, mesh)
             config, batches = program.config, program.batches()
-            judge = of_training.judge(config, workdir=str(workdir)) if config.log.eval_metrics else None
-            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.log.keep, best=program.best))
+            measure = made(evaluator, config, workdir)
+            checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.log.keep, best=program.stage.best))
             state, first = begin(program, checkpoints, batches, console)
             if jax.process_index() == 0:
                 storage.write_json(workdir / "config.json", stored.to_json(config))
@@ -238,7 +217,8 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
                     recorder.flush()  # nothing unchecked is evaluated or saved
                     if evaluating:
                         with goodput.section("evaluation"):
-                            results, sheets = evaluated(program, judge, state, step, workdir)
+                            results, sheets = program.evaluate(state)
+                            results |= measure(state, step)
                             recorder.held_out(step, results, sheets)
                             writer.commit()
                     if stopping or last or step % config.log.checkpoint_every == 0:
@@ -253,6 +233,22 @@ def train(config: Config, workdir: epath.Path, console: Console, *, profile: tup
             checkpoints.wait()
         console.print(goodput.line(), highlight=False, soft_wrap=True)
         return last
+
+
+def made(evaluator: Callable[[Config, epath.Path], Evaluator] | None, config: Config, workdir: epath.Path) -> Evaluator:
+    """What measures `config.log.eval_metrics`; nothing where there are none.
+
+    Raises:
+      ValueError: there are some and no evaluator, or one that the run cannot have.
+    """
+    if not config.log.eval_metrics:
+        return lambda state, step: {}
+    if evaluator is None:
+        raise ValueError(
+            f"`config.log.eval_metrics` needs an evaluator; got {config.log.eval_metrics} and none. Give "
+            "`evaluate.of_training.evaluator` to `loop.train`, or set the key to ()."
+        )
+    return evaluator(config, workdir)
 
 
 def begin(program: Program, checkpoints: Checkpoints, batches: Any, console: Console) -> tuple[Any, int]:

@@ -9,11 +9,12 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vqgan_jax import build, models
+from vqgan_jax import build, data, models
 from vqgan_jax import config as configs
+from vqgan_jax import prior as priors
 from vqgan_jax.data import token_writer, tokens
 from vqgan_jax.data.preprocessing import Augmentation
-from vqgan_jax.train import sharding, stage2, stage2_program
+from vqgan_jax.train import program, sharding, stage2
 
 PER_SHARD = 16_384  # at most, and at least 16 shards, for processes to share and for a killed run to go on from
 
@@ -38,20 +39,25 @@ def write_cache(
       ValueError: the config does not fit the tokenizer or the images, or the folder holds another cache.
       FileNotFoundError: there is no tokenizer.
     """
-    if config.data.source.startswith("tokens:"):
+    if data.is_cache(config.data.source):
         raise ValueError(f"a token cache is made of images; `config.data.source` is {config.data.source!r}.")
     tokenizers = models.load_frozen(config, step=step)
     config = models.with_fingerprints(config, *tokenizers)
-    sources = {split: stage2_program.open_split(config, split) for split in ("train", "validation")}
+    sources = {split: program.open_examples(config, split) for split in ("train", "validation")}
     mesh = sharding.local_mesh()
     batch_size = -(-config.batch_size // mesh.size) * mesh.size
     plan = make_plan(config, sources, batch_size)
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     encode = make_encode(config, tokenizers, mesh)
     token_writer.write(
-        folder, plan, sources, encode,
-        fields=build.views(config), num_threads=config.data.num_threads, progress=progress, **share,
-    )  # fmt: skip
+        folder,
+        plan,
+        sources,
+        encode,
+        fields=build.views(config),
+        num_threads=config.data.num_threads,
+        progress=progress,
+        **program.share(),
+    )
     multihost_utils.sync_global_devices("token cache written")
     if jax.process_index() == 0:
         plan = token_writer.finish(folder, plan)
@@ -83,12 +89,12 @@ def make_plan(config: configs.Stage2, sources: dict[str, Any], batch_size: int) 
 
 def make_encode(config: configs.Stage2, tokenizers: Any, mesh: jax.sharding.Mesh) -> Any:
     """From a batch to rows of a cache, over the devices of this process."""
-    task = stage2.from_config(config, tokenizers[0].module, models.condition_module(*tokenizers))
+    prior = priors.from_config(config, models.condition_module(*tokenizers))
     rows, everywhere = jax.NamedSharding(mesh, sharding.BATCH), sharding.replicated(mesh)
     frozen = jax.device_put(jax.device_get(models.frozen(*tokenizers)), everywhere)
 
     def encode(frozen: Any, batch: Any) -> Any:
-        condition, indices = stage2.codes(task.prior, task.tokenizer, frozen, batch)
+        condition, indices = stage2.codes(prior, tokenizers[0].module, frozen, batch)
         return jnp.concatenate([condition, indices.reshape(len(indices), -1)], axis=1)
 
     jitted = jax.jit(encode, in_shardings=(everywhere, rows), out_shardings=rows)

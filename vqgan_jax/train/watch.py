@@ -1,14 +1,21 @@
-"""Where the wall time of a run goes, over all its lives: one that is killed and started again has several."""
+"""Watches a run: where its time goes, what interrupts it, and a trace of some steps."""
 
 import contextlib
 import datetime
+import faulthandler
+import itertools
+import signal
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
+
+from vqgan_jax import storage
 
 SECTIONS: tuple[str, ...] = ("steps", "compile", "data", "evaluation", "checkpoint", "start", "restart")
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -104,3 +111,106 @@ class Goodput:
         told = "  ".join(f"{name} [bold]{shares[name]:.1%}[/]" for name in SECTIONS if shares[name] >= 5e-4)
         lost = f"  steps done twice [bold]{self.lost_steps}[/]" if self.lost_steps else ""
         return f"[dim]goodput[/] of {datetime.timedelta(seconds=round(shares['seconds']))}  {told}{lost}"
+
+
+class Stop:
+    """Turns SIGTERM and the first Ctrl-C into a flag; a second Ctrl-C interrupts as usual.
+
+    In a cluster the signal is left to `jax.distributed`, which brings it to all processes at the same step.
+    """
+
+    requested = False
+
+    def __enter__(self) -> "Stop":
+        signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self.previous = {number: signal.signal(number, self.request) for number in signals}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def request(self, *_: Any) -> None:
+        """The signals' handler."""
+        self.requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextlib.contextmanager
+def deadline(seconds: int, batch: str, source: str) -> Iterator[None]:
+    """What waits inside, for a named batch from a source, may take so long; 0, and other threads, wait for ever.
+
+    Raises:
+      TimeoutError: it took longer. Where each thread stands is printed to stderr.
+    """
+
+    def late(*_: Any) -> None:
+        faulthandler.dump_traceback()
+        raise TimeoutError(
+            f"the {batch} must come within config.data.timeout_seconds = {seconds}; process "
+            f"{jax.process_index()} of {jax.process_count()} got none from {source}. Where its threads are "
+            "is printed above. Look at that storage, then run the same command again; or raise the timeout."
+        )
+
+    if threading.current_thread() is not threading.main_thread():  # only that one is given signals
+        yield
+        return
+    previous = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def in_time(batches: Iterable[Any], seconds: int, name: str, source: str) -> Iterator[Any]:
+    """The batches, each in time; they are counted from 1 for the error of `deadline`."""
+    waiting = iter(batches)
+    for number in itertools.count(1):
+        with deadline(seconds, f"{name} {number}", source):
+            try:
+                batch = next(waiting)
+            except StopIteration:
+                return
+        yield batch
+
+
+class Profile:
+    """Traces the steps `first` to `last`, both included, of every process into `folder`; without a window, nothing.
+
+    A run that begins within the window traces the rest of it, and one that ends there what there was.
+    """
+
+    def __init__(self, folder: epath.Path, window: tuple[int, int] | None) -> None:
+        self.folder, (self.first, self.last) = folder, window or (1, 0)
+        self.running, self.files = False, contextlib.ExitStack()
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @contextlib.contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """One step, called by its number in the trace."""
+        if self.first <= number <= self.last and not self.running:
+            folder = self.files.enter_context(storage.local_folder(self.folder))
+            jax.profiler.start_trace(str(folder))
+            self.running = True
+        with jax.profiler.StepTraceAnnotation("train", step_num=number):
+            yield
+
+    def done(self, number: int, metrics: Any) -> None:
+        """Ends the trace behind its last step, when the devices are done with that."""
+        if self.running and number >= self.last:
+            jax.block_until_ready(metrics)
+            self.stop()
+
+    def stop(self) -> None:
+        """Writes the trace, if there is one."""
+        if self.running:
+            self.running = False
+            jax.profiler.stop_trace()
+            self.files.close()
