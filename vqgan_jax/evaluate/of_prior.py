@@ -198,8 +198,8 @@ def accepted(
         parts.append((part, drawing.scored(draws.scorer, images, labels), labels))
     numbers, scores, classes = zip(*parts, strict=True)
     everyone, labels = in_order(numbers, scores), in_order(numbers, classes)
-    wanted = np.bincount(labels[:count], minlength=prior.config.condition.num_classes)
-    best = [drawing.best(everyone[labels == c], labels[labels == c], n) for c, n in enumerate(wanted.tolist())]
+    counts = np.bincount(labels[:count], minlength=prior.config.condition.num_classes)
+    best = [drawing.best(everyone[labels == c], labels[labels == c], n) for c, n in enumerate(counts.tolist())]
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[rows] for c, rows in enumerate(best)]))
 
 
