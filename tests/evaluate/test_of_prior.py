@@ -61,6 +61,13 @@ def test_every_token_of_every_example_counts(prior, report):
         assert nll == pytest.approx(nats[batch["label"] == label].mean(), rel=1e-5)
 
 
+def test_the_table_of_classes_has_no_share_that_was_not_measured(prior):
+    rows = of_prior.class_rows(prior, ("a", "b"), np.array([[0.0, 2.0], [0.0, 4.0]]), np.array([0, 1, 2, 0]))
+    assert [(name, count, drawn) for name, count, _, drawn, _ in rows] == [("a", 2, 2), ("b", 0, 1), ("2", 0, 1)]
+    assert rows[0][2] == 3.0
+    assert np.isnan([own for *_, own in rows]).all()
+
+
 def test_a_sweep_has_a_record_for_each_setting(report):
     rows = [row for row in report.results if row.metric == "fd_vgg12"]
     assert [(row.sampling["top_k"], row.sampling["guidance"]) for row in rows] == [

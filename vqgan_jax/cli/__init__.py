@@ -73,8 +73,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup
 
 def sampling_options(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Returns what `sample_indices` takes: the run's own settings (`config.Sampling`), and the flags over them."""
-    given = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config)}
-    changed = {name: value for name, value in given.items() if value is not None}
+    named = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config)}
+    changed = {name: value for name, value in named.items() if value is not None}
     return drawing.options_of(dataclasses.replace(config, **changed))
 
 
@@ -91,11 +91,11 @@ def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
 
 def checkpoint_options(flags: argparse.Namespace) -> dict[str, Any]:
     """What these flags say: options of a format's `plan`; None where nothing is said."""
-    told = taming.read_options(flags.config) if flags.config else {}
+    options = taming.read_options(flags.config) if flags.config else {}
     if flags.tokenizer:
-        told["tokenizer"] = convert.plan(convert.open_checkpoint(flags.tokenizer))
-    given = {"num_heads": flags.heads, "condition": flags.condition, "num_codes": flags.codes, "allow": flags.allow}
-    return told | {key: value for key, value in given.items() if value is not None}
+        options["tokenizer"] = convert.plan(convert.open_checkpoint(flags.tokenizer))
+    named = {"num_heads": flags.heads, "condition": flags.condition, "num_codes": flags.codes, "allow": flags.allow}
+    return options | {key: value for key, value in named.items() if value is not None}
 
 
 def summary(config: Any) -> str:

@@ -65,22 +65,22 @@ def main(argv: Sequence[str]) -> int:
 
 def inputs(paths: Sequence[str]) -> dict[str, Callable[[], Image]]:
     """Returns name and reader of each image; names of files are made unique by their folders."""
-    found = {}
+    readers = {}
     for text in paths:
         path = Path(text)
         if text == "photos" and not path.exists():
-            found |= {name: functools.partial(photos.photograph, name) for name in photos.NAMES}
+            readers |= {name: functools.partial(photos.photograph, name) for name in photos.NAMES}
         elif path.is_dir():
             for file in folder.image_files(path):
                 name = "-".join(Path(file).with_suffix("").parts)
-                found[name] = functools.partial(images.decode, path / file)
+                readers[name] = functools.partial(images.decode, path / file)
         elif path.is_file():
-            found[path.stem] = functools.partial(images.decode, path)
+            readers[path.stem] = functools.partial(images.decode, path)
         else:
             raise cli.UsageError(f"`--input` must be files, folders or `photos`; {text!r} is not there.")
-    if not found:
+    if not readers:
         raise cli.UsageError(f"`--input` must hold images; {', '.join(paths)} has none.")
-    return found
+    return readers
 
 
 def fit(image: Image, size: int | None, factor: int) -> Image:

@@ -219,11 +219,11 @@ def nearest(
     """
     if not 0 < count <= len(references):
         raise ValueError(f"`count` must be 1 to the number of references, {len(references)}; got {count}.")
-    found = []
+    parts = []
     for _, squares in blocks(queries, references):
         order = np.argsort(squares, axis=1, kind="stable")[:, :count]
-        found.append((order, np.take_along_axis(squares, order, axis=1)))
-    return np.concatenate([order for order, _ in found]), np.concatenate([squares for _, squares in found])
+        parts.append((order, np.take_along_axis(squares, order, axis=1)))
+    return np.concatenate([order for order, _ in parts]), np.concatenate([squares for _, squares in parts])
 
 
 def inception_score(logits: Float[np.ndarray, "n c"], *, split: int = 5000, seed: int) -> tuple[float, float]:

@@ -98,7 +98,7 @@ def nearest_images(
       params: LPIPS's.
       images: to be judged, few: 0.5 MB of memory each at 32 pixels a side, 32 MB at 256, and twice that in float64.
       references: batches of any number of others, such as all training images; only one is held at a time.
-      count: neighbours wanted; fewer where there are fewer references.
+      count: how many neighbours; fewer where there are fewer references.
       batch_size: images through VGG16 at a time.
     """
     run = jax.jit(embed)
@@ -108,15 +108,15 @@ def nearest_images(
         batches = np.split(padded, len(padded) // batch_size)
         return np.concatenate([np.asarray(run(params, batch)) for batch in batches])[: len(images)]
 
-    x, seen = embedded(images), 0
+    x, start = embedded(images), 0
     numbers, distances = np.zeros((len(x), 0), np.int64), np.zeros((len(x), 0))
     for batch in references:
         order, squares = nearest(x, embedded(batch), min(count, len(batch)))
-        numbers = np.concatenate([numbers, order + seen], axis=1)
+        numbers = np.concatenate([numbers, order + start], axis=1)
         distances = np.concatenate([distances, squares], axis=1)
         best = np.argsort(distances, axis=1, kind="stable")[:, :count]
         numbers, distances = (np.take_along_axis(v, best, axis=1) for v in (numbers, distances))
-        seen += len(batch)
+        start += len(batch)
     return numbers, distances
 
 

@@ -37,8 +37,8 @@ def gather(rows: Shaped[np.ndarray, "n ..."]) -> Shaped[np.ndarray, "_n ..."]:
     padded = np.zeros((int(counts.max()), width), np.uint8)
     padded[: len(rows)] = np.frombuffer(np.ascontiguousarray(rows).tobytes(), np.uint8).reshape(len(rows), width)
     everyone = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(counts), -1, width)
-    kept = np.concatenate([part[:count] for part, count in zip(everyone, counts, strict=True)])
-    return np.frombuffer(kept.tobytes(), rows.dtype).reshape(-1, *rows.shape[1:])
+    whole = np.concatenate([part[:count] for part, count in zip(everyone, counts, strict=True)])
+    return np.frombuffer(whole.tobytes(), rows.dtype).reshape(-1, *rows.shape[1:])
 
 
 def numbers_of(
@@ -170,8 +170,8 @@ class Measured:
 
     def resize(self, size: int) -> str:
         """Returns what became of the images in words, for the record; every process must ask."""
-        known = gather(np.array(sorted(self.sizes), np.int64).reshape(-1, 2))
-        low, high = known.min(0).tolist(), known.max(0).tolist()
+        everyone = gather(np.array(sorted(self.sizes), np.int64).reshape(-1, 2))
+        low, high = everyone.min(0).tolist(), everyone.max(0).tolist()
         sizes = " to ".join(dict.fromkeys(f"{height}x{width}" for height, width in (low, high)))
         if low == high == [size, size]:
             return f"none, all are {sizes}"

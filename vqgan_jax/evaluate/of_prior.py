@@ -192,15 +192,14 @@ def accepted(
     rate, count = options.get("accept_rate", 1.0), draws.samples
     if rate == 1.0 or draws.scorer is None:
         return np.arange(count)
-    numbers, scores = [], []
+    parts = []
     candidates = np.arange(math.ceil(count / rate))
     for part, images, labels in drawn_chunks(prior, request, candidates, options, f"{name}, to choose"):
-        numbers.append(part)
-        scores.append(drawing.scored(draws.scorer, images, labels))
-    everyone = in_order(numbers, scores)
-    labels, _, _ = subjects_of(prior, len(candidates))
-    wanted = np.bincount(labels[:count], minlength=prior.module.condition.num_labels)
-    best = [drawing.best(everyone[labels == c], labels[labels == c], n) for c, n in enumerate(wanted.tolist())]
+        parts.append((part, drawing.scored(draws.scorer, images, labels), labels))
+    numbers, scores, classes = zip(*parts, strict=True)
+    everyone, labels = in_order(numbers, scores), in_order(numbers, classes)
+    counts = np.bincount(labels[:count], minlength=prior.module.condition.num_labels)
+    best = [drawing.best(everyone[labels == c], labels[labels == c], n) for c, n in enumerate(counts.tolist())]
     return np.sort(np.concatenate([np.flatnonzero(labels == c)[rows] for c, rows in enumerate(best)]))
 
 
@@ -220,15 +219,15 @@ def draw(
     Returns:
       Their statistics, the first of them, and the class that each looks like; None without references.
     """
-    collector, first, looks = Collector(networks.run, keep=keep), [], []
-    for part, images, _ in drawn_chunks(prior, request, which, options, name):
+    collector, first, classes, looks = Collector(networks.run, keep=keep), [], [], []
+    for part, images, labels in drawn_chunks(prior, request, which, options, name):
         collector.add(part, images, batch_size=request.local_batch)
+        classes.append(labels)
         first = [*first, *images[: SHOWN - len(first)]]
         if references is not None:
             looks.append(likeness.nearest_labels(networks.lpips, images, *references))
-    labels, _, _ = subjects_of(prior, int(which.max()) + 1)
     side = prior.config.data.image_size
-    summary = collector.summary(f"none, drawn at {side}x{side}", labels[which])
+    summary = collector.summary(f"none, drawn at {side}x{side}", in_order(collector.numbers, classes))
     return summary, np.stack(first), in_order(collector.numbers, looks) if looks else None
 
 

@@ -62,20 +62,20 @@ class Instruction:
     @property
     def op_name(self) -> str:
         """Path of the traced operation it came from; empty where the compiler made it up."""
-        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
-        return found.group(1) if found else ""
+        match = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.rest)
+        return match.group(1) if match else ""
 
     @property
     def cycles(self) -> int:
         """The compiler's estimate of one run; 0 where it has none."""
-        found = CYCLES.search(self.rest)
-        return int(found.group(1)) if found and int(found.group(1)) < NO_ESTIMATE else 0
+        match = CYCLES.search(self.rest)
+        return int(match.group(1)) if match and int(match.group(1)) < NO_ESTIMATE else 0
 
     @property
     def unestimated(self) -> bool:
         """It takes a time that the compiler does not know, such as a scatter on a TPU's sparse cores."""
-        found = CYCLES.search(self.rest)
-        return int(found.group(1)) >= NO_ESTIMATE if found else self.kind in HEAVY
+        match = CYCLES.search(self.rest)
+        return int(match.group(1)) >= NO_ESTIMATE if match else self.kind in HEAVY
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,14 +90,14 @@ class Program:
 
         Our scans count from zero.
         """
-        if found := TRIPS.search(loop.rest):
-            return int(found.group(1))
+        if match := TRIPS.search(loop.rest):
+            return int(match.group(1))
         condition = re.search(r"condition=%([\w.\-]+)", loop.rest)
         lines = list(self.computations.get(condition.group(1), ())) if condition else []
         for line in lines:  # of a comparison that became a fusion, too
             lines += [inner for name in CALLED.findall(line.rest) for inner in self.computations.get(name, ())]
         bounds = [CONSTANT.match(f"{line.shape} {line.kind}({line.rest}") for line in lines]
-        return max((int(found.group(1)) for found in bounds if found), default=1)
+        return max((int(match.group(1)) for match in bounds if match), default=1)
 
     @functools.cached_property
     def runs(self) -> list[tuple[str, Instruction, float, bool]]:
@@ -180,21 +180,21 @@ def read(text: str) -> Program:
     """Returns the program of a compiler's text."""
     computations, entry, lines = {}, "", []
     for line in text.splitlines():
-        if found := INSTRUCTION.match(line):
-            lines.append(Instruction(*found.groups()))
-        elif found := HEADER.match(line):
-            lines = computations[found.group(2)] = []
-            entry = found.group(2) if found.group(1) else entry
+        if match := INSTRUCTION.match(line):
+            lines.append(Instruction(*match.groups()))
+        elif match := HEADER.match(line):
+            lines = computations[match.group(2)] = []
+            entry = match.group(2) if match.group(1) else entry
     return Program(computations, entry)
 
 
 def shapes(text: str) -> list[tuple[float, tuple[int, ...]]]:
     """Returns bytes an element, and sizes, of every array in the text of a shape."""
-    found = []
+    arrays = []
     for kind, sizes in SHAPE.findall(text):
         bits = BITS[kind] if kind in BITS else int(re.search(r"\d+", kind).group())  # type: ignore[union-attr]
-        found.append((bits / 8, tuple(int(size) for size in sizes.split(",") if size)))
-    return found
+        arrays.append((bits / 8, tuple(int(size) for size in sizes.split(",") if size)))
+    return arrays
 
 
 def product_flops(line: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
@@ -228,12 +228,12 @@ def groups(rest: str, devices: int) -> np.ndarray:
         array = np.arange(math.prod(numbers(sizes))).reshape(numbers(sizes))
         return array.transpose(numbers(order)) if order else array
 
-    if found := LISTED.search(rest):
-        return np.array([numbers(group) for group in found.group(1).split("},{")])
-    if found := IOTA.search(rest):
-        return arranged(found.group(2), found.group(3)).reshape(numbers(found.group(1)))
-    if found := NAMED.search(rest):
-        axes, sizes, order, along = found.groups()
+    if match := LISTED.search(rest):
+        return np.array([numbers(group) for group in match.group(1).split("},{")])
+    if match := IOTA.search(rest):
+        return arranged(match.group(2), match.group(3)).reshape(numbers(match.group(1)))
+    if match := NAMED.search(rest):
+        axes, sizes, order, along = match.groups()
         names, lengths = zip(*re.findall(r"'(\w+)'=(\d+)", axes), strict=True)
         ids = arranged(sizes or str(devices), order).reshape([int(length) for length in lengths])
         moved = [names.index(name) for name in re.findall(r"'(\w+)'", along)]
@@ -257,8 +257,8 @@ def permuted_axes(line: Instruction, mesh: dict[str, int]) -> tuple[str, ...]:
 
 def out_of_memory(message: str) -> float | None:
     """Returns the bytes that a compiler's message says are needed; None of a message about something else."""
-    found = re.search(r"RESOURCE_EXHAUSTED.*?(?:Used |\()([\d.]+)([KMGT])", message, re.DOTALL)
-    return float(found.group(1)) * UNITS[found.group(2)] if found else None
+    match = re.search(r"RESOURCE_EXHAUSTED.*?(?:Used |\()([\d.]+)([KMGT])", message, re.DOTALL)
+    return float(match.group(1)) * UNITS[match.group(2)] if match else None
 
 
 def place(op_name: str, kind: str) -> tuple[str, str]:

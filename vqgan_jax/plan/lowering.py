@@ -235,8 +235,8 @@ def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: e
     """
     path = cached(lowered, topology, cache)
     if path.exists():
-        kept = json.loads(path.read_text())
-        return Outcome(**kept | {"costs": [tuple(row) for row in kept["costs"]]}), None
+        record = json.loads(path.read_text())
+        return Outcome(**record | {"costs": [tuple(row) for row in record["costs"]]}), None
     outcome, executable = compile_now(lowered, mesh)
     storage.make_folder(path.parent)
     storage.write_json(path, dataclasses.asdict(outcome))

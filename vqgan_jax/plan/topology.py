@@ -69,10 +69,10 @@ def parse(name: str) -> tuple[int, str, tuple[int, ...]]:
     Raises:
       ValueError: a family that is not known, or sides that are no numbers.
     """
-    found = re.fullmatch(rf"(?:(\d+)x(?=v))?({'|'.join(CHIPS)}|cpu):([1-9]\d*(?:x[1-9]\d*){{0,2}})", name)
-    if found is None or found[1] == "0":
+    match = re.fullmatch(rf"(?:(\d+)x(?=v))?({'|'.join(CHIPS)}|cpu):([1-9]\d*(?:x[1-9]\d*){{0,2}})", name)
+    if match is None or match[1] == "0":
         raise ValueError(f"`--topology` must be {FORMS}; got {name!r}.")
-    return int(found[1] or 1), found[2], tuple(map(int, found[3].split("x")))
+    return int(match[1] or 1), match[2], tuple(map(int, match[3].split("x")))
 
 
 def quiet() -> None:
@@ -110,10 +110,10 @@ def describe(name: str) -> Topology:
         ) from None
     quiet()
     try:
-        found = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             platform="tpu", topology_name=name[name.index("v") :], num_slices=slices, **CHIPS[family].options
         )
     except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"`--topology` must be a slice that there is: {FORMS}; got {name!r}: {error}") from None
     compiler = f"jax {jax.__version__}, libtpu {libtpu.__version__}"
-    return Topology(name, tuple(found.devices), CHIPS[family], compiler)
+    return Topology(name, tuple(description.devices), CHIPS[family], compiler)
