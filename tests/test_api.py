@@ -203,7 +203,7 @@ def test_guidance_needs_a_prior_that_knows_the_null_class():
 def test_guidance_leads_to_codes_that_the_class_explains_better(prior):
     """How much likelier the label makes its image, in nats, than the null class, which stands behind the last."""
     labels = np.tile(np.arange(5, dtype=np.int32), 16)
-    null = dataclasses.replace(prior.module.condition, num_classes=6, droppable=False)
+    null = dataclasses.replace(prior.module.condition, num_classes=6, drop=0.0)
     blind = dataclasses.replace(prior, module=dataclasses.replace(prior.module, condition=null))
     gain = []
     for guidance in (1.0, 4.0):

@@ -113,7 +113,7 @@ def test_a_model_that_jax_returns_draws_as_the_loaded_one(priors):
     moved = jax.tree.map(lambda leaf: leaf, priors[0])
     draw = lambda prior: vq.sample_indices(prior, key, labels=labels, guidance=2.0)
     np.testing.assert_array_equal(draw(moved), draw(priors[0]))
-    with pytest.raises(ValueError, match=r"`condition` is for a prior over maps or objects; .* is 'class'"):
+    with pytest.raises(ValueError, match=r"`condition` is for a prior over maps or objects or captions; .* is 'class'"):
         vq.sample(moved, key, condition=labels, labels=labels)
     with pytest.raises(ValueError, match="trained on images of 16 pixels"):
         vq.log_likelihood(moved, np.zeros((4, 2, 2), np.int32), labels=labels)

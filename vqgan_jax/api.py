@@ -163,13 +163,12 @@ def prefix(
       ValueError: something is missing, out of range, or does not fit the prior or the rest.
     """
     kind, origins = prior.module.condition, None
-    value = kind.value_of(labels=labels, condition=condition)
+    value = kind.value_of(labels=labels, condition=condition, count=count)
     grid = kind.grid_of(kind.size_of(value, size))
-    count = kind.count_of(value, count)
     if grid != kind.window:
         sliding.check_order(prior.module)
         origins = sliding.visited(sliding.runs(grid, kind.window, kind.rule, stride))
-    return Prefix(kind.tokens(prior.frozen, value, count, grid, origins), grid)
+    return Prefix(kind.tokens(prior.frozen, value, grid, origins), grid)
 
 
 def known_codes(

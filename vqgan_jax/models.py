@@ -206,12 +206,8 @@ def load_frozen(
         return loaded
 
     first = load(config.tokenizer, tokenizer, "tokenizer", step)
-    prefix = build.condition(config)
-    if prefix.own_tokenizer is None:
-        return first, None
-    second = load(prefix.own_tokenizer, condition, "condition")
-    prefix.check_tokenizer(second.module.image_channels)
-    return first, second
+    own = build.condition(config).own_tokenizer
+    return first, load(own, condition, "condition") if own else None
 
 
 def load_marked(path: epath.PathLike, mark: str) -> Tokenizer:

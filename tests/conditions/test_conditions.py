@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import untrained
 
 import vqgan_jax as vq
@@ -80,6 +81,12 @@ def test_a_map_is_shown_as_its_tokenizer_decodes_it():
     tokens = np.asarray(jax.jit(condition.encode)(frozen, {"segmentation": jnp.asarray(maps)}))
     labels = np.argmax(vq.decode(tokenizer, tokens.reshape(2, 4, 4)), axis=-1)
     np.testing.assert_array_equal(condition.picture(frozen, tokens, 8), pictures.colors(np.asarray(labels)))
+
+
+def test_a_tokenizer_of_other_maps_is_refused():
+    condition, module = Segmentation(num_classes=8, tokenizer=Frozen(workdir="maps")), untrained.tokenizer().module
+    with pytest.raises(ValueError, match="must have 8 channels; maps has 3"):
+        condition.bound(window=(4, 4), images=Frozen(), module=module)
 
 
 def test_tokens_of_boxes_stand_where_they_say():

@@ -56,7 +56,7 @@ def test_a_caption_is_its_bytes_and_padding():
 def test_ids_of_another_tokenizer_are_padded_behind_them():
     text = Text(max_tokens=4, num_ids=1000, drop=0.0)
     np.testing.assert_array_equal(text.row(np.array([999, 0])), [999, 0, 1000, 1000])
-    np.testing.assert_array_equal(text.tokens({}, np.array([[5, 7]]), 1, (1, 1), None), [[5, 7, 1000, 1000]])
+    np.testing.assert_array_equal(text.tokens({}, np.array([[5, 7]]), (1, 1), None), [[5, 7, 1000, 1000]])
     assert (text.vocab_size, text.words(text.row(np.array([5, 7])))) == (1001, "5 7")
 
 

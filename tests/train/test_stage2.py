@@ -11,6 +11,7 @@ import pytest
 
 from vqgan_jax import build, cli, losses, ordering
 from vqgan_jax import prior as priors
+from vqgan_jax.conditions import Condition
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.quantizer import VectorQuantizer
 from vqgan_jax.train import stage2
@@ -86,16 +87,12 @@ def test_a_fresh_prior_is_as_good_as_guessing(codes):
         assert float(metrics["loss"]) == pytest.approx(np.log(K), abs=0.02)
 
 
-class Three:
+class Three(Condition):
     """A condition of three tokens."""
 
-    kind, droppable, field, grid, length, vocab_size = "three", True, "", None, 3, 5
-
-    def encode(self, frozen, batch):
-        raise NotImplementedError
-
-    def picture(self, frozen, tokens, size, names=()):
-        raise NotImplementedError
+    kind = "three"
+    length = property(lambda self: 3)
+    num_values = property(lambda self: 4)
 
 
 @pytest.mark.parametrize("extra", [0, 5])

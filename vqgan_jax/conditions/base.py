@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,11 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from vqgan_jax.data.views import View
 
-Params = dict[str, Any]
+Params: TypeAlias = dict[str, Any]
+Grid: TypeAlias = tuple[int, int]  # rows and columns of codes
+Size: TypeAlias = tuple[int, int]  # height and width in pixels
+HostTokens: TypeAlias = Int[np.ndarray, "b s"]
+Pictures: TypeAlias = UInt8[np.ndarray, "b _H _W 3"]
 DERIVED = {"derived": True}  # metadata of a field that is no key of the config
 
 
@@ -42,7 +46,7 @@ class Prefix(NamedTuple):
     """
 
     tokens: Int[Array, "b ..."]
-    grid: tuple[int, int]
+    grid: Grid
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,7 @@ class Condition:
     drop: float = 0.1  # probability of the null token instead, for guidance
     shared_vocab: bool = False  # tokens share the codes' rows of the embedding, as upstream's do
     # Rows and columns of codes of a training image.
-    window: tuple[int, int] = dataclasses.field(default=(1, 1), metadata=DERIVED)
+    window: Grid = dataclasses.field(default=(1, 1), metadata=DERIVED)
     downsample_factor: int = dataclasses.field(default=1, metadata=DERIVED)  # of the images' tokenizer
 
     # The config
@@ -75,15 +79,17 @@ class Condition:
         """Names of its keys of a config."""
         return tuple(field.name for field in dataclasses.fields(cls) if not field.metadata.get("derived"))
 
-    def bound(self, *, window: tuple[int, int], images: Frozen, module: Any = None) -> "Condition":
+    def bound(self, *, window: Grid, images: Frozen, module: Any = None) -> "Condition":
         """Returns the condition of a run.
 
         Args:
           window: rows and columns of codes of a training image.
           images: the tokenizer of the images.
           module: of the tokenizer that encodes maps; only shapes are known without it.
+
+        Raises:
+          ValueError: a tokenizer that cannot encode the maps.
         """
-        del module
         return dataclasses.replace(self, window=window, downsample_factor=images.downsample_factor)
 
     def check(self, codebook_size: int) -> None:
@@ -104,9 +110,6 @@ class Condition:
         """The tokenizer that encodes the condition and is not that of the images."""
         return None
 
-    def check_tokenizer(self, channels: int) -> None:
-        """Raises ValueError for a tokenizer of its own with another number of image channels."""
-
     # Tokens
 
     @property
@@ -125,7 +128,7 @@ class Condition:
         return self.drop > 0
 
     @property
-    def grid(self) -> tuple[int, int] | None:
+    def grid(self) -> Grid | None:
         """Rows and columns of its tokens, where each belongs to a place in the image; they move with a window."""
         return None
 
@@ -156,28 +159,24 @@ class Condition:
 
     def places(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s 2"] | None:
         """Where each token stands, in rows and columns of codes, if the tokens themselves say that."""
-        del tokens
         return None
 
     # The data
 
     def views(self, data: Any) -> dict[str, View]:
         """Returns what the loader must show of each example besides image and label; `data` is `config.data`."""
-        del data
         return {}
 
     def meaning(self, data: Any) -> dict[str, Any]:
         """Returns what a token cache must have in common with a run: what the tokens mean, not how they are used."""
-        del data
         shared = Condition.key_names()
         return {"kind": self.kind} | {name: getattr(self, name) for name in self.key_names() if name not in shared}
 
     def encode(self, frozen: Params, batch: dict[str, Array]) -> Int[Array, "b s"]:
         """Returns tokens of a batch of the loader; `frozen` holds parameters of the tokenizers, by role."""
-        del frozen
         return batch[self.field]
 
-    def read(self, names: Sequence[str], size: tuple[int, int], data: Any) -> np.ndarray:
+    def read(self, names: Sequence[str], size: Size, data: Any) -> np.ndarray:
         """Returns the condition in each file, as `tokens` takes it.
 
         Args:
@@ -192,15 +191,11 @@ class Condition:
 
     # What people see
 
-    def picture(
-        self, frozen: Params, tokens: Int[np.ndarray, "b s"], size: int, names: Sequence[str] = ()
-    ) -> UInt8[np.ndarray, "b _H _W 3"]:
+    def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns what people should see of tokens beside a sample of `size` pixels; `names` of the classes."""
         raise NotImplementedError
 
-    def beside(
-        self, frozen: Params, values: np.ndarray, size: tuple[int, int], names: Sequence[str] = ()
-    ) -> tuple[UInt8[np.ndarray, "b H W 3"], ...]:
+    def beside(self, frozen: Params, values: np.ndarray, size: Size, names: Sequence[str] = ()) -> tuple[Pictures, ...]:
         """Returns pictures of values of a caller, from left to right, each as large as the sample beside it."""
         side = min(size)
         squares = self.picture(frozen, values, side, names)
@@ -209,57 +204,47 @@ class Condition:
 
     # What a caller gives
 
-    def value_of(self, **given: Any) -> Any:
-        """Returns the one of the arguments `labels` and `condition` that is this condition's; None for `count`.
+    def value_of(self, *, labels: Any, condition: Any, count: int | None) -> Any:
+        """Returns the argument that is this condition's; the number of images where it is neither of the others.
 
         Raises:
-          ValueError: it is missing, or another one is given.
+          ValueError: it is missing, another one is given, or it is not as many as the images.
         """
-        for name, value in given.items():
+        arguments = {"labels": labels, "condition": condition}
+        for name, value in arguments.items():
             if (value is not None) != (name == self.argument):
                 raise ValueError(self._explain(name))
-        return given.get(self.argument)
-
-    def size_of(self, value: Any, size: tuple[int, int] | None) -> tuple[int, int] | None:
-        """Returns height and width of the images that are asked for; None is the training size."""
-        del value
-        return size
-
-    def count_of(self, value: Any, count: int | None) -> int | None:
-        """Returns the number of images; ValueError if it is not known, or the caller's is another."""
         if self.argument == "count":
             if count is None or count < 1:
                 raise ValueError(
                     f"a prior without a condition of yours needs `count`, the number of images; got {count}."
                 )
             return count
+        value = arguments[self.argument]
         found = len(value) if np.ndim(value) else None
         if count is not None and count != found:
             raise ValueError(f"`{self.argument}` must be as many as the images, {count}; got {found}.")
-        return found
+        return value
 
-    def tokens(
-        self,
-        frozen: Params,
-        value: Any,
-        count: int | None,
-        grid: tuple[int, int],
-        origins: Int[np.ndarray, "k 2"] | None,
-    ) -> Int[Array, "b ..."]:
+    def size_of(self, value: Any, size: Size | None) -> Size | None:
+        """Returns height and width of the images that are asked for; None is the training size."""
+        return size
+
+    def tokens(self, frozen: Params, value: Any, grid: Grid, origins: np.ndarray | None) -> Int[Array, "b ..."]:
         """Returns tokens as `Prefix` has them.
 
         Args:
           frozen: parameters of the tokenizers, by role.
-          value, count: from `value_of` and `count_of`.
+          value: from `value_of`.
           grid: rows and columns of codes of each image.
-          origins: of the window, wherever it stands; None of images of the training size.
+          origins: k 2, of the window, wherever it stands; None of images of the training size.
 
         Raises:
           ValueError: a value of another type or shape, or, on the host, out of range.
         """
         raise NotImplementedError
 
-    def grid_of(self, size: tuple[int, int] | None) -> tuple[int, int]:
+    def grid_of(self, size: Size | None) -> Grid:
         """Returns rows and columns of codes of images of `size` pixels; those of training by default.
 
         Raises:
@@ -293,7 +278,7 @@ class Condition:
         start = (jnp.zeros((), jnp.int32), row * own[0] // window[0], column * own[1] // window[1])
         return jax.lax.dynamic_slice(tokens, start, (len(tokens), *own)).reshape(len(tokens), -1)
 
-    def _placed(self, tokens: Int[Array, "b s"], grid: tuple[int, int]) -> Int[Array, "b ..."]:
+    def _placed(self, tokens: Int[Array, "b s"], grid: Grid) -> Int[Array, "b ..."]:
         """Row-major tokens of an image of `grid` codes, as `Prefix` has them."""
         if grid == self.window or self.grid is None:
             return tokens

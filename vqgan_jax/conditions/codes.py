@@ -3,16 +3,27 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Num, UInt8
+from jaxtyping import Array, Int, Num
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import DERIVED, Condition, Frozen, Params, check_range, encoded
+from vqgan_jax.conditions.base import (
+    DERIVED,
+    Condition,
+    Frozen,
+    Grid,
+    HostTokens,
+    Params,
+    Pictures,
+    Size,
+    check_range,
+    encoded,
+)
 from vqgan_jax.data import images, maps, views
 from vqgan_jax.data.views import View
 from vqgan_jax.nn.pixels import to_input, to_output
@@ -24,6 +35,9 @@ class Codes(Condition):
 
     argument = "condition"
     form: ClassVar[str] = "uint8 of shape (b, H, W, 3)"
+    number: ClassVar[Any] = np.uint8  # of its pixels
+    rank: ClassVar[int] = 4  # with the batch
+    decode: ClassVar[Callable[..., np.ndarray]] = staticmethod(images.decode)  # a file
 
     size: int = 0  # pixels to which a map of the training size is brought first, by the nearest one; 0 leaves it
     tokenizer: Frozen = dataclasses.field(default_factory=Frozen)  # without a workdir it is the images' own
@@ -60,8 +74,14 @@ class Codes(Condition):
         """
         return not self.size and all(own % side == 0 for own, side in zip(self.grid, self.window, strict=True))
 
-    def bound(self, *, window: tuple[int, int], images: Frozen, module: Any = None) -> Condition:
+    def bound(self, *, window: Grid, images: Frozen, module: Any = None) -> Condition:
         """Returns the condition of a run, with what encodes its maps."""
+        if module is not None and self.own_tokenizer and module.image_channels != self.channels:
+            raise ValueError(
+                f"the tokenizer of the condition {self.kind!r} must have {self.channels} channels; "
+                f"{self.tokenizer.workdir} has {module.image_channels}. Name another, or mend "
+                "`config.condition.num_classes`."
+            )
         bound = super().bound(window=window, images=images)
         return dataclasses.replace(bound, encoder=self.own_tokenizer or images, module=module)
 
@@ -79,14 +99,6 @@ class Codes(Condition):
                 "three channels can be given to the images' own tokenizer."
             )
         super().check(codebook_size)
-
-    def check_tokenizer(self, channels: int) -> None:
-        """Raises ValueError unless the tokenizer reads such maps."""
-        if channels != self.channels:
-            raise ValueError(
-                f"the tokenizer of the condition {self.kind!r} must have {self.channels} channels; "
-                f"{self.tokenizer.workdir} has {channels}. Name another, or mend `config.condition.num_classes`."
-            )
 
     def views(self, data: Any) -> dict[str, View]:
         """Returns the map."""
@@ -110,7 +122,7 @@ class Codes(Condition):
         """Of the encoder."""
         return frozen["tokenizer" if self.own_tokenizer is None else "condition"]
 
-    def size_of(self, value: Any, size: tuple[int, int] | None) -> tuple[int, int]:
+    def size_of(self, value: Any, size: Size | None) -> Size:
         """Returns the size of the maps; ValueError for maps of another shape, type or range, or another `size`."""
         self._check(value)
         height, width = value.shape[1:3]
@@ -122,10 +134,11 @@ class Codes(Condition):
 
     def _check(self, value: Any) -> None:
         """Raises ValueError for maps of another shape, type or range."""
-        if not self.fits(value):
+        dtype, shape = jnp.result_type(value), jnp.shape(value)
+        fine = jnp.issubdtype(dtype, self.number) and len(shape) == self.rank
+        if not fine or shape[3:] not in ((), (self.channels,)):
             raise ValueError(
-                f"`condition` must be the {self.kind} of each image, {self.form}; got {jnp.result_type(value)} of "
-                f"shape {jnp.shape(value)}."
+                f"`condition` must be the {self.kind} of each image, {self.form}; got {dtype} of shape {shape}."
             )
         factor = self.encoder.downsample_factor
         if self.is_cut and (value.shape[1] % factor or value.shape[2] % factor):
@@ -134,18 +147,7 @@ class Codes(Condition):
                 f"{value.shape[1:3]}. Crop it."
             )
 
-    def fits(self, value: Any) -> bool:
-        """Whether values have the shape and the type of maps."""
-        return jnp.result_type(value) == jnp.uint8 and jnp.ndim(value) == 4 and value.shape[-1] == 3
-
-    def tokens(
-        self,
-        frozen: Params,
-        value: Any,
-        count: int | None,
-        grid: tuple[int, int],
-        origins: Int[np.ndarray, "k 2"] | None,
-    ) -> Int[Array, "b ..."]:
+    def tokens(self, frozen: Params, value: Any, grid: Grid, origins: np.ndarray | None) -> Int[Array, "b ..."]:
         """Returns codes of maps: cut out of the whole, or those of each window's part of the map."""
         value = jnp.asarray(value)
         if origins is None or self.is_cut:
@@ -153,23 +155,20 @@ class Codes(Condition):
         shape = (grid[0] - self.window[0] + 1, grid[1] - self.window[1] + 1)
         return _encode_windows(self, frozen, value, origins, shape)
 
-    def read(self, names: Sequence[str], size: tuple[int, int], data: Any) -> Num[np.ndarray, "n H W ..."]:
+    def read(self, names: Sequence[str], size: Size, data: Any) -> Num[np.ndarray, "n H W ..."]:
         """Returns the map in each file, as the loader would show it: its middle, brought to `size`."""
-        (view,) = self.views(data).values()
-        return np.stack([views.fit(view, self.example(name), size) for name in names])
+        (view,), found = self.views(data).values(), []
+        for name in names:
+            values = self.decode(name)  # a map; or a picture, of which edges and low resolution are made
+            image = values if values.ndim == 3 else np.zeros((*values.shape, 3), np.uint8)
+            found.append(views.fit(view, {self.field: values, "image": image}, size))
+        return np.stack(found)
 
-    def example(self, path: str) -> dict[str, np.ndarray]:
-        """Returns an example of a file: a picture, of which edges and low resolution are made, or of limbs."""
-        picture = images.decode(path)
-        return {"image": picture, "keypoints": picture}
-
-    def picture(
-        self, frozen: Params, tokens: Int[np.ndarray, "b s"], size: int, names: Sequence[str] = ()
-    ) -> UInt8[np.ndarray, "b _H _W 3"]:
+    def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns the map as its tokenizer decodes it: what the prior sees."""
         return resized(self._decoded(frozen, tokens.reshape(-1, *self.grid)), size)
 
-    def _decoded(self, frozen: Params, indices: Int[np.ndarray, "b h w"]) -> UInt8[np.ndarray, "b _H _W 3"]:
+    def _decoded(self, frozen: Params, indices: Int[np.ndarray, "b h w"]) -> Pictures:
         known = np.minimum(indices, self.num_values - 1)  # a null token is no code
         return pictures.shown(np.asarray(_decode(self, self._params(frozen), known)))
 
@@ -177,13 +176,11 @@ class Codes(Condition):
         """Returns maps of what the tokenizer decodes: pixels, or floats where there is one channel."""
         return to_output(recon, jnp.zeros(recon.shape, jnp.uint8 if recon.shape[-1] == 3 else jnp.float32))
 
-    def beside(
-        self, frozen: Params, values: np.ndarray, size: tuple[int, int], names: Sequence[str] = ()
-    ) -> tuple[UInt8[np.ndarray, "b H W 3"], ...]:
+    def beside(self, frozen: Params, values: np.ndarray, size: Size, names: Sequence[str] = ()) -> tuple[Pictures, ...]:
         """Returns maps as they are and as the prior sees them."""
         return pictures.shown(values), self.seen(frozen, values)
 
-    def seen(self, frozen: Params, values: Num[np.ndarray, "n H W ..."]) -> UInt8[np.ndarray, "n H W 3"]:
+    def seen(self, frozen: Params, values: Num[np.ndarray, "n H W ..."]) -> Pictures:
         """Returns what a prior sees of maps: what their tokenizer keeps of the whole, or of windows side by side.
 
         Raises:
@@ -209,6 +206,8 @@ class Segmentation(Codes):
 
     kind = field = "segmentation"
     form = "integers of shape (b, H, W), below the number of classes"
+    number, rank = jnp.integer, 3
+    decode = staticmethod(maps.decode_labels)
 
     num_classes: int = 1000
 
@@ -216,10 +215,6 @@ class Segmentation(Codes):
     def channels(self) -> int:
         """One for each class."""
         return self.num_classes
-
-    def fits(self, value: Any) -> bool:
-        """Whether values are integers b H W."""
-        return jnp.issubdtype(jnp.result_type(value), jnp.integer) and jnp.ndim(value) == 3
 
     def _check(self, value: Any) -> None:
         super()._check(value)
@@ -229,11 +224,6 @@ class Segmentation(Codes):
         """Returns the likeliest category of each pixel."""
         return jnp.argmax(recon, axis=-1)
 
-    def example(self, path: str) -> dict[str, np.ndarray]:
-        """Returns an example of a file of category numbers."""
-        labels = maps.decode_labels(path)
-        return {"segmentation": labels, "image": np.zeros((*labels.shape, 3), np.uint8)}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Depth(Codes):
@@ -241,16 +231,8 @@ class Depth(Codes):
 
     kind = field = "depth"
     form = "floats in [-1, 1] of shape (b, H, W, 1)"
-
-    def fits(self, value: Any) -> bool:
-        """Whether values are floats b H W 1."""
-        integer = jnp.issubdtype(jnp.result_type(value), jnp.integer)
-        return not integer and jnp.ndim(value) == 4 and value.shape[-1] == 1
-
-    def example(self, path: str) -> dict[str, np.ndarray]:
-        """Returns an example of a file of depth."""
-        depth = maps.decode_depth(path)
-        return {"depth": depth, "image": np.zeros((*depth.shape, 3), np.uint8)}
+    number = jnp.floating
+    decode = staticmethod(maps.decode_depth)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

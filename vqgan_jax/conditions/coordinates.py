@@ -6,10 +6,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Int
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import Condition, Params, encoded
+from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, encoded
 from vqgan_jax.conditions.codes import resized
 from vqgan_jax.data import views
 from vqgan_jax.data.views import View
@@ -45,18 +45,14 @@ class Coordinates(Condition):
         levels = jnp.rint(jnp.clip(means, 0.0, 1.0) * self.num_tokens).astype(jnp.int32)
         return jnp.minimum(levels, self.num_tokens - 1).reshape(b, -1)
 
-    def tokens(
-        self, frozen: Params, value: Any, count: int | None, grid: tuple[int, int], origins: Any
-    ) -> Int[Array, "b ..."]:
+    def tokens(self, frozen: Params, value: Any, grid: Grid, origins: np.ndarray | None) -> Int[Array, "b ..."]:
         """Returns the levels of whole images of `grid` codes."""
         height, width = grid[0] * self.downsample_factor, grid[1] * self.downsample_factor
         position = jnp.arange(height * width, dtype=jnp.float32).reshape(1, height, width, 1) / (height * width)
-        batch = {self.field: jnp.broadcast_to(position, (count or 1, *position.shape[1:]))}
+        batch = {self.field: jnp.broadcast_to(position, (value, *position.shape[1:]))}
         return self._placed(encoded(self, frozen, batch), grid)
 
-    def picture(
-        self, frozen: Params, tokens: Int[np.ndarray, "b s"], size: int, names: Sequence[str] = ()
-    ) -> UInt8[np.ndarray, "b _H _W 3"]:
+    def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns the levels as greys, dark at the top."""
         values = 2 * np.minimum(tokens / self.num_tokens, 1.0).astype(np.float32) - 1
         return resized(pictures.shown(values.reshape(-1, *self.grid, 1)), size)

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, Int
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import Condition, Params, check_range, marked
+from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, check_range, marked
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,13 +32,11 @@ class Unconditional(Condition):
         """Returns zeros, as many as the batch is long."""
         return jnp.zeros((len(next(iter(batch.values()))), 1), jnp.int32)
 
-    def tokens(self, frozen: Params, value: Any, count: int | None, grid: Any, origins: Any) -> Int[Array, "b 1"]:
+    def tokens(self, frozen: Params, value: Any, grid: Grid, origins: np.ndarray | None) -> Int[Array, "b 1"]:
         """Returns zeros."""
-        return jnp.zeros((count or 1, 1), jnp.int32)
+        return jnp.zeros((value, 1), jnp.int32)
 
-    def picture(
-        self, frozen: Params, tokens: Int[np.ndarray, "b 1"], size: int, names: Sequence[str] = ()
-    ) -> UInt8[np.ndarray, "b size size 3"]:
+    def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns plain grey."""
         return np.full((len(tokens), size, size, 3), 128, np.uint8)
 
@@ -75,7 +73,7 @@ class ClassLabel(Condition):
         """Returns the labels."""
         return batch["label"][:, None]
 
-    def tokens(self, frozen: Params, value: Any, count: int | None, grid: Any, origins: Any) -> Int[Array, "b 1"]:
+    def tokens(self, frozen: Params, value: Any, grid: Grid, origins: np.ndarray | None) -> Int[Array, "b 1"]:
         """Returns classes as tokens; ValueError for what is none."""
         dtype = jnp.result_type(value)
         if jnp.ndim(value) != 1 or not jnp.issubdtype(dtype, jnp.integer):
@@ -86,9 +84,7 @@ class ClassLabel(Condition):
         check_range("labels", value, self.num_classes)
         return marked(value, self.num_classes)[:, None]
 
-    def picture(
-        self, frozen: Params, tokens: Int[np.ndarray, "b 1"], size: int, names: Sequence[str] = ()
-    ) -> UInt8[np.ndarray, "b size size 3"]:
+    def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns the class's name, or its number where it has none."""
         texts = [str(names[t] if t < len(names) else t) for t in tokens[:, 0]]
         return np.stack([pictures.words(text, size) for text in texts])

@@ -19,10 +19,10 @@ from typing import Any, ClassVar, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Int64, Integer, UInt8
+from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Int64, Integer
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import Condition, Params, check_range, marked
+from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, Size, check_range, marked
 from vqgan_jax.data import views
 from vqgan_jax.data.views import View
 
@@ -74,9 +74,7 @@ class Objects(Condition):
         """Returns the tokens of an image's objects."""
         return {self.field: functools.partial(views.objects, encode=self.layout.encode)}
 
-    def tokens(
-        self, frozen: Params, value: Any, count: int | None, grid: tuple[int, int], origins: Any
-    ) -> Int[Array, "b ..."]:
+    def tokens(self, frozen: Params, value: Any, grid: Grid, origins: np.ndarray | None) -> Int[Array, "b ..."]:
         """Returns tokens of a layout, or of one for each window; ValueError for what is neither."""
         windows = tuple(side - part + 1 for side, part in zip(grid, self.window, strict=True))
         shape = (self.length,) if grid == self.window else (*windows, self.length)
@@ -108,7 +106,7 @@ class Objects(Condition):
         points = jnp.concatenate([objects, points[:, count:]], axis=1)
         return jnp.where(known, (points - first) / extent * jnp.array(self.window)[None, None] - 0.5, 0.0)
 
-    def read(self, names: Sequence[str], size: tuple[int, int], data: Any) -> Int[np.ndarray, "n ..."]:
+    def read(self, names: Sequence[str], size: Size, data: Any) -> Int[np.ndarray, "n ..."]:
         """Returns tokens of layouts in JSON files; of a larger image for each window.
 
         A file is a list of {"box": [x, y, width, height], "category": 3}, in [0, 1] of the image.
@@ -131,9 +129,7 @@ class Objects(Condition):
             return self.layout.encode(boxes, categories, modifiers, rng=None)
         return self.layout.windows(boxes, categories, modifiers, grid=grid, window=self.window, seed=0)
 
-    def picture(
-        self, frozen: Params, tokens: Int[np.ndarray, "b s"], size: int, names: Sequence[str] = ()
-    ) -> UInt8[np.ndarray, "b size size 3"]:
+    def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns outlines with the categories' names, or their numbers."""
         layout = self.layout
 
@@ -145,9 +141,7 @@ class Objects(Condition):
         known = np.minimum(tokens, layout.num_tokens - 1)  # a null token is no object
         return np.stack([pictures.boxes(outlines(row), size) for row in known])
 
-    def beside(
-        self, frozen: Params, values: np.ndarray, size: tuple[int, int], names: Sequence[str] = ()
-    ) -> tuple[UInt8[np.ndarray, "b H W 3"], ...]:
+    def beside(self, frozen: Params, values: np.ndarray, size: Size, names: Sequence[str] = ()) -> tuple[Pictures, ...]:
         """Returns outlines; of a larger image those of the first window."""
         first = values.reshape(len(values), -1, values.shape[-1])[:, 0]
         return super().beside(frozen, first, size, names)

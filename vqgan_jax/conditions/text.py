@@ -7,10 +7,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Int32, Integer, UInt8
+from jaxtyping import Array, Int, Int32, Integer
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import Condition, Params, check_range, marked
+from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, Size, check_range, marked
 from vqgan_jax.data import views
 from vqgan_jax.data.folder import CAPTIONS, read_captions
 from vqgan_jax.data.views import Cut, View
@@ -89,9 +89,7 @@ class Text(Condition):
             )
         return np.append(ids, np.full(self.max_tokens, self.padding, np.int32))[: self.max_tokens]
 
-    def tokens(
-        self, frozen: Params, value: Any, count: int | None, grid: tuple[int, int], origins: Any
-    ) -> Int[Array, "b s"]:
+    def tokens(self, frozen: Params, value: Any, grid: Grid, origins: np.ndarray | None) -> Int[Array, "b s"]:
         """Returns the tokens of captions, the same for every window: of texts, or of ids b s, which are padded."""
         if isinstance(value, list | tuple) and value and all(isinstance(text, str) for text in value):
             return jnp.asarray(np.stack([self.row(text) for text in value]))
@@ -105,7 +103,7 @@ class Text(Condition):
         padding = ((0, 0), (0, self.max_tokens - shape[1]))
         return jnp.pad(marked(value, self.num_values), padding, constant_values=self.padding)
 
-    def read(self, names: Sequence[str], size: tuple[int, int], data: Any) -> Int32[np.ndarray, "n s"]:
+    def read(self, names: Sequence[str], size: Size, data: Any) -> Int32[np.ndarray, "n s"]:
         """Returns the tokens of captions, and of those in files.
 
         What ends in .txt or .npy is a file, all else is a caption.
@@ -126,9 +124,7 @@ class Text(Condition):
                 captions.append(name)
         return np.stack([self.row(caption) for caption in captions])
 
-    def picture(
-        self, frozen: Params, tokens: Int[np.ndarray, "b s"], size: int, names: Sequence[str] = ()
-    ) -> UInt8[np.ndarray, "b size size 3"]:
+    def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns the words, or the numbers of ids."""
         return np.stack([pictures.words(self.words(row), size) for row in tokens])
 
