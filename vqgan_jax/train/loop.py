@@ -184,7 +184,7 @@ def train(
             mesh = programs.make_mesh(config)
             program = programs.open_program(config, mesh)
             config, batches = program.config, program.batches()
-            measure = made(evaluator, config, workdir)
+            measure = evaluator_of(evaluator, config, workdir)
             checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.log.keep, best=program.stage.best))
             state, first = begin(program, checkpoints, batches, console)
             if jax.process_index() == 0:
@@ -235,7 +235,9 @@ def train(
         return last
 
 
-def made(evaluator: Callable[[Config, epath.Path], Evaluator] | None, config: Config, workdir: epath.Path) -> Evaluator:
+def evaluator_of(
+    evaluator: Callable[[Config, epath.Path], Evaluator] | None, config: Config, workdir: epath.Path
+) -> Evaluator:
     """What measures `config.log.eval_metrics`; nothing where there are none.
 
     Raises:
