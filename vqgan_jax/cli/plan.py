@@ -39,16 +39,13 @@ counted once) over seconds times the datasheet's bfloat16 peak.
 """
 
 
-WHAT = ("step", "start", "encode", "decode", "sample")
-
-
 def main(argv: Sequence[str]) -> int:
     """`vqgan plan`."""
     parser = cli.parser("plan", __doc__, EXAMPLES)
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
     parser.add_argument("--topology", required=True, metavar="NAME,...", help="slices, such as v5p:4x4x4 or cpu:8")
     parser.add_argument("--batch", metavar="N,...", help="images or sequences a chip; default: the config's batch_size")
-    parser.add_argument("--what", choices=WHAT, default="step", help="default: step")
+    parser.add_argument("--what", choices=tuple(lowering.CALLS), default="step", help="default: step")
     parser.add_argument("--json", metavar="FILE", help="writes a list of objects, one a topology and batch")
     parser.add_argument("--executable", metavar="FILE", help="writes the serialised program, of one topology and batch")
     parser.add_argument("--profile", action="store_true", help="prints the cycles by module and by kind of operation")

@@ -1,9 +1,18 @@
 """Draws images from a prior: of classes, of maps or layouts, of any size, or completing what is given."""
 
 import argparse
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
-from vqgan_jax import cli
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image
+from rich.console import Console
+
+import vqgan_jax as vq
+from vqgan_jax import cli, drawing, inputs, pictures, storage
+from vqgan_jax.train.loop import progress_bar
 
 EXAMPLES = """examples:
   vqgan sample --workdir=runs/photos_prior --output=out
@@ -58,19 +67,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str]) -> int:
     """`vqgan sample`."""
     flags = parse(argv)
-    import numpy as np
-    from rich.console import Console
-
-    import vqgan_jax as vq
-    from vqgan_jax import drawing, storage
-    from vqgan_jax.train.loop import progress_bar
 
     console = Console()
     prior = vq.load_prior(
         flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer, step=flags.step
     )
     scorer, draws = load_scorer(flags)
-    size = size_of(flags, prior)
+    side = prior.config.data.image_size
+    size = cli.size(flags.size) if flags.size else (side, side)
     options = cli.sampling_options(flags, prior.config.sampling) | {"size": size, "stride": flags.stride}
     subjects = asked_for(flags, prior, size)
     which = np.repeat(np.arange(len(subjects.labels)), draws)
@@ -101,17 +105,8 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def size_of(flags, prior) -> tuple[int, int]:
-    """Height and width."""
-
-    side = prior.config.data.image_size
-    return (side, side) if flags.size is None else cli.size(flags.size)
-
-
-def load_scorer(flags):
-    """The function that `--scorer` names, and how many images of each class to draw for it to choose from."""
-    import math
-
+def load_scorer(flags: argparse.Namespace) -> tuple[drawing.Scorer | None, int]:
+    """Returns the function that `--scorer` names, and how many images of each class to draw for it to choose from."""
     if not 0 < flags.accept_rate <= 1 or flags.count < 1:
         raise cli.UsageError(
             f"`--accept_rate` must be in (0, 1] and `--count` positive; got {flags.accept_rate} and {flags.count}."
@@ -123,10 +118,8 @@ def load_scorer(flags):
     return cli.load_function("--scorer", flags.scorer), math.ceil(flags.count / flags.accept_rate)
 
 
-def asked_for(flags, prior, size):
-    """What to draw images of."""
-    from vqgan_jax import inputs
-
+def asked_for(flags: argparse.Namespace, prior: vq.Prior, size: tuple[int, int]) -> inputs.Subjects:
+    """Returns what to draw images of."""
     condition = prior.module.condition
     if not 0 <= flags.keep <= 1:
         raise cli.UsageError(f"`--keep` must be a share of the codes, 0 to 1; got {flags.keep}.")
@@ -154,21 +147,22 @@ def asked_for(flags, prior, size):
 
 
 def numbers_of(labels: str | None) -> list[int] | None:
-    """0,3,5 as numbers."""
-
+    """Returns 0,3,5 as numbers."""
     try:
         return None if labels is None else [int(text) for text in labels.split(",")]
     except ValueError:
         raise cli.UsageError(f"`--labels` must be numbers with commas between; got {labels!r}.") from None
 
 
-def save(output, images, indices, which, numbers, subjects) -> None:
-    """Single PNGs, a sheet of up to eight of each subject beside what they were made of, and an archive."""
-    import numpy as np
-    from PIL import Image
-
-    from vqgan_jax import pictures
-
+def save(
+    output: Path,
+    images: UInt8[np.ndarray, "n H W 3"],
+    indices: Int[np.ndarray, "n h w"],
+    which: Int[np.ndarray, "n"],
+    numbers: Int[np.ndarray, "n"],
+    subjects: inputs.Subjects,
+) -> None:
+    """Writes single PNGs, a sheet of up to eight of each subject beside what they were made of, and an archive."""
     labels = subjects.labels[which]
     names = which if subjects.rows else labels
     for image, name, number in zip(images, names, numbers, strict=True):
@@ -182,12 +176,15 @@ def save(output, images, indices, which, numbers, subjects) -> None:
     (output / "sheet.png").write_bytes(pictures.png(sheet))
 
 
-def animate(output, prior, indices, which, subjects, kind: str) -> None:
-    """How the first image of each subject came to be, code by code."""
-    import numpy as np
-
-    from vqgan_jax import drawing, pictures
-
+def animate(
+    output: Path,
+    prior: vq.Prior,
+    indices: Int[np.ndarray, "n h w"],
+    which: Int[np.ndarray, "n"],
+    subjects: inputs.Subjects,
+    kind: str,
+) -> None:
+    """Writes how the first image of each subject came to be, code by code."""
     for subject in range(len(subjects.labels)):
         row = int(np.flatnonzero(which == subject)[0])
         known = subjects.rows["known"][subject] if "known" in subjects.rows else None
@@ -199,10 +196,8 @@ def animate(output, prior, indices, which, subjects, kind: str) -> None:
             film(path, frames)
 
 
-def film(path, frames) -> None:
-    """An MP4, its last frame held for a second."""
-    import numpy as np
-
+def film(path: Path, frames: list[UInt8[np.ndarray, "H W 3"]]) -> None:
+    """Writes an MP4, its last frame held for a second."""
     try:
         import imageio_ffmpeg  # noqa: F401  # type: ignore[reportMissingImports]  (the encoder itself)
         from imageio import v3 as imageio

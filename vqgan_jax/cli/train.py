@@ -4,7 +4,16 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 
-from vqgan_jax import cli
+import jax
+from absl import logging
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
+from rich.console import Console
+from rich.table import Table
+
+from vqgan_jax import cli, storage
+from vqgan_jax import config as configs
+from vqgan_jax.evaluate import of_training
+from vqgan_jax.train import loop, program, sharding
 
 EXAMPLES = """examples:
   vqgan train --config=experiments/stage1_photos.py --workdir=runs/photos
@@ -27,23 +36,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--workdir", help="folder, gs:// or s3:// path of the run's files")
     parser.add_argument("--dry_run", action="store_true", help="print config, parameters and shardings, and exit")
     parser.add_argument("--profile", metavar="FIRST:LAST", help="trace these steps into WORKDIR/profile")
-    parser.add_argument(
-        "--compilation_cache", metavar="DIR",
-        help="where a restart finds what was compiled; default: $JAX_COMPILATION_CACHE_DIR, or else "
-        "WORKDIR/compilation_cache; empty: nowhere",
-    )  # fmt: skip
+    cache = "where a restart finds what was compiled; default: $JAX_COMPILATION_CACHE_DIR, or else "
+    cache += "WORKDIR/compilation_cache; empty: nowhere"
+    parser.add_argument("--compilation_cache", metavar="DIR", help=cache)
     cli.add_cluster_flags(parser)
     flags, overrides = parser.parse_known_args(argv)
 
     config, profile = cli.load_config(flags.config, overrides), window(flags.profile)
     cli.join_cluster(flags)
-    import jax
-    from absl import logging
-    from rich.console import Console
-
-    from vqgan_jax import storage
-    from vqgan_jax.evaluate import of_training
-    from vqgan_jax.train import loop
 
     logging.set_verbosity(logging.WARNING)
     console = Console(quiet=jax.process_index() != 0)
@@ -77,26 +77,18 @@ def compilation_cache(folder: str | None, default: str) -> Iterator[None]:
     What takes less than a second to compile is not kept, unless the environment says so. Of a cluster, process 0
     writes and all read, so the folder must be one that all see.
     """
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     jax.config.update("jax_compilation_cache_dir", (before or default) if folder is None else folder or None)
-    compilation_cache.reset_cache()  # it looks for its folder once
+    jax_cache.reset_cache()  # it looks for its folder once
     try:
         yield
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
-        compilation_cache.reset_cache()
+        jax_cache.reset_cache()
 
 
-def describe(config, console) -> None:
+def describe(config: configs.Stage1 | configs.Stage2, console: Console) -> None:
     """Prints the resolved config, and each array of the state with its shape and sharding."""
-    import jax
-    from rich.table import Table
-
-    from vqgan_jax.train import program, sharding
-
     console.print_json(data=dataclasses.asdict(config))
     state = program.abstract_state(config, program.make_mesh(config))
     table = Table(

@@ -35,16 +35,16 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 RESTATED = {"upsample_convolve_backward": 9 / 4, "pair_features": 1 / 2, "half_sums": 0.0}
 
 
-def without_remat(config: Config) -> Config:
-    """The config for counting FLOPs: nothing is computed twice."""
-    if isinstance(config, configs.Stage1):
+def without_remat(config: Any) -> Any:
+    """Returns the config for counting FLOPs: nothing is computed twice."""
+    if config.stage == 1:
         return config
     return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, remat="none"))
 
 
-def items(config: Config) -> int:
-    """What a global batch holds: images of a tokenizer, codes of a prior."""
-    return config.batch_size * (1 if isinstance(config, configs.Stage1) else math.prod(build.grid(config)))
+def items(config: Any) -> int:
+    """Returns what a global batch holds: images of a tokenizer, codes of a prior."""
+    return config.batch_size * (1 if config.stage == 1 else math.prod(build.grid(config)))
 
 
 def call(config: Config, mesh: jax.sharding.Mesh, what: str) -> Call:
@@ -62,14 +62,10 @@ def call(config: Config, mesh: jax.sharding.Mesh, what: str) -> Call:
       ValueError: the batch or a parameter cannot be cut as the mesh wants, or the config's stage has no such function.
     """
     sharding.check_batch(config.batch_size, mesh, config.accumulate if what == "step" else 1)
-    wanted = {"step": (1, 2), "start": (1,), "encode": (1,), "decode": (1,), "sample": (2,)}[what]
-    if config.stage not in wanted:
-        raise ValueError(f"`--what={what}` needs a config of stage {wanted[0]}; got one of stage {config.stage}.")
-    if what == "step":
-        return step(config, mesh)
-    if isinstance(config, configs.Stage2):
-        return sample(config, mesh)
-    return start(config, mesh) if what == "start" else codec(config, mesh, what)
+    stages, function = CALLS[what]
+    if config.stage not in stages:
+        raise ValueError(f"`--what={what}` needs a config of stage {stages[0]}; got one of stage {config.stage}.")
+    return function(config, mesh)
 
 
 def step(config: Config, mesh: jax.sharding.Mesh) -> Call:
@@ -89,12 +85,19 @@ def start(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Call:
     return function, (whole(key, mesh), place(batches, jax.NamedSharding(mesh, program.START)))
 
 
-def codec(config: configs.Stage1, mesh: jax.sharding.Mesh, what: str) -> Call:
-    """`encode` or `decode` of a tokenizer."""
-    params = models.state_shapes(config).params["generator"]
-    tokenizer = whole(models.Tokenizer(params, build.vqgan(config)), mesh)
-    if what == "encode":
-        return jax.jit(api.encode), (tokenizer, rows(Stage1.batch_shapes(config)["image"], mesh))
+def tokenizer_shapes(config: configs.Stage1, mesh: jax.sharding.Mesh) -> models.Tokenizer:
+    """Returns a tokenizer's shapes, whole on every device."""
+    return whole(models.Tokenizer(models.state_shapes(config).params["generator"], build.vqgan(config)), mesh)
+
+
+def encode(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Call:
+    """Returns `encode` of a tokenizer."""
+    return jax.jit(api.encode), (tokenizer_shapes(config, mesh), rows(Stage1.batch_shapes(config)["image"], mesh))
+
+
+def decode(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Call:
+    """Returns `decode` of a tokenizer."""
+    tokenizer = tokenizer_shapes(config, mesh)
     side = config.data.image_size // tokenizer.downsample_factor
     indices = jax.ShapeDtypeStruct((config.batch_size, side, side), jnp.int32)
     return jax.jit(api.decode), (tokenizer, rows(indices, mesh))
@@ -113,6 +116,15 @@ def sample(config: configs.Stage2, mesh: jax.sharding.Mesh) -> Call:
         return priors.sample(prior, params, condition, keys, build.settings(config.sampling), prompt, known)
 
     return jax.jit(draw), (state.params["transformer"], *arguments)
+
+
+CALLS: dict[str, tuple[tuple[int, ...], Callable[..., Call]]] = {  # by `what`: of which stages, and the function
+    "step": ((1, 2), step),
+    "start": ((1,), start),
+    "encode": ((1,), encode),
+    "decode": ((1,), decode),
+    "sample": ((2,), sample),
+}
 
 
 def token_bytes(config: configs.Stage2, mesh: jax.sharding.Mesh) -> float:
