@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> int:
             )
         else:
             config = run_config(flags, overrides)
-            evaluation = STAGES[config.stage](flags, config, request)
+            evaluation = BY_STAGE[config.stage](flags, config, request)
     if jax.process_index() == 0:
         save(flags, console, shlex.join(["vqgan", "evaluate", *argv]), evaluation)
     return 0
@@ -158,7 +158,7 @@ def evaluate_prior(flags: argparse.Namespace, config: configs.Stage2, request: R
     return of_prior.evaluate(prior, request, draws, workdir=flags.workdir)
 
 
-STAGES: dict[int, Callable[..., Evaluation]] = {1: evaluate_tokenizer, 2: evaluate_prior}
+BY_STAGE: dict[int, Callable[..., Evaluation]] = {1: evaluate_tokenizer, 2: evaluate_prior}
 
 
 def save(flags: argparse.Namespace, console: Console, command: str, evaluation: Evaluation) -> None:
