@@ -56,12 +56,12 @@ def open_split(config: configs.Stage2, split: str) -> Any:
     Raises:
       ValueError: the cache or the labels do not fit the config.
     """
-    condition = build.condition(config)
+    condition = build.unbound(config)
     if config.data.source.startswith("tokens:"):
         source = data.open_tokens(
             config.data.source.removeprefix("tokens:"), split=split, fingerprint=config.tokenizer.fingerprint
         )
-        wanted = {"grid": build.grid(config), "condition": condition.meaning(config.data)}
+        wanted = {"grid": build.grid(config), "condition": condition.meaning(config.data, config.tokenizer)}
         for name, expected in wanted.items():
             if getattr(source.plan, name) != expected:
                 raise ValueError(
