@@ -213,7 +213,7 @@ def open_examples(config: configs.Stage2, split: str) -> Any:
     condition, d = build.condition(config), config.data
     if data.is_cache(d.source):
         source = data.open_tokens(d.source, split=split, fingerprint=config.tokenizer.fingerprint)
-        wanted = {"grid": build.grid(config), "condition": condition.meaning(d)}
+        wanted = {"grid": build.grid(config), "condition": condition.meaning(d, config.tokenizer)}
         for name, expected in wanted.items():
             if getattr(source.plan, name) != expected:
                 raise ValueError(
