@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from vqgan_jax.convert.infer import GPT as UPSTREAM
 from vqgan_jax.data.conditions import Unconditional
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.prior import CodePrior
@@ -44,7 +45,7 @@ class Ids(Unconditional):
     vocab_size = 48
 
 
-GPT = Transformer(vocab_size=48, max_len=40, depth=3, width=32, num_heads=4)
+GPT = Transformer(3, 32, 4, max_len=40, vocab_size=48, **UPSTREAM)
 PRIOR = CodePrior(GPT, Ids(), grid=(6, 6), order="raster")
 
 

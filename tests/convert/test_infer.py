@@ -1,6 +1,5 @@
 """Every published list of names and shapes finds its place, and makes the config and the trees of a run."""
 
-import dataclasses
 import functools
 import math
 
@@ -9,7 +8,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from published import MODELS, VQ, Net2Net
 
-from vqgan_jax import build, models, parsing
+from vqgan_jax import build, fields, models
+from vqgan_jax import config as configs
 from vqgan_jax.convert import taming
 from vqgan_jax.convert.tensors import ConvertError
 
@@ -72,7 +72,7 @@ def test_a_prior_has_the_tree_of_a_run(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_config_can_be_written_and_read(name):
     config = planned(name).config
-    assert parsing.parse(dataclasses.asdict(config)) == config
+    assert configs.read(fields.write(config)) == config
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,9 @@ def progress(console):
 
 def evaluate(flags, overrides: Sequence[str], request) -> tuple:
     """Results, title, lead, what else the page shows, and statistics of the reference."""
-    import dataclasses
 
     from vqgan_jax import config as configs
-    from vqgan_jax import models, parsing
+    from vqgan_jax import fields, models
     from vqgan_jax.evaluate import of_images, of_tokenizer
 
     if flags.samples_from:
@@ -127,9 +126,8 @@ def evaluate(flags, overrides: Sequence[str], request) -> tuple:
         )
         lead = f"{flags.samples_from} against {flags.reference}."
         return sets.results, "Two sets of images", lead, {}, sets.reference.summary
-    nested = dataclasses.asdict(models.config_of(flags.workdir, step=flags.step))
-    cli.override(nested, overrides)
-    config = parsing.parse(nested)
+    nested = fields.write(models.config_of(flags.workdir, step=flags.step))
+    config = configs.read(cli.override(nested, overrides))
     if isinstance(config, configs.Stage2):
         return evaluate_prior(flags, config, request)
     split = flags.reference or "validation"

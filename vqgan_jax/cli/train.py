@@ -97,9 +97,10 @@ def describe(config, console) -> None:
     import jax
     from rich.table import Table
 
+    from vqgan_jax import fields
     from vqgan_jax.train import loop, program, sharding
 
-    console.print_json(data=dataclasses.asdict(config))
+    console.print_json(data=fields.write(config))
     state = loop.abstract_state(config, program.make_mesh(config))
     table = Table(
         "parameter",

@@ -116,7 +116,7 @@ def _hits(config: Stage1 | Stage2, converted: Converted) -> dict[str, Any]:
         return {}
     latents = config.batch_size * (config.data.image_size // 2 ** (len(config.model.channel_multipliers) - 1)) ** 2
     params = jax.tree.map(jnp.asarray, converted.params.get("quantizer", {}))
-    stats = build.quantizer(config).initial_stats(params, latents)
+    stats = config.quantizer.initial_stats(params, latents)
     return {} if stats is None else {"codebook": stats}
 
 
@@ -287,8 +287,7 @@ def tensors(converted: Converted, to: str) -> dict[str, np.ndarray]:
     arrays = trees.by_path(converted.networks if to == "taming" else {"generator": converted.params})
     shapes, levels = {path: array.shape for path, array in arrays.items()}, len(config.model.channel_multipliers)
     if to == "taming":
-        d = config.discriminator
-        return _taken(names.entries(names.vq_model(config.quantizer.kind, d.num_layers, d.norm), shapes), arrays)
+        return _taken(names.entries(names.vq_model(config), shapes), arrays)
     return _taken((llamagen if to == "llamagen" else diffusers).entries(shapes, levels), arrays)
 
 

@@ -26,7 +26,7 @@ def without_remat(config: Config) -> Config:
     """The config for counting FLOPs: nothing is computed twice."""
     if isinstance(config, configs.Stage1):
         return config
-    return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, remat="none"))
+    return dataclasses.replace(config, transformer=config.transformer.clone(remat="none"))
 
 
 def items(config: Config) -> int:

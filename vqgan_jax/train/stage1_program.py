@@ -57,7 +57,7 @@ def start(config: configs.Stage1, task: stage1.Task, mesh: jax.sharding.Mesh, wh
 
 def start_batches(config: configs.Stage1) -> int:
     """How many batches `start` reads: those of the k-means start, or one for the norms' statistics."""
-    return max(build.quantizer(config).start_batches, 1)
+    return max(config.quantizer.start_batches, 1)
 
 
 def compiled_start(config: configs.Stage1, task: stage1.Task, where: Any) -> Callable[..., Any]:
