@@ -55,6 +55,7 @@ def ours(batches: tuple[int, ...]) -> Contender:
 
     from vqgan_jax import prior
     from vqgan_jax.conditions.label import Unconditional
+    from vqgan_jax.convert.infer import GPT
     from vqgan_jax.nn.transformer import Transformer
     from vqgan_jax.sampling import Settings
 
@@ -65,7 +66,8 @@ def ours(batches: tuple[int, ...]) -> Contender:
         length = 1
         vocab_size = VOCAB
 
-    code_prior = prior.CodePrior(Transformer(VOCAB, TOKENS, DEPTH, WIDTH, HEADS), Start(), GRID, "raster")
+    module = Transformer(DEPTH, WIDTH, HEADS, max_len=TOKENS, vocab_size=VOCAB, **GPT)
+    code_prior = prior.CodePrior(module, Start(), GRID, "raster")
     params = from_tests("reference").gpt_params(weights(), HEADS)
     sample = jax.jit(functools.partial(prior.sample, code_prior))
 

@@ -28,6 +28,7 @@ from turns import from_tests, print_load
 from vqgan_jax import prior as priors
 from vqgan_jax import sliding
 from vqgan_jax.conditions.label import ClassLabel
+from vqgan_jax.convert.infer import GPT
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.sampling import Settings
 
@@ -40,7 +41,8 @@ def code_prior(prefix: int, depth: int) -> priors.CodePrior:
     class Tokens(ClassLabel):
         length = prefix
 
-    module = Transformer(VOCAB, prefix + 255, depth, WIDTH, HEADS, extra_vocab=1)
+    sizes = {"max_len": prefix + 255, "vocab_size": VOCAB, "extra_vocab": 1}
+    module = Transformer(depth, WIDTH, HEADS, **(GPT | sizes))
     return priors.CodePrior(module, Tokens(num_classes=1), WINDOW, "raster")
 
 

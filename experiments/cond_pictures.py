@@ -5,7 +5,9 @@
 Edges and low resolution are made of the photographs as they are read. Not run by us at this size.
 """
 
-from recipe import FIRST_LOOK, choose, laptop_stage1, paper_stage1, stage1, vary
+from recipe import FIRST_LOOK, PAPER_CODES, laptop_stage1, paper_stage1
+
+from vqgan_jax.config import choose, stage1, vary
 
 F8 = {  # 128-pixel crops of 16 x 16 codes
     "data.source": "tfds:imagenet2012",
@@ -27,7 +29,7 @@ VARIANTS = {
         "data.resize": (144, 144),
         "model.resolution": 144,
     },
-    "paper": paper_stage1(batch_size=3, disc_start=50_001, disc_weight=0.75),
+    "paper": paper_stage1(batch_size=3, disc_start=50_001, disc_weight=0.75) | PAPER_CODES,
     "laptop": laptop_stage1(image_size=64) | FIRST_LOOK | {"steps": 300},  # 64-pixel crops, f4
 }
 

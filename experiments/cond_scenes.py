@@ -6,7 +6,9 @@
 8 x 8 codes a map, as many as an image has.
 """
 
-from recipe import SEGMENTATION, choose, laptop_stage1, stage1, vary
+from recipe import SEGMENTATION, laptop_stage1
+
+from vqgan_jax.config import choose, stage1, vary
 
 VARIANTS = {
     # Ground and eight shapes. Held out at step 2000: 3.4% of the pixels wrong.

@@ -6,7 +6,9 @@
 Not run by us at this size.
 """
 
-from recipe import FIRST_LOOK, SEGMENTATION, choose, laptop_stage1, paper_stage1, stage1, vary
+from recipe import FIRST_LOOK, PAPER_CODES, SEGMENTATION, laptop_stage1, paper_stage1
+
+from vqgan_jax.config import choose, stage1, vary
 
 COCO_STUFF = {
     "data.source": "coco:coco",
@@ -22,7 +24,8 @@ VARIANTS = {
     "coco_stuff": COCO_STUFF,
     "sflckr": {"data.source": "paired:sflckr", "model.image_channels": 182},
     "paper": paper_stage1(batch_size=12, disc_start=0)
-    | {"loss.pixel": "binary_cross_entropy", "loss.codebook_weight": 0.25, "loss.disc_weight": 0.0},
+    | PAPER_CODES
+    | {"loss.pixel": "binary_cross_entropy", "loss.disc_weight": 0.0},
     "laptop": laptop_stage1(image_size=64) | SEGMENTATION | FIRST_LOOK | {"steps": 300},  # 64-pixel crops, f4
 }
 

@@ -6,12 +6,14 @@ DIR may hold `train` and `validation`; else one image in twenty is held out by i
 faces, 25,000 of CelebA-HQ and 60,000 of FFHQ: 300,000 steps of 64 are 226 epochs. Not run by us.
 """
 
-from recipe import choose, paper_stage1, stage1, vary
+from recipe import PAPER_CODES, paper_stage1
+
+from vqgan_jax.config import choose, stage1, vary
 
 VARIANTS = {
     "base": {},
     "f16_16384": {"quantizer.codebook_size": 16384, "quantizer.embed_dim": 8, "quantizer.unit_length": True},
-    "paper": paper_stage1(batch_size=3, disc_start=30_001),
+    "paper": paper_stage1(batch_size=3, disc_start=30_001) | PAPER_CODES,
 }
 
 

@@ -8,7 +8,9 @@ Sizes: f16 turns 256 x 256 pixels into 16 x 16 codes, f8 into 32 x 32. 300,000 s
 restates, for the 50,000 validation images against themselves (rFID).
 """
 
-from recipe import choose, paper_stage1, stage1, vary
+from recipe import PAPER_CODES, paper_stage1
+
+from vqgan_jax.config import choose, stage1, vary
 
 GUMBEL_F8 = {
     "model.channel_multipliers": (1, 1, 2, 4),  # 3 halvings
@@ -16,9 +18,7 @@ GUMBEL_F8 = {
     "quantizer.kind": "gumbel",
     "quantizer.codebook_size": 8192,
     "quantizer.temperature": (0.9, 1e-6, 1_000_001),
-    "loss.codebook_weight": 0.0,
-    "loss.commitment_weight": 0.0,
-    "loss.kl_weight": 1e-8,
+    "quantizer.kl_weight": 1e-8,
 }
 
 VARIANTS = {
@@ -34,11 +34,12 @@ VARIANTS = {
     },
     "gumbel_f8": GUMBEL_F8,  #                                                                                   -
     "alive": {"quantizer.kmeans_batches": 4, "quantizer.revive_below": 0.05},  # a switch on any of these        -
-    "ema": {"quantizer.ema": True, "loss.codebook_weight": 0.0, "quantizer.revive_below": 0.05},  #              -
+    "ema": {"quantizer.ema": True, "quantizer.codebook_weight": 0.0, "quantizer.revive_below": 0.05},  #              -
     "sharded": {"mesh.data": -1, "mesh.fsdp": 4},
     # the published ones, to the letter
-    "paper": paper_stage1(batch_size=12, disc_start=250_001),  #                                                 7.94
+    "paper": paper_stage1(batch_size=12, disc_start=250_001) | PAPER_CODES,  #                                   7.94
     "paper_16384": paper_stage1(batch_size=14, disc_start=250_001, disc_weight=0.75)
+    | PAPER_CODES
     | {"quantizer.codebook_size": 16384, "discriminator.num_layers": 2},  #                                      4.98
     "paper_gumbel_f8": paper_stage1(batch_size=12, disc_start=250_001)
     | GUMBEL_F8

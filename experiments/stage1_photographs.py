@@ -6,7 +6,9 @@ f is 2 to the number of halvings; crops are 16 f pixels, so that every image has
 channel multipliers for f8 and f16 only: those of other factors are ours. Not run by us.
 """
 
-from recipe import FIRST_LOOK, choose, laptop_stage1, paper_stage1, stage1, vary
+from recipe import FIRST_LOOK, PAPER_CODES, laptop_stage1, paper_stage1
+
+from vqgan_jax.config import choose, stage1, vary
 
 
 def crop(factor: int, multipliers: tuple[int, ...]) -> dict:
@@ -37,7 +39,7 @@ VARIANTS = {
     "sflckr_f16": {"data.source": "paired:sflckr"},
     "sflckr_f32": {"data.source": "paired:sflckr"} | F32,
     "imagenet_f8": {"data.source": "tfds:imagenet2012"} | F8,
-    "paper": paper_stage1(batch_size=5, disc_start=10_000),
+    "paper": paper_stage1(batch_size=5, disc_start=10_000) | PAPER_CODES,
     "laptop": laptop_stage1(image_size=64) | FIRST_LOOK | {"steps": 600},  # 64-pixel crops, f4
 }
 

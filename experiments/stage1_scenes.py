@@ -5,7 +5,9 @@
 Coloured shapes over grey ground, of which segmentation, depth, boxes and class are known. f4: 8 x 8 codes an image.
 """
 
-from recipe import choose, laptop_stage1, stage1, vary
+from recipe import laptop_stage1
+
+from vqgan_jax.config import choose, stage1, vary
 
 VARIANTS = {"base": {}}  # held out at step 2400: 23.9 dB, LPIPS 0.074, all 512 codes used
 

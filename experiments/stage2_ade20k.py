@@ -6,7 +6,9 @@ It needs stage1_photographs.py:ade20k and cond_segmentation.py:ade20k. Not run b
 comment is the published one, of samples at top-k 100 against the 2,000 validation images.
 """
 
-from recipe import choose, laptop_maps, maps, paper_stage2, stage2, vary
+from recipe import laptop_maps, maps, paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 VARIANTS = {
     "base": {},

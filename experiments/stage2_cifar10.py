@@ -5,7 +5,9 @@ vqgan tokenize --config=experiments/stage2_cifar10.py --workdir=runs/cifar10_tok
 vqgan train --config=experiments/stage2_cifar10.py:cached --workdir=runs/cifar10_prior
 """
 
-from recipe import choose, laptop_stage2, paper_stage2, stage2, vary
+from recipe import laptop_stage2, paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 VARIANTS = {
     "base": {},  # cached, steps=3200: 4.72 nats a token of 1024 test images, 6.24 if uniform; 30 minutes

@@ -7,7 +7,9 @@ Not run by us: the number in the comment is the published one, of samples at top
 images.
 """
 
-from recipe import choose, maps, paper_stage2, stage2, vary
+from recipe import maps, paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 VARIANTS = {
     "base": {},

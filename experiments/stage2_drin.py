@@ -6,7 +6,9 @@ It needs stage1_photographs.py:drin and cond_pictures.py:depth. Not run by us at
 are published negative log-likelihoods, in nats a code.
 """
 
-from recipe import choose, laptop_maps, maps, paper_stage2, stage2, vary
+from recipe import laptop_maps, maps, paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 PAPER = paper_stage2(batch_size=2) | {"transformer.max_len": 512}
 

@@ -8,7 +8,9 @@ With coordinates, crops are cut from larger faces, and a sliding window can draw
 Not run by us: the numbers in the comments are published ones of the run that a variant restates.
 """
 
-from recipe import choose, paper_stage2, stage2, vary
+from recipe import paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 # 801,798,400 parameters: 24 layers of 1664 channels; the paper names the width "big".
 BIG = {"transformer.width": 1664}

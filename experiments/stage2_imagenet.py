@@ -8,7 +8,9 @@ images: 13 million rows of 257 numbers of 2 bytes, 6.6 GB. Not run by us: the nu
 ones of the run that a variant restates.
 """
 
-from recipe import choose, paper_stage2, stage2, vary
+from recipe import paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 F16_16384 = {"tokenizer.workdir": "runs/imagenet_f16_16384", "tokenizer.codebook_size": 16384}
 

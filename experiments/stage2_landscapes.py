@@ -7,7 +7,9 @@ It needs stage1_photographs.py:landscapes. Scenes without a middle, such as land
 knows not where it is; for what has a place in the image there are coordinates, see stage2_faces.py. Not run by us.
 """
 
-from recipe import choose, paper_stage2, stage2, vary
+from recipe import paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 VARIANTS = {
     "base": {},

@@ -7,7 +7,9 @@
 Crops of 64 pixels are 16 x 16 codes. Without `cached` the frozen tokenizer runs inside the step.
 """
 
-from recipe import choose, laptop_stage2, paper_stage2, stage2, vary
+from recipe import laptop_stage2, paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 VARIANTS = {
     "base": {},

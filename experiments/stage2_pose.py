@@ -7,7 +7,9 @@ deepfashion/keypoints/. The paper has 84 codes of a pose, of a shape that it doe
 us.
 """
 
-from recipe import choose, maps, paper_stage2, stage2, vary
+from recipe import maps, paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 VARIANTS = {
     "base": {},

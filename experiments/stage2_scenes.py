@@ -6,7 +6,9 @@
 They need stage1_scenes.py, and for segmentation and depth cond_scenes.py.
 """
 
-from recipe import choose, laptop_stage2, stage2, vary
+from recipe import laptop_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 OBJECTS = {
     "condition.num_tokens": 65,  # 8 x 8 points, one a code, and the token for none

@@ -7,7 +7,9 @@ It needs stage1_photographs.py:coco_stuff. 80 things and 91 kinds of stuff. Not 
 are published ones, read off a figure.
 """
 
-from recipe import choose, objects, paper_stage2, stage2, vary
+from recipe import objects, paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 VARIANTS = {
     "base": {},

@@ -6,7 +6,9 @@ Any data set in COCO's format or TFDS's `objects` will do; boxes may be group, o
 tokenizer of 8192 codes. Not run by us: the numbers in the comment are published ones.
 """
 
-from recipe import choose, objects, paper_stage2, stage2, vary
+from recipe import objects, paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 VARIANTS = {
     "base": {},

@@ -7,7 +7,9 @@ It needs stage1_photographs.py:sflckr_f16 and cond_segmentation.py:sflckr. The d
 us: the number in the comment is a published negative log-likelihood, in nats a code.
 """
 
-from recipe import choose, maps, paper_stage2, stage2, vary
+from recipe import maps, paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 
 def factor(f: int) -> dict:

@@ -8,7 +8,9 @@ f8, crops of 128 pixels. It needs stage1_photographs.py:imagenet_f8 and cond_pic
 Not run by us.
 """
 
-from recipe import choose, maps, paper_stage2, stage2, vary
+from recipe import maps, paper_stage2
+
+from vqgan_jax.config import choose, stage2, vary
 
 VARIANTS = {
     "base": {},

@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vqgan_jax.conditions.label import Unconditional
+from vqgan_jax.convert.infer import GPT as UPSTREAM
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.prior import CodePrior
 
@@ -40,11 +41,16 @@ COUNTERS = ("num_batches_tracked", "initialized")  # of torch's bookkeeping; not
 class Ids(Unconditional):
     """Stage 2's condition: four ids which share the codes' rows of the embedding."""
 
-    length = 4
-    vocab_size = 48
+    @property
+    def length(self):
+        return 4
+
+    @property
+    def num_values(self):
+        return 48
 
 
-GPT = Transformer(vocab_size=48, max_len=40, depth=3, width=32, num_heads=4)
+GPT = Transformer(3, 32, 4, max_len=40, vocab_size=48, **UPSTREAM)
 PRIOR = CodePrior(GPT, Ids(), grid=(6, 6), order="raster")
 
 

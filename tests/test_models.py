@@ -11,7 +11,7 @@ import untrained
 from etils import epath
 
 import vqgan_jax as vq
-from vqgan_jax import api, cli, drawing, models
+from vqgan_jax import api, cli, drawing, models, stored
 from vqgan_jax.evaluate import of_prior
 from vqgan_jax.evaluate.protocol import Request
 from vqgan_jax.train import stage_of
@@ -25,7 +25,7 @@ def save(workdir: Path, config, abstract, figures: dict[int, dict[str, float] | 
     with Checkpoints(epath.Path(workdir), keep=9, best=stage_of(config).best) as checkpoints:
         for step, held_out in figures.items():
             state = untrained.randomised(abstract, 0.1 + 0.01 * step)
-            checkpoints.save(step, state, {"next_index": step}, dataclasses.asdict(config), held_out)
+            checkpoints.save(step, state, {"next_index": step}, stored.to_json(config), held_out)
     return workdir
 
 

@@ -12,6 +12,7 @@ from untrained import randomised
 from vqgan_jax import prior as priors
 from vqgan_jax import sliding
 from vqgan_jax.conditions.label import Unconditional
+from vqgan_jax.convert.infer import GPT as UPSTREAM
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.prior import CodePrior
 from vqgan_jax.sampling import Settings
@@ -39,7 +40,8 @@ class Tokens(Unconditional):
 
 def prior(length, **fields):
     """With as many condition tokens, in rows of the embedding behind the codes'."""
-    module = Transformer(VOCAB, length + 15, depth=2, width=32, num_heads=4, extra_vocab=7, **fields)
+    fields = UPSTREAM | {"max_len": length + 15, "vocab_size": VOCAB, "extra_vocab": 7} | fields
+    module = Transformer(2, 32, 4, **fields)
     return CodePrior(module, Tokens(count=length), WINDOW, "raster")
 
 

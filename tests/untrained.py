@@ -1,6 +1,5 @@
 """Models that nobody trained: random parameters, made without compiling anything."""
 
-import dataclasses
 import zlib
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from etils import epath
 
 import vqgan_jax as vq
-from vqgan_jax import build, cli, models
+from vqgan_jax import cli, models, stored
 from vqgan_jax import prior as priors
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.quantizer import VectorQuantizer
@@ -59,7 +58,7 @@ def prior(
     params = randomised(models.state_shapes(config).params["transformer"], 0.4)
     tokenizers = tokenizer(codebook_size), None
     if config.condition.tokenizer.workdir:
-        channels = build.condition(config).channels
+        channels = config.prefix().channels
         tokenizers = tokenizers[0], tokenizer(config.condition.tokenizer.codebook_size, channels)
     module = priors.from_config(config, models.condition_module(*tokenizers))
     return vq.Prior(params, tokenizers[0], module, tokenizers[1], run=models.Run(config, 0))
@@ -70,5 +69,5 @@ def save_tokenizer(workdir: Path, scale: float = 0.1) -> Path:
     config = cli.load_config(str(Path(__file__).parent / "train" / "tiny.py"))
     state = randomised(models.state_shapes(config), scale)
     with Checkpoints(epath.Path(workdir)) as checkpoints:
-        checkpoints.save(1, state, {"next_index": 1}, dataclasses.asdict(config), {"lpips": 1.0})
+        checkpoints.save(1, state, {"next_index": 1}, stored.to_json(config), {"lpips": 1.0})
     return workdir

@@ -1,249 +1,356 @@
-"""Configs: frozen dataclasses, one a section.
+"""Every key of a config, once: its name, type, default and meaning.
 
-Every default lives in a file under `experiments/`: no field here has one, every key must be given and every key is
-read. An `ml_collections.ConfigDict` ends in `parsing.parse`; behind it there are these types, and `build` makes
-modules of them. Runs store their configs by `stored`: whoever adds, renames or removes a key here raises the version
-there.
+A page returns nested values; `read` makes a `Stage1` or `Stage2` of them, frozen and checked. The sections `model`,
+`quantizer`, `discriminator` and `transformer` are modules of `nn`, whose fields are the keys. Runs store their configs
+by `stored`: whoever adds, renames or removes a key raises the version there.
 """
 
+import copy
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeAlias
 
-from vqgan_jax.conditions import Frozen
+from ml_collections import ConfigDict
+
+from vqgan_jax import fields, ordering, sampling
+from vqgan_jax.conditions import CONDITIONS, Condition, Frozen
+from vqgan_jax.conditions.label import ClassLabel
+from vqgan_jax.data.views import FIELDS
+from vqgan_jax.fields import check_known, section
+from vqgan_jax.losses import ADVERSARIAL, PIXEL
+from vqgan_jax.nn.autoencoder import VQGAN
+from vqgan_jax.nn.discriminator import DISCRIMINATORS, PatchDiscriminator
+from vqgan_jax.nn.maskgit import AUTOENCODERS
+from vqgan_jax.nn.quantizer import QUANTIZERS, Quantizer, VectorQuantizer
+from vqgan_jax.nn.transformer import Transformer
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
     """Where images come from and how they are cropped; sizes in pixels."""
 
-    source: str  # photos | scenes | folder:PATH | paired:PATH | coco:PATH | tfds:NAME; in stage 2 also tokens:PATH
-    data_dir: str  # of prepared TFDS datasets; "" for TFDS's own
-    train_split: str
-    eval_split: str
-    image_size: int  # side of the square crop
-    resize: tuple[int, int]  # range of the short side before the crop, drawn for every image
-    crop: str  # random | center
-    flip: bool
-    small: str  # upscale | refuse images below `resize`
-    field: str  # of an example that a tokenizer learns: image, or another of `data.views.FIELDS`
-    low_resolution_factor: int
-    edge_sigma: float  # of the blur before Canny's edges, in pixels
-    shift_labels: bool  # adds 1 to segmentations, 255 becoming 0, as COCO-Stuff's files ask for
-    num_threads: int
-    timeout_seconds: int  # that a batch may take to come; 0 waits for ever
+    source: str = "photos"  # photos | scenes | {folder,paired,coco}:PATH | tfds:NAME; stage 2 also tokens:PATH
+    data_dir: str = ""  # of prepared TFDS datasets; "" is TFDS's own
+    train_split: str = "train"
+    eval_split: str = "validation"
+    image_size: int = 256  # side of the square crop
+    resize: tuple[int, int] = (256, 256)  # range of the short side before the crop, drawn for every image
+    crop: str = "random"  # random | center
+    flip: bool = True
+    small: str = "upscale"  # upscale | refuse images below `resize`
+    field: str = "image"  # what stage 1 learns: image, or another of `data.views.FIELDS`
+    low_resolution_factor: int = 4
+    edge_sigma: float = 2.0  # of the blur before Canny's edges, in pixels
+    shift_labels: bool = False  # adds 1 to segmentations, 255 becoming 0, as COCO-Stuff's files ask for
+    num_threads: int = 16
+    timeout_seconds: int = 600  # that a training batch may take to come; 0 waits for ever
 
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """The autoencoder; see `nn.autoencoder.Encoder`, and `nn.maskgit` for the kind of that name."""
-
-    kind: str  # paper | maskgit
-    channels: int
-    channel_multipliers: tuple[int, ...]
-    num_res_blocks: int
-    attn_resolutions: tuple[int, ...]
-    resolution: int
-    image_channels: int
-    latent_channels: int
-    norm_groups: int
-    dropout: float
-    dtype: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantizer:
-    """The codebook; see `nn.quantizer`."""
-
-    kind: str  # vq | gumbel | fsq
-    codebook_size: int
-    embed_dim: int
-    unit_length: bool
-    ema: bool
-    decay: float
-    revive_below: float
-    kmeans_batches: int  # batches for the k-means start; 0 is none
-    noisy_eval: bool
-    temperature: tuple[float, float, int]  # Gumbel: cosine from, to, over steps
-    levels: tuple[int, ...]  # FSQ: of each channel
-
-
-@dataclasses.dataclass(frozen=True)
-class Discriminator:
-    """The patch discriminator; see `nn.discriminator.PatchDiscriminator`."""
-
-    channels: int
-    num_layers: int
-    norm: str
+    def check(self) -> None:
+        """Raises ValueError for an unknown choice, or a crop that is larger than the resized image."""
+        check_known("data.crop", self.crop, ("random", "center"))
+        check_known("data.small", self.small, ("upscale", "refuse"))
+        if not self.image_size <= self.resize[0] <= self.resize[1]:
+            raise ValueError(
+                f"`config.data.resize` must be a range from image_size {self.image_size} up; got {self.resize}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """Weights and times (in steps) of the stage-1 losses."""
+    """Weights and times (in steps) of the stage-1 losses; those of the codes belong to the quantizer."""
 
-    pixel: str  # l1 | l2; of segmentations cross_entropy | binary_cross_entropy
-    pixel_weight: float
-    perceptual_weight: float
-    lpips_dropout: bool
-    codebook_weight: float
-    commitment_weight: float
-    kl_weight: float  # Gumbel only
-    adversarial: str  # hinge | vanilla | non_saturating
-    disc_weight: float  # 0 is: no discriminator at all
-    adaptive: bool  # times the adaptive weight
-    disc_start: int  # from here the generator sees the discriminator
-    disc_ramp: int  # linearly within so many steps
-    disc_train_start: int  # from here the discriminator learns
-    shared_forward: bool  # both updates on one reconstruction; false: the published order
+    pixel: str = "l1"  # l1 | l2; of segmentations cross_entropy | binary_cross_entropy
+    pixel_weight: float = 1.0
+    perceptual_weight: float = 1.0
+    lpips_dropout: bool = False
+    adversarial: str = "hinge"  # hinge | vanilla | non_saturating
+    disc_weight: float = 0.8  # 0 is: no discriminator at all
+    adaptive: bool = True  # times the adaptive weight (equation 7)
+    disc_start: int = 20_000  # from here the generator sees the discriminator
+    disc_ramp: int = 5_000  # linearly within so many steps
+    disc_train_start: int = 0  # from here the discriminator learns
+    shared_forward: bool = True  # both updates on one reconstruction; false: the published order
+
+    def check(self) -> None:
+        """Raises ValueError for an unknown loss."""
+        check_known("loss.pixel", self.pixel, PIXEL)
+        check_known("loss.adversarial", self.adversarial, ADVERSARIAL)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenLoss:
+    """The loss of stage 2."""
+
+    keep: float = 1.0  # probability that an input code stays; else it is a random one
+    label_smoothing: float = 0.0
+
+    def check(self) -> None:
+        """Raises ValueError for what is no probability."""
+        if not 0.0 <= self.keep <= 1.0:
+            raise ValueError(f"`config.loss.keep` must be a probability, 0 to 1; got {self.keep}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Adam, and how its learning rate goes."""
+    """Adam, and how its learning rate goes; the defaults are those of stage 2."""
 
-    learning_rate: float
-    b1: float
-    b2: float
-    weight_decay: float
-    clip_norm: float  # 0 is off
-    schedule: str  # constant | cosine
-    warmup_steps: int
-    final_fraction: float  # of the learning rate, at the end of the cosine
-    ema_decay: float  # of the parameters; 0 is off
-    nonfinite: str  # stop | skip such a step
+    learning_rate: float = 4e-4
+    b1: float = 0.9
+    b2: float = 0.95
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0  # 0 is off
+    schedule: str = "cosine"  # constant | cosine
+    warmup_steps: int = 10_000
+    final_fraction: float = 0.05  # of the learning rate, at the end of the cosine
+    ema_decay: float = 0.9999  # of the parameters; 0 is off
+    nonfinite: str = "stop"  # stop | skip a step whose losses or gradients are not finite
+
+    def check(self) -> None:
+        """Raises ValueError for an unknown choice."""
+        check_known("optimizer.schedule", self.schedule, ("constant", "cosine"))
+        check_known("optimizer.nonfinite", self.nonfinite, ("stop", "skip"))
 
 
 @dataclasses.dataclass(frozen=True)
 class TwoOptimizers(Optimizer):
-    """Adam for the generator and, at a rate of its own, for the discriminator."""
+    """Adam for the generator and, at a rate of its own, for the discriminator: stage 1."""
 
-    disc_learning_rate: float
+    learning_rate: float = 1e-4
+    b1: float = 0.5
+    b2: float = 0.9
+    weight_decay: float = 0.0
+    warmup_steps: int = 5_000
+    final_fraction: float = 0.1
+    ema_decay: float = 0.999
+    disc_learning_rate: float = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """Devices along each axis; one of them may be -1, which is all that are left."""
 
-    data: int
-    fsdp: int
-    tensor: int
-    zero1: bool  # optimisers' moments and the running average are cut along `data` too
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+    zero1: bool = False  # optimisers' moments and the running average are cut along `data` too
 
 
 @dataclasses.dataclass(frozen=True)
 class Log:
     """How often, in steps."""
 
-    metrics_every: int
-    eval_every: int
-    eval_examples: int
-    eval_metrics: tuple[str, ...]  # of `vqgan evaluate`, of as many examples, or of samples against them
-    checkpoint_every: int
-    keep: int  # newest checkpoints kept beside the best
+    metrics_every: int = 100
+    eval_every: int = 5_000
+    eval_examples: int = 2_048
+    eval_metrics: tuple[str, ...] = ()  # of `vqgan evaluate`: fd_vgg, ssim, own_class, ...
+    checkpoint_every: int = 2_500
+    keep: int = 2  # newest checkpoints kept beside the best
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage1:
-    """A whole stage-1 run."""
-
-    stage: int
-    seed: int
-    steps: int
-    batch_size: int  # over all devices
-    accumulate: int  # equal parts of a batch, one after the other, whose gradients are summed before one update
-    data: Data
-    model: Model
-    quantizer: Quantizer
-    discriminator: Discriminator
-    loss: Loss
-    optimizer: TwoOptimizers
-    mesh: Mesh
-    log: Log
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class FrozenTokenizer(Frozen):
     """The stage-1 run whose codes a prior learns."""
 
-    crops: int  # of each training image, in a token cache
-
-
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """The prefix; see `conditions`."""
-
-    kind: str  # class | none | coordinates | boxes | centers | text, or a map
-    num_classes: int  # of labels, of segmentations, of objects
-    num_tokens: int  # levels of coordinates; of boxes and centers, whose points are on a square grid of so many
-    max_objects: int
-    max_tokens: int  # of a caption
-    num_ids: int  # of a caption's tokenizer; 0 is UTF-8 bytes
-    crop_points: bool  # boxes stay those of the whole image, and two more tokens say which part is seen
-    paper: bool  # upstream's quirks of boxes and centers
-    size: int  # pixels to which a map is brought first, by the nearest one; 0 leaves it
-    tokenizer: Frozen  # of a map; without a workdir it is the images' own
-    shared_vocab: bool  # prefix tokens share the codes' rows of the embedding, as upstream's do
-    drop: float  # probability of the null token instead, for guidance
-
-
-@dataclasses.dataclass(frozen=True)
-class Transformer:
-    """The prior; see `nn.transformer.Transformer`."""
-
-    depth: int
-    width: int
-    num_heads: int
-    max_len: int  # 0 is as long as needed
-    bidirectional_prefix: int
-    order: str  # of the codes; see `ordering`
-    norm: str
-    mlp: str
-    positions: str
-    qk_norm: bool
-    bias: bool
-    dropout: float
-    remat: str
-    dtype: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenLoss:
-    """Of stage 2."""
-
-    keep: float  # probability that an input code stays; else it is a random one
-    label_smoothing: float
+    crops: int = 10  # of each training image, in a token cache
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
     """How the prior draws; see `sampling.Settings`. A flag of `vqgan sample` for each."""
 
-    temperature: float
-    top_k: int  # 0 is off
-    top_p: float  # 1 is off
-    guidance: float  # 1 is off
-    schedule: str
-    power: float
-    greedy: bool
-    previews: int  # images of each kind on a sheet while training
+    temperature: float = 1.0
+    top_k: int = 0  # 0 is off
+    top_p: float = 1.0  # 1 is off
+    guidance: float = 1.0  # 1 is off
+    schedule: str = "constant"  # constant | linear | cosine
+    power: float = 1.0  # of the cosine
+    greedy: bool = False
+    previews: int = 8  # images of each kind on a sheet while training
+
+    @property
+    def settings(self) -> sampling.Settings:
+        """As the sampler takes them."""
+        return sampling.Settings(
+            temperature=self.temperature,
+            top_p=self.top_p if self.top_p != 1.0 else None,
+            guidance=self.guidance if self.guidance != 1.0 else None,
+            power=self.power,
+            top_k=self.top_k or None,
+            schedule=self.schedule,
+            greedy=self.greedy,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage1:
+    """A whole stage-1 run; by default the paper's tokenizer (f16, 1024 codes) with our training."""
+
+    stage: int = 1
+    seed: int = 0
+    steps: int = 300_000
+    batch_size: int = 256  # over all devices
+    accumulate: int = 1  # equal parts of a batch, one after the other, whose gradients are summed before one update
+    data: Data = Data()
+    model: VQGAN = section(VQGAN(), AUTOENCODERS)
+    quantizer: Quantizer = section(VectorQuantizer(), QUANTIZERS)
+    discriminator: PatchDiscriminator = section(PatchDiscriminator(), DISCRIMINATORS)
+    loss: Loss = Loss()
+    optimizer: TwoOptimizers = TwoOptimizers()
+    mesh: Mesh = Mesh()
+    log: Log = Log()
+
+    def check(self) -> None:
+        """Raises ValueError where sections contradict each other."""
+        check_run(self, self.model.downsample_factor)
+        field, channels, loss = self.data.field, self.model.image_channels, self.loss
+        check_known("data.field", field, FIELDS)
+        labels, wanted = field == "segmentation", FIELDS[field].channels or channels
+        if channels != wanted:
+            raise ValueError(f"`config.model.image_channels` must be {wanted} of data.field {field!r}; got {channels}.")
+        if labels != (loss.pixel in ("cross_entropy", "binary_cross_entropy")):
+            raise ValueError(
+                "`config.loss.pixel` must be cross_entropy or binary_cross_entropy of segmentations, and neither of "
+                f"all else; got {loss.pixel!r} of {field!r}."
+            )
+        if labels and (loss.perceptual_weight or loss.disc_weight):
+            raise ValueError(
+                "categories have no perceptual loss and no discriminator: set `config.loss.perceptual_weight` and "
+                f"disc_weight to 0; got {loss.perceptual_weight} and {loss.disc_weight}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage2:
-    """A whole stage-2 run."""
+    """A whole stage-2 run; by default a class-conditional prior of 24 layers and 1024 channels."""
 
-    stage: int
-    seed: int
-    steps: int
-    batch_size: int  # over all devices
-    accumulate: int  # equal parts of a batch, one after the other, whose gradients are summed before one update
-    data: Data
-    tokenizer: FrozenTokenizer
-    condition: Condition
-    transformer: Transformer
-    loss: TokenLoss
-    sampling: Sampling
-    optimizer: Optimizer
-    mesh: Mesh
-    log: Log
+    stage: int = 2
+    seed: int = 0
+    steps: int = 300_000
+    batch_size: int = 256  # over all devices
+    accumulate: int = 1  # equal parts of a batch, one after the other, whose gradients are summed before one update
+    data: Data = Data()
+    tokenizer: FrozenTokenizer = FrozenTokenizer()
+    condition: Condition = section(ClassLabel(), CONDITIONS)
+    transformer: Transformer = Transformer()
+    loss: TokenLoss = TokenLoss()
+    sampling: Sampling = Sampling()
+    optimizer: Optimizer = Optimizer()
+    mesh: Mesh = Mesh()
+    log: Log = Log()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes of one image."""
+        side = self.data.image_size // self.tokenizer.downsample_factor
+        return side, side
+
+    def prefix(self, module: VQGAN | None = None) -> Condition:
+        """Returns the condition that knows the rest of the run; `module` is the tokenizer that encodes its maps."""
+        return self.condition.bound(window=self.grid, images=self.tokenizer, module=module)
+
+    def check(self) -> None:
+        """Raises ValueError where sections contradict each other."""
+        check_run(self, self.tokenizer.downsample_factor)
+        check_known("data.field", self.data.field, ("image",))
+        check_known("transformer.order", self.transformer.order, ordering.ORDERS)
+        prefix = self.prefix()
+        if self.transformer.bidirectional_prefix > prefix.length:
+            raise ValueError(
+                f"`config.transformer.bidirectional_prefix` must end with the condition, which has {prefix.length} "
+                "tokens: codes that see each other have nothing to predict; got "
+                f"{self.transformer.bidirectional_prefix}. Lower it."
+            )
+        prefix.check_fit(self.tokenizer.codebook_size)
+        sampling.check(self.sampling.settings, self.tokenizer.codebook_size)
+        if self.sampling.guidance != 1.0 and not prefix.droppable:
+            raise ValueError(
+                "`config.sampling.guidance` needs a null condition, which is learned with condition.drop above 0; got "
+                f"drop {prefix.drop} of kind {prefix.kind!r}. Set guidance to 1 or drop to 0.1."
+            )
 
 
 STAGES = {1: Stage1, 2: Stage2}
+
+
+def read(mapping: Mapping[str, Any]) -> Any:
+    """Returns the `Stage1` or `Stage2` of nested values, of which a missing key has its default.
+
+    Raises:
+      ValueError: no known `stage`, an unknown key (the nearest known one is named), a value of another type, or values
+        that contradict each other.
+    """
+    check_known("stage", mapping.get("stage"), STAGES)
+    return fields.read(mapping, STAGES[mapping["stage"]])
+
+
+def check_run(config: Stage1 | Stage2, factor: int) -> None:
+    """Raises ValueError where a batch has no parts, or codes do not fill the crop; `factor` is the tokenizer's."""
+    if config.accumulate < 1:
+        raise ValueError(f"`config.accumulate` must be at least 1, a batch in one part; got {config.accumulate}.")
+    size = config.data.image_size
+    if size % factor:
+        raise ValueError(
+            f"`config.data.image_size` must be a multiple of the downsample factor {factor}; got {size}. Set it to "
+            f"{-(-size // factor) * factor}."
+        )
+
+
+# For pages: every key with its default, and some of them changed
+
+Nested: TypeAlias = ConfigDict | Mapping[str, Any]
+
+
+def stage1() -> ConfigDict:
+    """Returns the defaults of stage 1, every key of them."""
+    return ConfigDict(fields.write(Stage1()))
+
+
+def stage2() -> ConfigDict:
+    """Returns the defaults of stage 2, every key of them."""
+    return ConfigDict(fields.write(Stage2()))
+
+
+def vary(config: Nested, changes: Mapping[str, Any]) -> ConfigDict:
+    """Returns a config with some keys changed. Another `kind` starts its section anew, with that kind's defaults.
+
+    Args:
+      config: nested values with every key.
+      changes: values by "section.key"; `read` refuses a key that does not exist.
+
+    Raises:
+      ValueError: a kind that does not exist, or a key inside of what is no section.
+    """
+    nested = config.to_dict() if isinstance(config, ConfigDict) else copy.deepcopy(dict(config))
+    tables = fields.kinds(STAGES[nested["stage"]]) if nested.get("stage") in STAGES else {}
+    for path, value in sorted(changes.items(), key=lambda change: not change[0].endswith(".kind")):
+        *sections, key = path.split(".")
+        table = tables.get(".".join(sections), {}) if key == "kind" else {}
+        if table and fields.section_of(nested, sections[0]).get("kind") != value:
+            check_known(path, value, table)
+            nested[sections[0]] = {"kind": value} | fields.write(table[value]())
+        put(nested, path, value)
+    return ConfigDict(nested)
+
+
+def put(nested: dict[str, Any], path: str, value: Any) -> None:
+    """Sets the value of one key; ValueError where a part of the path is no section."""
+    *sections, key = path.split(".")
+    for name in sections:
+        nested = nested.setdefault(name, {})
+        if not isinstance(nested, dict):
+            raise ValueError(f"`config.{name}` is a value, not a section; `config.{path}` cannot be set.")
+    nested[key] = value
+
+
+def choose(config: Nested, variants: Mapping[str, Mapping[str, Any]], names: str) -> ConfigDict:
+    """Returns a config with one variant or several, `a,b`, applied from left to right; none for the empty string.
+
+    Raises:
+      ValueError: a variant that does not exist.
+    """
+    chosen = vary(config, {})
+    for name in filter(None, names.split(",")):
+        if name not in variants:
+            raise ValueError(f"the variant must be one of {', '.join(variants)}; got {name!r}.")
+        chosen = vary(chosen, variants[name])
+    return chosen

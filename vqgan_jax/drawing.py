@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
-from vqgan_jax import api, build
+from vqgan_jax import api
 from vqgan_jax import config as configs
 from vqgan_jax.conditions import check_range
 from vqgan_jax.models import Prior
@@ -110,7 +110,7 @@ def stages(
 
 def options_of(config: configs.Sampling) -> dict[str, Any]:
     """The section of a config as the options of `sample_indices`."""
-    settings = build.settings(config)
+    settings = config.settings
     return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
 

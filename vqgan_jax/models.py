@@ -206,7 +206,7 @@ def load_frozen(
         return loaded
 
     first = load(config.tokenizer, tokenizer, "tokenizer", step)
-    own = build.unbound(config).own_tokenizer
+    own = config.condition.own_tokenizer
     return first, load(own, condition, "condition") if own else None
 
 
@@ -235,9 +235,10 @@ def with_fingerprints(config: configs.Stage2, tokenizer: Tokenizer, condition: T
     """The config with what its tokenizers were."""
     replace = dataclasses.replace
     config = replace(config, tokenizer=replace(config.tokenizer, fingerprint=fingerprint(tokenizer)))
-    if condition is None:
+    own = config.condition.own_tokenizer
+    if condition is None or own is None:
         return config
-    named = replace(config.condition.tokenizer, fingerprint=fingerprint(condition))
+    named = replace(own, fingerprint=fingerprint(condition))
     return replace(config, condition=replace(config.condition, tokenizer=named))
 
 

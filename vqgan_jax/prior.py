@@ -56,8 +56,8 @@ class CodePrior:
 
 def from_config(config: configs.Stage2, condition_tokenizer: VQGAN | None = None) -> CodePrior:
     """The prior that a config describes; the tokenizer is needed where maps must be encoded."""
-    condition = build.condition(config, condition_tokenizer)
-    return CodePrior(build.transformer(config), condition, build.grid(config), config.transformer.order)
+    condition = config.prefix(condition_tokenizer)
+    return CodePrior(build.transformer(config), condition, config.grid, config.transformer.order)
 
 
 def leading(prior: CodePrior, count: int | Int[Array, ""] | Int[Array, "b"], batch: int) -> Bool[Array, "b h w"]:

@@ -4,14 +4,15 @@ Who adds, renames or removes a key of `config`, or changes what a value means, r
 leads there to `STEPS`: what a stored config lacks takes the value that does what the program did without the key.
 """
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from vqgan_jax import parsing
+from vqgan_jax import config as configs
+from vqgan_jax import fields
 from vqgan_jax.config import Stage1, Stage2
+from vqgan_jax.fields import section_of
 
-VERSION = 1
+VERSION = 2
 
 # Keys that came while configs had no version yet, each with what the program did before it.
 SHARED: dict[str, Any] = {
@@ -39,17 +40,16 @@ STAGE2 = SHARED | {
     }
 }
 ADDED: dict[Any, dict[str, Any]] = {1: STAGE1, 2: STAGE2}
-SINCE: dict[Any, dict[str, Any]] = {2: {"condition": {"max_tokens": 128, "num_ids": 0}}}  # keys that came later
 
 
 def to_json(config: Stage1 | Stage2) -> dict[str, Any]:
     """Returns a config as nested values with the version of its keys, to be stored."""
-    return {"version": VERSION, **dataclasses.asdict(config)}
+    return {"version": VERSION} | fields.write(config)
 
 
 def from_json(mapping: Mapping[str, Any]) -> Any:
-    """Returns the `Stage1` or `Stage2` of a stored config; ValueError as of `current` and `parsing.parse`."""
-    return parsing.parse(current(mapping))
+    """Returns the `Stage1` or `Stage2` of a stored config; ValueError as of `current` and `config.read`."""
+    return configs.read(current(mapping))
 
 
 def current(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def current(mapping: Mapping[str, Any]) -> dict[str, Any]:
         )
     for step in STEPS[version:]:
         nested = step(nested)
-    return with_added(nested, SINCE.get(nested.get("stage"), {}))
+    return nested
 
 
 def with_added(nested: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,21 +81,57 @@ def with_added(nested: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str,
     return filled
 
 
-def section(nested: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Returns a section, empty where there is none: `parsing.parse` says what is wrong with it."""
-    found = nested.get(name)
-    return found if isinstance(found, Mapping) else {}
-
-
 def from_no_version(nested: dict[str, Any]) -> dict[str, Any]:
     """Returns version 1 of a config that was stored before there were versions."""
     # Until shortly before `log.eval_metrics` came, the tokens of a layout stood in a line; since then "rope2d" puts
     # them where they say.
-    layout = section(nested, "condition").get("kind") in ("boxes", "centers")
-    transformer = section(nested, "transformer")
-    if layout and "eval_metrics" not in section(nested, "log") and transformer.get("positions") == "rope2d":
+    layout = section_of(nested, "condition").get("kind") in ("boxes", "centers")
+    transformer = section_of(nested, "transformer")
+    if layout and "eval_metrics" not in section_of(nested, "log") and transformer.get("positions") == "rope2d":
         nested = nested | {"transformer": {**transformer, "positions": "rope2d_line"}}
     return with_added(nested, ADDED.get(nested.get("stage"), {}))
 
 
-STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (from_no_version,)  # number n leads to version n + 1
+# Sections of version 1 held the keys of all their kinds. Of these a kind read its own, and what is no key of `EVERY`.
+OBJECTS = ("num_classes", "num_tokens", "max_objects", "crop_points", "paper")
+MAP = ("size", "tokenizer")
+READ: dict[str, dict[str, tuple[str, ...]]] = {
+    "quantizer": {
+        "vq": ("codebook_size", "embed_dim", "unit_length", "ema", "decay", "revive_below", "kmeans_batches"),
+        "gumbel": ("codebook_size", "embed_dim", "noisy_eval", "temperature"),
+        "fsq": ("levels",),
+    },
+    "condition": {
+        "class": ("num_classes",),
+        "none": (),
+        "coordinates": ("num_tokens",),
+        "boxes": OBJECTS,
+        "centers": OBJECTS,
+        "segmentation": ("num_classes", *MAP),
+        **dict.fromkeys(("depth", "low_resolution", "edges", "keypoints"), MAP),
+    },
+}
+EVERY = {name: {key for keys in kinds.values() for key in keys} for name, kinds in READ.items()}
+# Weights of `loss` in version 1 that belong to the quantizer, and which kinds have them.
+CODE_LOSSES = {"codebook_weight": ("vq",), "commitment_weight": ("vq",), "kl_weight": ("gumbel",)}
+
+
+def from_version_1(nested: dict[str, Any]) -> dict[str, Any]:
+    """Returns version 2: the quantizer has its losses' weights, and a section with kinds only its kind's keys."""
+    nested = {key: dict(value) if isinstance(value, Mapping) else value for key, value in nested.items()}
+    for name, kinds in READ.items():
+        found = section_of(nested, name)
+        if found.get("kind") in kinds:
+            for key in EVERY[name] - set(kinds[found["kind"]]):
+                found.pop(key, None)
+    quantizer, loss = section_of(nested, "quantizer"), section_of(nested, "loss")
+    for key, kinds in CODE_LOSSES.items():
+        if nested.get("stage") == 1 and key in loss:
+            value = loss.pop(key)
+            if quantizer.get("kind") in kinds:
+                quantizer[key] = value
+    return nested
+
+
+# Number n leads to version n + 1.
+STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (from_no_version, from_version_1)

@@ -1,6 +1,5 @@
 """Every verb that loads a run takes the checkpoint that `--step` names."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from etils import epath
 from PIL import Image
 
 import vqgan_jax as vq
-from vqgan_jax import cli, models
+from vqgan_jax import cli, models, stored
 from vqgan_jax.__main__ import main
 from vqgan_jax.data import open_tokens
 from vqgan_jax.train.checkpoint import Checkpoints
@@ -34,7 +33,7 @@ def tokenizer(tmp_path_factory):
     with Checkpoints(epath.Path(folder), keep=2) as checkpoints:
         for step in (1, 2):
             state = untrained.randomised(models.state_shapes(config), 0.1 * step)
-            checkpoints.save(step, state, {"next_index": step}, dataclasses.asdict(config), {"lpips": 0.1 * step})
+            checkpoints.save(step, state, {"next_index": step}, stored.to_json(config), {"lpips": 0.1 * step})
     return folder
 
 

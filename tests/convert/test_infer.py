@@ -1,6 +1,5 @@
 """Every published list of names and shapes finds its place, and makes the config and the trees of a run."""
 
-import dataclasses
 import functools
 import math
 
@@ -9,7 +8,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from published import MODELS, VQ, Net2Net
 
-from vqgan_jax import build, models, parsing
+from vqgan_jax import config as configs
+from vqgan_jax import fields, models
 from vqgan_jax.convert import taming
 from vqgan_jax.convert.tensors import ConvertError
 
@@ -72,7 +72,7 @@ def test_a_prior_has_the_tree_of_a_run(name):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_config_can_be_written_and_read(name):
     config = planned(name).config
-    assert parsing.parse(dataclasses.asdict(config)) == config
+    assert configs.read(fields.write(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -141,9 +141,9 @@ def test_a_discriminator_is_inferred(name, layers, norm):
 def test_a_condition_is_inferred(name, kind, classes, length, codes):
     converted = planned(name)
     config = converted.config
-    condition = build.condition(config)
+    condition = config.prefix()
     assert (config.condition.kind, config.condition.num_classes, condition.length) == (kind, classes, length)
-    assert build.grid(config) == (16, 16)
+    assert config.grid == (16, 16)
     assert config.condition.shared_vocab
     assert config.tokenizer.codebook_size == codes
     assert config.transformer.num_heads == (4 if "permuter" in name else 16)
@@ -174,9 +174,9 @@ def test_only_the_scenes_of_coco_have_upstreams_quirks():
 def test_codes_of_an_image_are_inferred(block, second, options, codes, kind):
     model = Net2Net(1, 16, 1024, block, VQ((1, 2), 1024, **published.SMALL), second)
     config = taming.plan(published.hollow(model), num_heads=4, **options).config
-    assert build.grid(config) == (math.isqrt(codes),) * 2
+    assert config.grid == (math.isqrt(codes),) * 2
     assert config.condition.kind == kind
-    assert build.condition(config).length + codes - 1 in (block, block - 1) or "num_codes" in options
+    assert config.prefix().length + codes - 1 in (block, block - 1) or "num_codes" in options
 
 
 @pytest.mark.parametrize("block", [300, 700])

@@ -138,7 +138,7 @@ def test_the_published_transformers(size):
     assert round(total / 1e6, -2 if millions > 2000 else None) == millions
     t = planned.config.transformer
     assert (t.depth, t.width, t.num_heads) == (depth, width, heads)
-    assert build.grid(planned.config) == (math.isqrt(codes or 576),) * 2
+    assert planned.config.grid == (math.isqrt(codes or 576),) * 2
     assert planned.config.condition.num_classes == 1000
     assert {path: leaf.shape for path, leaf in flatten_dict(planned.params).items()} == {
         path: leaf.shape
@@ -149,7 +149,7 @@ def test_the_published_transformers(size):
 def test_stored_rotations_tell_the_grid_and_are_dropped():
     extra = {"freqs_cis": np.zeros((1 + 16, 4, 2), np.float32)}
     planned = llamagen.plan_gpt(published.checkpoint(TINY | extra), num_heads=HEADS)
-    assert build.grid(planned.config) == (4, 4)
+    assert planned.config.grid == (4, 4)
     assert planned.report.dropped == ("freqs_cis",)
 
 

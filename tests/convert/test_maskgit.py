@@ -1,6 +1,5 @@
 """MaskGIT's tokenizers: every name of the published file, and its arithmetic stated in plain NumPy and float64."""
 
-import dataclasses
 import math
 
 import numpy as np
@@ -10,7 +9,8 @@ from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 from test_other_names import hollow
 
-from vqgan_jax import api, build, models, parsing
+from vqgan_jax import api, build, fields, models
+from vqgan_jax import config as configs
 from vqgan_jax.convert import maskgit, names
 from vqgan_jax.convert.read import open_checkpoint
 from vqgan_jax.convert.tensors import ConvertError
@@ -176,8 +176,8 @@ def test_what_does_not_fit_is_told():
 
 def test_its_config_can_be_written_and_read_and_must_be_consistent():
     config = maskgit.plan(published.checkpoint(ARRAYS)).config
-    mapping = dataclasses.asdict(config)
-    assert parsing.parse(mapping) == config
+    mapping = fields.write(config)
+    assert configs.read(mapping) == config
     mapping["model"]["latent_channels"] = 16
     with pytest.raises(ValueError, match=r"set attn_resolutions to \(\), dropout to 0 and latent_channels to 32"):
-        parsing.parse(mapping)
+        configs.read(mapping)

@@ -9,8 +9,10 @@ from flax.traverse_util import flatten_dict
 from published import MODELS, TINY
 from reference import GPT, golden, gpt_params, translate, under
 
+from vqgan_jax.config import Stage1
 from vqgan_jax.convert import names, taming, trees
 from vqgan_jax.convert.names import CONV, Row
+from vqgan_jax.nn.quantizer import GumbelQuantizer
 
 # Tensors, their elements, and md5 of the lines "name, tab, shape" of the lists that upstream's own modules gave.
 LISTS = {
@@ -48,11 +50,7 @@ def everything(converted):
 def written(converted, prefix=""):
     """Their tensors, out of our arrays."""
     config = converted.config
-    if config.stage == 1:
-        d = config.discriminator
-        table = names.vq_model(config.quantizer.kind, d.num_layers, d.norm)
-    else:
-        table = names.gpt()
+    table = names.vq_model(config) if config.stage == 1 else names.gpt()
     arrays = everything(converted)
     entries = names.entries(table, {path: array.shape for path, array in arrays.items()})
     return {prefix + name: names.take(entry, arrays[entry.path]) for name, entry in entries.items()}
@@ -163,5 +161,6 @@ def test_transformer_as_in_the_parity_tests():
 def test_gumbel_quantizer_as_in_the_parity_tests():
     arrays = under("state", golden("gumbel"))
     recorded = translate(arrays)
-    entries = names.entries(names.vq_model("gumbel", 3, "batch"), {path: a.shape for path, a in recorded.items()})
+    table = names.vq_model(Stage1(quantizer=GumbelQuantizer()))
+    entries = names.entries(table, {path: array.shape for path, array in recorded.items()})
     same({entry.path: entry.layout.ours(arrays[name], ()) for name, entry in entries.items()}, recorded)

@@ -13,7 +13,8 @@ from etils import epath
 from rich.console import Console
 
 import vqgan_jax as vq
-from vqgan_jax import drawing, models, parsing
+from vqgan_jax import config as configs
+from vqgan_jax import drawing, models
 from vqgan_jax.evaluate import of_prior, of_tokenizer, of_training
 from vqgan_jax.train import loop
 
@@ -25,7 +26,7 @@ def trained(page: str, folder: Path, **changes):
     """Config and the evaluations of a run of six steps, with those of the folder `evaluations`."""
     config = runpy.run_path(str(PAGES / page))["get_config"]()
     config.update_from_flattened_dict({"steps": 6, "log.eval_metrics": ("fd_vgg",)} | changes)
-    parsed = parsing.parse(config.to_dict())
+    parsed = configs.read(config.to_dict())
     loop.train(parsed, epath.Path(folder), Console(quiet=True), evaluator=of_training.evaluator)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     (found,) = json.loads((folder / "evaluations" / "0000006.json").read_text())["results"]
@@ -67,7 +68,7 @@ def test_the_second_evaluation_of_a_run_compiles_nothing(tmp_path, caplog):
     for page, (metric, changes) in pages.items():
         config = runpy.run_path(str(PAGES / page))["get_config"]()
         config.update_from_flattened_dict({"log.eval_metrics": ("fd_vgg", metric)} | changes)
-        parsed = parsing.parse(config.to_dict())
+        parsed = configs.read(config.to_dict())
         results_of = of_training.results(parsed, workdir=str(tmp_path))
         first = results_of(untrained.randomised(models.state_shapes(parsed), 0.1), 1)
         with jax.log_compiles():
@@ -81,7 +82,7 @@ def test_a_metric_that_cannot_be_is_refused_before_the_first_step():
     config = runpy.run_path(str(PAGES / "tiny.py"))["get_config"]("depth")
     config.log.eval_metrics = ("fd_vgg",)
     with pytest.raises(ValueError, match="must be one of RGB pictures; this one reads 'depth'"):
-        of_training.results(parsing.parse(config.to_dict()), workdir="here")
+        of_training.results(configs.read(config.to_dict()), workdir="here")
     config.log.eval_metrics = ("nll",)
     with pytest.raises(ValueError, match="'nll' is for a prior"):
-        of_training.results(parsing.parse(config.to_dict()), workdir="here")
+        of_training.results(configs.read(config.to_dict()), workdir="here")

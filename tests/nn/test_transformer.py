@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vqgan_jax.convert.infer import GPT as UPSTREAM
 from vqgan_jax.nn import caches, decoding
 from vqgan_jax.nn.transformer import Block, Transformer, causal_mask, rotate
 
@@ -36,8 +37,8 @@ PUBLISHED = {  # layers, width, heads, vocabulary, positions
 
 @functools.cache
 def model(variant: str, **changes):
-    fields = {"depth": 3, "width": 32, "num_heads": 4} | VARIANTS[variant] | changes
-    module = Transformer(VOCAB, LENGTH, **fields)
+    fields = UPSTREAM | {"depth": 3, "width": 32, "num_heads": 4} | VARIANTS[variant] | changes
+    module = Transformer(max_len=LENGTH, vocab_size=VOCAB, **fields)
 
     @jax.jit
     def init():
@@ -63,7 +64,7 @@ def tokens():
 @pytest.mark.parametrize(("count", "shape"), PUBLISHED.items())
 def test_published_parameter_counts(count, shape):
     depth, width, heads, vocab, positions = shape
-    module = Transformer(vocab, positions, depth, width, heads)
+    module = Transformer(depth, width, heads, max_len=positions, vocab_size=vocab, **UPSTREAM)
     params = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
@@ -201,7 +202,7 @@ def test_an_input_longer_than_the_positions_is_an_error():
 
 
 def test_a_prefix_of_its_own_has_rows_behind_the_codes():
-    module = Transformer(VOCAB, LENGTH, 1, 32, 4, extra_vocab=3)
+    module = Transformer(1, 32, 4, max_len=LENGTH, vocab_size=VOCAB, extra_vocab=3, **UPSTREAM)
     params = module.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     assert params["embedding"].shape == (VOCAB + 3, 32)
     assert params["head"]["kernel"].shape == (32, VOCAB)

@@ -3,7 +3,6 @@
 python restored.py FROM TO --config.mesh.fsdp=4 ...
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ if __name__ == "__main__":
     jax.distributed.initialize()
     from etils import epath
 
-    from vqgan_jax import cli
+    from vqgan_jax import cli, stored
     from vqgan_jax.train import program
     from vqgan_jax.train.checkpoint import Checkpoints
     from vqgan_jax.train.program import abstract_state
@@ -26,4 +25,4 @@ if __name__ == "__main__":
         assert restored is not None
         found = jax.tree.map(lambda leaf: leaf.sharding, restored.state)
         assert found == jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        new.save(restored.step, restored.state, restored.data, dataclasses.asdict(config), None)
+        new.save(restored.step, restored.state, restored.data, stored.to_json(config), None)

@@ -1,6 +1,5 @@
 """`vqgan evaluate` by one process of eight devices and by two of four: the same statistics to 1e-10 (E3)."""
 
-import dataclasses
 import json
 import socket
 import subprocess
@@ -13,7 +12,7 @@ import untrained
 from drill import PRIOR, environment
 from etils import epath
 
-from vqgan_jax import cli, models
+from vqgan_jax import cli, models, stored
 from vqgan_jax.train.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow
@@ -29,7 +28,7 @@ def folder(tmp_path_factory):
     )
     state = untrained.randomised(models.state_shapes(config), 0.4)
     with Checkpoints(epath.Path(folder / "prior"), best="nll") as checkpoints:
-        checkpoints.save(1, state, {"next_index": 1}, dataclasses.asdict(config), {"nll": 1.0})
+        checkpoints.save(1, state, {"next_index": 1}, stored.to_json(config), {"nll": 1.0})
     return folder
 
 

@@ -1,35 +1,40 @@
 import dataclasses
 import functools
-import importlib.util
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from jax.sharding import PartitionSpec as P
 
 from vqgan_jax import config as configs
-from vqgan_jax import models, parsing
+from vqgan_jax import models
 from vqgan_jax.train import program, sharding
 from vqgan_jax.train.stage1 import Stage1
 
-RECIPE = Path(__file__).parents[2] / "experiments" / "recipe.py"
+MODEL = {
+    "channels": 32,
+    "channel_multipliers": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (8,),
+    "resolution": 16,
+    "latent_channels": 32,
+    "norm_groups": 32,
+    "dtype": "float32",
+}
 TINY = {
-    "model": {
-        "channels": 32, "channel_multipliers": (1, 2), "num_res_blocks": 1, "attn_resolutions": (8,), "resolution": 16,
-        "latent_channels": 32, "norm_groups": 32, "dtype": "float32",
-    },
+    "model": MODEL,
     "data": {"image_size": 16, "resize": (16, 16)},
     "quantizer": {"codebook_size": 16, "embed_dim": 8},
     "discriminator": {"channels": 8, "num_layers": 1},
-}  # fmt: skip
+}
 KINDS = {
     "vq": {},
-    "ema_revived": {"quantizer": {"ema": True, "revive_below": 0.1}, "loss": {"codebook_weight": 0.0}},
+    "ema_revived": {"quantizer": {"ema": True, "revive_below": 0.1, "codebook_weight": 0.0}},
     "act_norm_decay": {"discriminator": {"norm": "act"}, "optimizer": {"weight_decay": 0.1, "ema_decay": 0.0}},
-    "gumbel": {"quantizer": {"kind": "gumbel"}, "loss": {"codebook_weight": 0.0, "commitment_weight": 0.0}},
-    "maskgit": {"model": {"kind": "maskgit", "attn_resolutions": (), "latent_channels": 64}},
+    "gumbel": {"quantizer": {"kind": "gumbel", "codebook_size": 16, "embed_dim": 8}},
+    "maskgit": {"model": MODEL | {"kind": "maskgit", "attn_resolutions": (), "latent_channels": 64}},
     "no_discriminator": {"loss": {"disc_weight": 0.0}},
 }
 TINY_PRIOR = {
@@ -50,17 +55,10 @@ PRIORS = {
 
 
 def tiny(kind: str = "vq") -> configs.Stage1 | configs.Stage2:
-    spec = importlib.util.spec_from_file_location("recipe", RECIPE)
-    assert spec is not None
-    assert spec.loader is not None
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    stage2 = kind in PRIORS
-    nested = (recipe.stage2() if stage2 else recipe.stage1()).to_dict()
-    for changes in (TINY_PRIOR, PRIORS[kind]) if stage2 else (TINY, KINDS[kind]):
-        for section, values in changes.items():
-            nested[section] |= values
-    return parsing.parse(nested)
+    base = configs.stage2() if kind in PRIORS else configs.stage1()
+    for sections in (TINY_PRIOR, PRIORS[kind]) if kind in PRIORS else (TINY, KINDS[kind]):
+        base = configs.vary(base, flatten_dict(sections, sep="."))
+    return configs.read(base.to_dict())
 
 
 def init(config: configs.Stage1):

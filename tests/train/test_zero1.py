@@ -1,6 +1,5 @@
 """Moments and averages cut along `data`: an eighth of their memory, the same numbers, the same checkpoints."""
 
-import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from etils import epath
 from jax.sharding import PartitionSpec as P
 
-from vqgan_jax import cli
+from vqgan_jax import cli, stored
 from vqgan_jax.plan import hlo, lowering
 from vqgan_jax.train import loop, program, sharding
 from vqgan_jax.train.checkpoint import Checkpoints
@@ -113,7 +112,7 @@ def test_only_new_parameters_are_gathered():
 def test_a_checkpoint_goes_on_with_and_without(saved, wanted, tmp_path):
     _, state, *_ = born("prior", saved)
     with Checkpoints(epath.Path(tmp_path), best="nll") as checkpoints:
-        checkpoints.save(1, state, {"next_index": 1}, dataclasses.asdict(config("prior", saved)), {"nll": 1.0})
+        checkpoints.save(1, state, {"next_index": 1}, stored.to_json(config("prior", saved)), {"nll": 1.0})
         assert checkpoints.latest == 1
         ours = config("prior", wanted)
         plan = mock.Mock(config=ours, mesh=program.make_mesh(ours), spec=program.Program)

@@ -1,23 +1,26 @@
 """The smallest run that has every part: k-means start, revived codes, BatchNorm, an adversary from step 4, an EMA."""
 
-import runpy
-from pathlib import Path
-
-recipe = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "recipe.py"))
+from vqgan_jax.config import choose, stage1, vary
 
 VARIANTS = {
     "base": {},
     "smooth": {"loss.pixel": "l2", "loss.adversarial": "non_saturating"},
     "lpips": {"loss.perceptual_weight": 1.0},
-    "segmentation": recipe["SEGMENTATION"] | {"model.image_channels": 9},
+    "segmentation": {
+        "data.field": "segmentation",
+        "model.image_channels": 9,
+        "loss.pixel": "cross_entropy",
+        "loss.perceptual_weight": 0.0,
+        "loss.disc_weight": 0.0,
+    },
     "depth": {"data.field": "depth", "model.image_channels": 1, "loss.perceptual_weight": 1.0, "loss.disc_weight": 0.0},
 }
 
 
 def get_config(variant: str = ""):
     """A config page like those of the lab book; 16 px, some 300,000 parameters."""
-    config = recipe["vary"](
-        recipe["stage1"](),
+    config = vary(
+        stage1(),
         {
             "steps": 10,
             "batch_size": 8,
@@ -48,4 +51,4 @@ def get_config(variant: str = ""):
             "log.checkpoint_every": 3,
         },
     )
-    return recipe["choose"](config, VARIANTS, variant)
+    return choose(config, VARIANTS, variant)

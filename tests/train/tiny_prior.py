@@ -3,10 +3,7 @@
 It goes with the tokenizer of `tiny.py`: give `--config.tokenizer.workdir`.
 """
 
-import runpy
-from pathlib import Path
-
-recipe = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "recipe.py"))
+from vqgan_jax.config import choose, stage2, vary
 
 VARIANTS = {
     "base": {},
@@ -74,8 +71,8 @@ VARIANTS = {
 
 def get_config(variant: str = ""):
     """A config page like those of the lab book; 16 px, 8 x 8 codes."""
-    config = recipe["vary"](
-        recipe["stage2"](),
+    config = vary(
+        stage2(),
         {
             "steps": 10,
             "batch_size": 8,
@@ -106,4 +103,4 @@ def get_config(variant: str = ""):
             "log.checkpoint_every": 3,
         },
     )
-    return recipe["choose"](config, VARIANTS, variant)
+    return choose(config, VARIANTS, variant)

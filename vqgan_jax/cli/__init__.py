@@ -7,15 +7,21 @@ import dataclasses
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from vqgan_jax import convert, drawing, parsing, stored
+from vqgan_jax import config as configs
+from vqgan_jax import convert, drawing, stored
 from vqgan_jax.convert import taming
+from vqgan_jax.fields import kind_of
+from vqgan_jax.nn.quantizer import QUANTIZERS
+
+# The lab book: inside the installed package, or beside it in a clone.
+PAGES = [Path(configs.__file__).parents[i] / "experiments" for i in (0, 1)]
 
 
 class UsageError(Exception):
@@ -106,9 +112,9 @@ def summary(config: Any) -> str:
 def tokenizer_summary(config: Any) -> str:
     """Returns it of a `config.Stage1`."""
     m, q = config.model, config.quantizer
-    factor = 2 ** (len(m.channel_multipliers) - 1)
+    kind = kind_of(q, QUANTIZERS)
     return (
-        f"[bold]a tokenizer[/]: f{factor}, {q.codebook_size} codes of {q.embed_dim}, {q.kind}, "
+        f"[bold]a tokenizer[/]: f{m.downsample_factor}, {q.codebook_size} codes of {q.embed_dim}, {kind}, "
         f"{m.image_channels} channels, widths {[m.channels * n for n in m.channel_multipliers]}"
     )
 
@@ -123,30 +129,39 @@ def prior_summary(config: Any) -> str:
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
-    """Runs a config file and parses what it returns.
+    """Runs a page of configs and reads what it returns.
 
     Args:
-      spec: `FILE` or `FILE:variant`; the file defines `get_config(variant: str) -> ConfigDict`. Or the `config.json` of
-        a run, of this version or an earlier one, to go on with it or to do it again.
+      spec: `PAGE` or `PAGE:variant`. The page is a Python file that defines `get_config(variant: str)`, or the name of
+        one that comes with the package, such as stage1_photos. Or the `config.json` of a run, of this version or an
+        earlier one, to go on with it or to do it again.
       overrides: `--config.section.key=value`, values as Python literals or plain text.
 
     Returns:
       `config.Stage1` or `config.Stage2`.
 
     Raises:
-      UsageError: the file is not there, or an override is not of this form.
+      UsageError: there is no such page, or an override is not of this form.
       ValueError: an unknown key, a value of the wrong type, values that contradict each other.
     """
-    file, _, variant = spec.partition(":")
-    path = Path(file).resolve()
-    if not path.is_file() or path.suffix not in (".py", ".json"):
-        raise UsageError(
-            "`--config` must name a Python file, such as experiments/stage1_photos.py, or the config.json of a run; "
-            f"{file!r} is none."
-        )
+    page, _, variant = spec.partition(":")
+    path = find_page(page)
     nested = stored.current(json.loads(path.read_text())) if path.suffix == ".json" else run_page(path, variant)
-    override(nested, overrides)
-    return parsing.parse(nested)
+    return configs.read(override(nested, overrides))
+
+
+def find_page(page: str) -> Path:
+    """Returns the file of a page; UsageError if there is none of that name."""
+    path = Path(page).resolve()
+    if path.is_file() and path.suffix in (".py", ".json"):
+        return path
+    shipped = {file.stem: file for folder in PAGES for file in sorted(folder.glob("*_*.py"))}
+    if page not in shipped:
+        raise UsageError(
+            "`--config` must name a Python file, the config.json of a run, or a page that comes with the package; "
+            f"{page!r} is none. The pages are {', '.join(shipped)}."
+        )
+    return shipped[page]
 
 
 def run_page(path: Path, variant: str) -> dict[str, Any]:
@@ -190,25 +205,22 @@ def size(text: str) -> tuple[int, int]:
     return height, width
 
 
-def override(nested: dict[str, Any], overrides: Sequence[str]) -> None:
-    """Sets values of a nested config; UsageError for what does not look like `--config.section.key=value`."""
+def override(nested: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Returns a nested config with some values changed, as `config.vary` does.
+
+    Raises:
+      UsageError: an override does not look like `--config.section.key=value`, or goes into what is no section.
+    """
+    changes = {}
     for text in overrides:
         flag, equals, value = text.partition("=")
         if not flag.startswith("--config.") or not equals:
             raise UsageError(f"overrides must look like --config.section.key=value; got {text!r}.")
-        put(nested, flag.removeprefix("--config.").split("."), literal(value))
-
-
-def put(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Sets a value of a nested dict; `configs.parse` finds keys that should not be there."""
-    *sections, key = path
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise UsageError(
-                f"`config.{section}` is a value, not a section; `--config.{'.'.join(path)}` cannot be set."
-            )
-    tree[key] = value
+        changes[flag.removeprefix("--config.")] = literal(value)
+    try:
+        return configs.vary(nested, changes).to_dict()
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 def literal(text: str) -> Any:

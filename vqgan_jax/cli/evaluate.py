@@ -12,7 +12,7 @@ from rich.progress import Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from vqgan_jax import cli, models, parsing, storage
+from vqgan_jax import cli, fields, models, storage
 from vqgan_jax import config as configs
 from vqgan_jax.evaluate import of_images, of_prior, of_tokenizer
 from vqgan_jax.evaluate.of_images import save_moments
@@ -123,9 +123,8 @@ def progress(console: Console) -> Progress:
 
 def run_config(flags: argparse.Namespace, overrides: Sequence[str]) -> configs.Stage1 | configs.Stage2:
     """Returns the run's config with the overrides."""
-    nested = dataclasses.asdict(models.config_of(flags.workdir, step=flags.step))
-    cli.override(nested, overrides)
-    return parsing.parse(nested)
+    nested = fields.write(models.config_of(flags.workdir, step=flags.step))
+    return configs.read(cli.override(nested, overrides))
 
 
 def evaluate_tokenizer(flags: argparse.Namespace, config: configs.Stage1, request: Request) -> Evaluation:

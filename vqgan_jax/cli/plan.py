@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
             if flags.json:  # after each: a long list may be stopped
                 Path(flags.json).write_text(json.dumps([plan.record() for plan in plans], indent=1) + "\n")
     console.print(*report.tables(plans))
-    if flags.what == "step" and config.stage == 1 and config.quantizer.kmeans_batches:
+    if flags.what == "step" and config.stage == 1 and config.quantizer.start_batches:
         console.print("The k-means start is a program of its own: plan it, too, with --what=start.", soft_wrap=True)
     for plan in plans:
         if names := sorted(set(plan.outcome.unestimated)):

@@ -1,13 +1,11 @@
 """Trains both stages on the embedded photographs and writes a report: the whole story in one command."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 from absl import logging
 from rich.console import Console
 
-import vqgan_jax
 from vqgan_jax import cli, models, quickstart
 
 EXAMPLES = """examples:
@@ -42,13 +40,9 @@ def main(argv: Sequence[str]) -> int:
 def make_plan(workdir: str, minutes: float | int, seed: int = 0) -> quickstart.Quickstart:
     """Returns the pages' configs with their steps scaled, and the commands that do the same."""
     folder = models.absolute(workdir)
-    pages = Path(vqgan_jax.__file__).resolve().parents[1] / "experiments"
-    if not pages.is_dir():
-        raise cli.UsageError(f"the lab book must lie beside the package; {pages} is not there. Install from a clone.")
     scaled = lambda steps: max(round(steps * minutes / 10), 10)
-    config = {name: f"experiments/{name}.py:quick" for name in ("stage1_photos", "stage2_photos")}
-    load = lambda name, overrides: cli.load_config(f"{pages / name}.py:quick", overrides)
-    base = {name: load(name, []) for name in config}
+    load = lambda name, overrides: cli.load_config(f"{name}:quick", overrides)
+    base = {name: load(name, []) for name in ("stage1_photos", "stage2_photos")}
     devices = jax.device_count()  # more of them than a batch has rows want a larger batch
     schedule = lambda name: {
         "seed": seed,
@@ -62,7 +56,7 @@ def make_plan(workdir: str, minutes: float | int, seed: int = 0) -> quickstart.Q
     cached = two | {"data.source": f"tokens:{workdir}/tokens"}
     flags = lambda changes: [f"--config.{key}={value}" for key, value in changes.items()]
     command = lambda verb, name, part, changes: " ".join(
-        [f"vqgan {verb} --config={config[name]} --workdir={workdir}/{part}", *flags(changes)]
+        [f"vqgan {verb} --config={name}:quick --workdir={workdir}/{part}", *flags(changes)]
     )
     return quickstart.Quickstart(
         workdir=folder,

@@ -10,7 +10,7 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from rich.console import Console
 from rich.table import Table
 
-from vqgan_jax import cli, storage
+from vqgan_jax import cli, fields, storage
 from vqgan_jax import config as configs
 from vqgan_jax.evaluate import of_training
 from vqgan_jax.train import loop, program, sharding
@@ -89,7 +89,7 @@ def compilation_cache(folder: str | None, default: str) -> Iterator[None]:
 
 def describe(config: configs.Stage1 | configs.Stage2, console: Console) -> None:
     """Prints the resolved config, and each array of the state with its shape and sharding."""
-    console.print_json(data=dataclasses.asdict(config))
+    console.print_json(data=fields.write(config))
     state = program.abstract_state(config, program.make_mesh(config))
     table = Table(
         "parameter",

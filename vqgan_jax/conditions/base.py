@@ -1,7 +1,7 @@
 """What every condition answers. A kind of condition is one subclass in one file, and one line of `CONDITIONS`.
 
-The fields of a subclass are the keys of the config's section `condition` of that kind; those whose
-metadata is `DERIVED` are no keys: `Condition.bound` fills them from the rest of the config.
+The fields of a subclass are the keys of the config's section `condition` of that kind; those
+that are `derived` are no keys: `Condition.bound` fills them from the rest of the config.
 """
 
 import dataclasses
@@ -15,14 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from vqgan_jax import fields
 from vqgan_jax.data.views import View
+from vqgan_jax.fields import derived
 
 Params: TypeAlias = dict[str, Any]
 Grid: TypeAlias = tuple[int, int]  # rows and columns of codes
 Size: TypeAlias = tuple[int, int]  # height and width in pixels
 HostTokens: TypeAlias = Int[np.ndarray, "b s"]
 Pictures: TypeAlias = UInt8[np.ndarray, "b _H _W 3"]
-DERIVED = {"derived": True}  # metadata of a field that is no key of the config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,15 +69,10 @@ class Condition:
     drop: float = 0.1  # probability of the null token instead, for guidance
     shared_vocab: bool = False  # tokens share the codes' rows of the embedding, as upstream's do
     # Rows and columns of codes of a training image.
-    window: Grid = dataclasses.field(default=(1, 1), metadata=DERIVED)
-    downsample_factor: int = dataclasses.field(default=1, metadata=DERIVED)  # of the images' tokenizer
+    window: Grid = derived((1, 1))
+    downsample_factor: int = derived(1)  # of the images' tokenizer
 
     # The config: what is asked before `bound`
-
-    @classmethod
-    def key_names(cls) -> tuple[str, ...]:
-        """Names of its keys of a config."""
-        return tuple(field.name for field in dataclasses.fields(cls) if not field.metadata.get("derived"))
 
     def bound(self, *, window: Grid, images: Frozen, module: Any = None) -> "Condition":
         """Returns the condition of a run.
@@ -121,8 +117,8 @@ class Condition:
 
         `data` is `config.data` and `images` the tokenizer of the images.
         """
-        shared = Condition.key_names()
-        return {"kind": self.kind} | {name: getattr(self, name) for name in self.key_names() if name not in shared}
+        own = fields.keys(type(self)).keys() - fields.keys(Condition).keys()
+        return {"kind": self.kind} | {name: getattr(self, name) for name in own}
 
     # Tokens: what is asked after `bound`
 

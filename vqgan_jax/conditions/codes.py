@@ -13,7 +13,6 @@ from jaxtyping import Array, Int, Num
 
 from vqgan_jax import pictures
 from vqgan_jax.conditions.base import (
-    DERIVED,
     Condition,
     Frozen,
     Grid,
@@ -26,6 +25,7 @@ from vqgan_jax.conditions.base import (
 )
 from vqgan_jax.data import images, maps, views
 from vqgan_jax.data.views import View
+from vqgan_jax.fields import derived
 from vqgan_jax.nn.pixels import to_input, to_output
 
 
@@ -40,10 +40,10 @@ class Codes(Condition):
     decode: ClassVar[Callable[..., np.ndarray]] = staticmethod(images.decode)  # a file
 
     size: int = 0  # pixels to which a map of the training size is brought first, by the nearest one; 0 leaves it
-    tokenizer: Frozen = dataclasses.field(default_factory=Frozen)  # without a workdir it is the images' own
-    encoder: Frozen = dataclasses.field(default_factory=Frozen, metadata=DERIVED)  # the one or the other, without names
-    role: str = dataclasses.field(default="tokenizer", metadata=DERIVED)  # or "condition": whose parameters encode
-    module: Any = dataclasses.field(default=None, metadata=DERIVED)  # of the encoder
+    tokenizer: Frozen = Frozen()  # without a workdir it is the images' own
+    encoder: Frozen = derived(Frozen())  # the one or the other, without names
+    role: str = derived("tokenizer")  # or "condition": whose parameters encode
+    module: Any = derived(None)  # of the encoder
 
     @property
     def channels(self) -> int:

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
-from vqgan_jax import build, conditions, parsing
+from vqgan_jax import config as configs
+from vqgan_jax.conditions import CONDITIONS
 from vqgan_jax.config import Stage1, Stage2
-from vqgan_jax.convert import defaults
 from vqgan_jax.convert.tensors import ConvertError
+from vqgan_jax.fields import keys
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
@@ -21,10 +22,34 @@ MOST_LEVELS = 9  # then an image of that side is one code
 
 HEADS: dict[int, int] = dict.fromkeys((1024, 1280, 1408, 1536, 1664), 16)  # by width, of the published models
 # Conditions of published sizes, by layers and channels, where the length alone does not tell.
-CONDITIONS: dict[tuple[int, int], dict[str, Any]] = {
+PUBLISHED: dict[tuple[int, int], dict[str, Any]] = {
     (24, 1664): {"kind": "none"},  # FFHQ, CelebA-HQ
     (40, 1408): {"num_classes": 171, "paper": True},  # scenes of COCO
     (36, 1536): {"num_classes": 340},  # scenes of Open Images
+}
+# Upstream's published training, which no tensor tells: where it differs from the defaults of our configs.
+RATE = 4.5e-6  # the learning rate of one example in the batch
+STEPS = 1_000_000
+DATA: dict[str, Any] = {"source": "folder:images", "flip": False}
+LOSS: dict[str, Any] = {"lpips_dropout": True, "disc_start": 0, "disc_ramp": 0, "shared_forward": False}
+LABEL_LOSS: dict[str, Any] = {"pixel": "binary_cross_entropy", "perceptual_weight": 0.0, "disc_weight": 0.0}
+ADAM: dict[str, Any] = {
+    "clip_norm": 0.0,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "final_fraction": 1.0,
+    "ema_decay": 0.0,
+}
+ADAMW = ADAM | {"learning_rate": 2 * RATE, "weight_decay": 0.01}
+GPT: dict[str, Any] = {
+    "norm": "layer",
+    "mlp": "gelu",
+    "positions": "learned",
+    "qk_norm": False,
+    "bias": True,
+    "dropout": 0.0,
+    "remat": "none",
+    "dtype": "float32",
 }
 LENGTHS = {62: "centers", 63: "centers", 92: "boxes", 93: "boxes"}
 
@@ -57,41 +82,45 @@ def count(names: Iterable[str], pattern: str) -> int:
 def parsed(config: dict[str, Any]) -> Any:
     """Returns the config, checked like one from a file; ConvertError if it contradicts itself."""
     try:
-        return parsing.parse(config)
+        return configs.read(config)
     except ValueError as error:
         raise ConvertError(f"the checkpoint's shapes must make a config; they do not: {error}") from error
 
 
-def stage1(shapes: Shapes, *, norm_groups: int = 32) -> Stage1:
+def stage1(shapes: Shapes, *, kind: str = "paper", norm_groups: int = 32) -> Stage1:
     """Returns the config of a VQ model by taming's names.
 
     An image of three channels is a picture, one of one channel depth, one of any other number a label map.
 
     Args:
       shapes: of the tensors, by name.
+      kind: of the autoencoder, as configs name it.
       norm_groups: of every GroupNorm, which no shape tells.
 
     Raises:
       ConvertError: a tensor that is needed is missing, or the shapes are those of another kind of model.
     """
-    model = _model(shapes, norm_groups)
+    model: dict[str, Any] = {"kind": kind} | _model(shapes, norm_groups)
     channels = model["image_channels"]
     labels = channels not in (1, 3)
     field = {1: "depth", 3: "image"}.get(channels, "segmentation")
     quantizer = _quantizer(shapes)
     discriminator = _discriminator(shapes)
-    loss = dict(defaults.LOSS) if discriminator else defaults.LOSS | {"disc_weight": 0.0}
-    loss |= defaults.GUMBEL_LOSS if quantizer["kind"] == "gumbel" else {}
-    loss |= {"codebook_weight": 0.0} if quantizer["ema"] else {}
-    loss |= defaults.LABEL_LOSS if labels else {}
+    loss = LOSS if discriminator else LOSS | {"disc_weight": 0.0}
+    loss = loss | LABEL_LOSS if labels else loss
     size = max(RESOLUTION, 2 ** (len(model["channel_multipliers"]) - 1))
-    rate = 12 * defaults.RATE
     return parsed(
-        defaults.RUN
-        | {"stage": 1, "batch_size": 12, "model": model, "quantizer": quantizer, "loss": loss}
-        | {"data": defaults.DATA | {"image_size": size, "resize": (size, size), "field": field}}
-        | {"discriminator": discriminator or {"channels": 64, "num_layers": 3, "norm": "batch"}}
-        | {"optimizer": defaults.ADAM | {"learning_rate": rate, "disc_learning_rate": rate}}
+        {
+            "stage": 1,
+            "steps": STEPS,
+            "batch_size": 12,
+            "model": model,
+            "quantizer": quantizer,
+            "loss": loss,
+            "data": DATA | {"image_size": size, "resize": (size, size), "field": field},
+            "discriminator": discriminator or {},
+            "optimizer": ADAM | {"learning_rate": 12 * RATE, "disc_learning_rate": 12 * RATE},
+        }
     )
 
 
@@ -116,7 +145,6 @@ def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
         )
     attended = [i for i in range(levels) if f"encoder.down.{i}.attn.0.norm.weight" in shapes]
     return {
-        "kind": "paper",
         "channels": width,
         "channel_multipliers": tuple(each // width for each in widths),
         "num_res_blocks": count(shapes, r"encoder\.down\.0\.block\.(\d+)\."),
@@ -125,7 +153,6 @@ def _model(shapes: Shapes, norm_groups: int) -> dict[str, Any]:
         "image_channels": shape(shapes, "decoder.conv_out.weight", 4)[0],
         "latent_channels": latent,
         "norm_groups": norm_groups,
-        "dropout": 0.0,
         "dtype": "float32",
     }
 
@@ -134,19 +161,12 @@ def _quantizer(shapes: Shapes) -> dict[str, Any]:
     """Returns the codebook's section; a Gumbel quantizer encodes to its likeliest codes, without noise."""
     gumbel = "quantize.embed.weight" in shapes
     rows = shape(shapes, "quantize.embed.weight" if gumbel else "quantize.embedding.weight", 2)[0]
-    return {
-        "kind": "gumbel" if gumbel else "vq",
-        "codebook_size": rows,
-        "embed_dim": shape(shapes, "quant_conv.weight", 4)[0],
-        "unit_length": False,
-        "ema": "quantize.embedding.cluster_size" in shapes,
-        "decay": 0.99,
-        "revive_below": 0.0,
-        "kmeans_batches": 0,
-        "noisy_eval": False,
-        "temperature": (0.9, 1e-6, 1_000_001) if gumbel else (1.0, 1.0, 1),
-        "levels": (8, 5, 5, 5),
-    }
+    size = {"codebook_size": rows, "embed_dim": shape(shapes, "quant_conv.weight", 4)[0]}
+    if gumbel:
+        return size | {"kind": "gumbel", "temperature": (0.9, 1e-6, 1_000_001), "kl_weight": 1e-8}
+    ema = "quantize.embedding.cluster_size" in shapes
+    # Upstream's beta of 0.25 sits on the codebook's term; an average has no loss.
+    return size | {"ema": ema, "codebook_weight": 0.0 if ema else 0.25, "commitment_weight": 1.0}
 
 
 def _discriminator(shapes: Shapes) -> dict[str, Any] | None:
@@ -206,8 +226,9 @@ def stage2(
     known = _known(positions - codes + 1, codes, vocab, condition_tokenizer, (depth, width))
     section = _condition(positions - codes + 1, condition_tokenizer, own_tokenizer, vocab, known, condition)
     size = side * factor
-    frozen = {"fingerprint": "", "codebook_size": tokenizer.quantizer.codebook_size, "downsample_factor": factor}
-    section["size"] = section["size"] if section["size"] != size else 0
+    frozen = {"codebook_size": tokenizer.quantizer.codebook_size, "downsample_factor": factor}
+    if section.get("size") == size:
+        section["size"] = 0
     sizes = {
         "depth": depth,
         "width": width,
@@ -217,14 +238,19 @@ def stage2(
         "order": order,
     }
     config = parsed(
-        defaults.RUN
-        | {"stage": 2, "batch_size": 2, "data": defaults.DATA | {"image_size": size, "resize": (size, size)}}
-        | {"tokenizer": frozen | {"workdir": "tokenizer", "crops": 10}, "condition": section}
-        | {"transformer": defaults.GPT | sizes}
-        | {"loss": {"keep": 1.0, "label_smoothing": 0.0}, "sampling": defaults.SAMPLING | {"top_k": min(100, vocab)}}
-        | {"optimizer": defaults.ADAMW}
+        {
+            "stage": 2,
+            "steps": STEPS,
+            "batch_size": 2,
+            "data": DATA | {"image_size": size, "resize": (size, size)},
+            "tokenizer": frozen | {"workdir": "tokenizer"},
+            "condition": section,
+            "transformer": GPT | sizes,
+            "sampling": {"top_k": min(100, vocab)},
+            "optimizer": ADAMW,
+        }
     )
-    needed = build.condition(config).length + codes - 1
+    needed = config.prefix().length + codes - 1
     if not (positions - 1 if num_codes is None else 1) <= needed <= positions:
         raise ConvertError(
             f"condition and codes must fill the {positions} positions of the checkpoint, or all but one; "
@@ -260,7 +286,7 @@ def _codes(positions: int, maps: bool) -> int:
 
 def _known(length: int, codes: int, vocab: int, tokenizer: Stage1 | None, size: tuple[int, int]) -> dict[str, Any]:
     """Returns what a tokenizer, a length (or one more than that) and the size of the prior tell of a condition."""
-    known = {"num_classes": min(1000, vocab)} | CONDITIONS.get(size, {})
+    known = {"num_classes": min(1000, vocab)} | PUBLISHED.get(size, {})
     if tokenizer:
         channels = tokenizer.model.image_channels
         kind = {1: "depth", 3: "low_resolution"}.get(channels, "segmentation")
@@ -274,11 +300,12 @@ def _condition(
     length: int, tokenizer: Stage1 | None, own: bool, vocab: int, known: dict[str, Any], wanted: Any
 ) -> dict[str, Any]:
     """Returns the condition's section: what is known of it, and before that what is wanted."""
-    known = known | ({"kind": wanted} if isinstance(wanted, str) else dict(wanted or {}))
-    if known["kind"] is None:
+    wanted = {"kind": wanted} if isinstance(wanted, str) else dict(wanted or {})
+    kind = wanted.get("kind", known["kind"])
+    if kind is None:
         raise ConvertError(
             f"the kind of a condition without a tokenizer is known by its length: 1, one a code, or {LENGTHS}; got "
-            f"{length}. Name it: {', '.join(conditions.CONDITIONS)}; or give num_codes."
+            f"{length}. Name it: {', '.join(CONDITIONS)}; or give num_codes."
         )
     factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1) if tokenizer else 16
     section = {
@@ -286,9 +313,10 @@ def _condition(
         "size": math.isqrt(length) * factor if tokenizer else 0,
         "tokenizer": {
             "workdir": "condition" if tokenizer and own else "",
-            "fingerprint": "",
             "codebook_size": tokenizer.quantizer.codebook_size if tokenizer else 1024,
             "downsample_factor": factor,
         },
     }
-    return defaults.CONDITION | section | known
+    inferred = {"shared_vocab": True, "drop": 0.0} | section | known
+    known_keys = keys(CONDITIONS[kind]) if kind in CONDITIONS else {}
+    return {key: value for key, value in inferred.items() if key in known_keys} | wanted | {"kind": kind}

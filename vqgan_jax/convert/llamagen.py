@@ -10,10 +10,9 @@ References:
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from vqgan_jax.config import Stage1, Stage2
-from vqgan_jax.convert import defaults, infer, names, trees
+from vqgan_jax.convert import infer, names, trees
 from vqgan_jax.convert.names import IN, LAYER, OUT, SAME, Entry, Row
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError
 from vqgan_jax.convert.trees import Converted, Shapes
@@ -52,8 +51,8 @@ def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> Converted:
     upstream = {names.renamed(name, PAIRS, levels, back=True): tensor.shape for name, tensor in tensors.items()}
     config = infer.stage1(upstream)
     # Its loss has its beta of 0.25 on the commitment, as the paper of the VQ-VAE has it.
-    loss = dataclasses.replace(config.loss, codebook_weight=1.0, commitment_weight=0.25)
-    config = dataclasses.replace(config, quantizer=dataclasses.replace(config.quantizer, unit_length=True), loss=loss)
+    quantizer = config.quantizer.clone(unit_length=True, codebook_weight=1.0, commitment_weight=0.25)
+    config = dataclasses.replace(config, quantizer=quantizer)
     return trees.tokenizer(config, lambda shapes: entries(shapes, levels), tensors, DROPPED, allow)
 
 
@@ -130,7 +129,6 @@ def _config(shapes: infer.Shapes, num_heads: int | None, num_codes: int | None, 
                 f"the tokenizer must have the transformer's {vocab} codes; it has "
                 f"{tokenizer.config.quantizer.codebook_size}. Give the one that the transformer was trained with."
             )
-    frozen: dict[str, Any] = {"fingerprint": "", "codebook_size": vocab, "downsample_factor": factor}
     gpt = {
         "norm": "rms",
         "mlp": "swiglu",
@@ -140,26 +138,21 @@ def _config(shapes: infer.Shapes, num_heads: int | None, num_codes: int | None, 
         "depth": infer.count(shapes, r"layers\.(\d+)\."),
         "width": width,
         "num_heads": infer.heads(width, num_heads, HEADS),
-        "max_len": 0,
-        "bidirectional_prefix": 0,
-        "order": "raster",
-    }
-    condition = {
-        "kind": "class",
-        "num_classes": infer.shape(shapes, CLASSES, 2)[0] - 1,  # the last row is the class that was dropped
-        "num_tokens": vocab,
-        "shared_vocab": False,
-        "drop": 0.1,
-        "tokenizer": frozen | {"workdir": ""},
     }
     size = _side(shapes, width, num_codes) * factor
+    classes = infer.shape(shapes, CLASSES, 2)[0] - 1  # the last row is the class that was dropped
     return infer.parsed(
-        defaults.RUN
-        | {"stage": 2, "batch_size": 256, "data": defaults.DATA | {"image_size": size, "resize": (size, size)}}
-        | {"tokenizer": frozen | {"workdir": "tokenizer", "crops": 10}, "condition": defaults.CONDITION | condition}
-        | {"transformer": defaults.GPT | gpt, "loss": {"keep": 1.0, "label_smoothing": 0.0}}
-        | {"sampling": defaults.SAMPLING | DEMO | {"top_k": min(DEMO["top_k"], vocab)}}
-        | {"optimizer": defaults.ADAMW | {"learning_rate": 1e-4, "weight_decay": 0.05, "clip_norm": 1.0}}
+        {
+            "stage": 2,
+            "steps": infer.STEPS,
+            "batch_size": 256,
+            "data": infer.DATA | {"image_size": size, "resize": (size, size)},
+            "tokenizer": {"workdir": "tokenizer", "codebook_size": vocab, "downsample_factor": factor},
+            "condition": {"kind": "class", "num_classes": classes},
+            "transformer": infer.GPT | gpt,
+            "sampling": DEMO | {"top_k": min(DEMO["top_k"], vocab)},
+            "optimizer": infer.ADAM | {"learning_rate": 1e-4, "weight_decay": 0.05, "clip_norm": 1.0},
+        }
     )
 
 

@@ -4,7 +4,6 @@ References:
   Chang et al. 2022, MaskGIT: Masked Generative Image Transformer; see `nn.maskgit`.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -36,8 +35,7 @@ def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> trees.Converte
             f"a tokenizer of MaskGIT's must have `{ENCODER}/ResBlock_0` and the like; among {len(shapes)} tensors "
             "there are not enough. Give its whole file."
         )
-    config = infer.stage1(_renamed(shapes, levels, blocks))
-    config = dataclasses.replace(config, model=dataclasses.replace(config.model, kind="maskgit"))
+    config = infer.stage1(_renamed(shapes, levels, blocks), kind="maskgit")
     return trees.tokenizer(config, functools.partial(names.entries, vq_model(levels, blocks)), tensors, allow=allow)
 
 

@@ -13,7 +13,10 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from vqgan_jax.config import Stage1
 from vqgan_jax.convert.tensors import ConvertError
+from vqgan_jax.fields import kind_of
+from vqgan_jax.nn.quantizer import QUANTIZERS
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -235,20 +238,12 @@ def lpips(prefix: str = "loss.perceptual_loss") -> Table:
 CODEBOOKS = {"vq": "quantize.embedding", "gumbel": "quantize.embed"}
 
 
-def vq_model(kind: str, num_layers: int, norm: str) -> Table:
-    """Returns the table of a whole file of stage 1.
-
-    Args:
-      kind: of the quantizer, as configs name it.
-      num_layers, norm: of the discriminator, likewise.
-
-    Raises:
-      ConvertError: upstream has no such quantizer.
-    """
+def vq_model(config: Stage1) -> Table:
+    """Returns the table of a whole file of stage 1; ConvertError where upstream has no such quantizer."""
+    kind, d = kind_of(config.quantizer, QUANTIZERS), config.discriminator
     if kind not in CODEBOOKS:
         raise ConvertError(f"upstream's quantizers are {', '.join(CODEBOOKS)}; this tokenizer's is {kind!r}.")
-    codebook = CODEBOOKS[kind]
-    return (*autoencoder(codebook), *discriminator(num_layers, norm), *lpips())
+    return (*autoencoder(CODEBOOKS[kind]), *discriminator(d.num_layers, d.norm), *lpips())
 
 
 # Transformers.

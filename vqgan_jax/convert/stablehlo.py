@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from vqgan_jax import api, build
+from vqgan_jax import api
 from vqgan_jax import prior as priors
 from vqgan_jax.models import Prior, Tokenizer
 
@@ -110,7 +110,7 @@ def _decode(tokenizer: Tokenizer, weights: Any, indices: Any) -> Any:
 
 
 def _sample(prior: Prior, weights: Any, seed: Any, tokens: Any, temperature: Any) -> Any:
-    settings = dataclasses.replace(build.settings(prior.config.sampling), temperature=temperature)
+    settings = dataclasses.replace(prior.config.sampling.settings, temperature=temperature)
     nothing = jnp.zeros((tokens.shape[0], *prior.module.grid), jnp.int32)
     keys = api.keys_of(jax.random.key(seed), nothing)
     params = unflatten_dict(weights, sep="/")["transformer"]

@@ -121,8 +121,7 @@ def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = 
         discriminator=any(name.startswith("loss.discriminator.") for name in mine),
         lpips=any(name.startswith("loss.perceptual_loss.") for name in mine),
     )
-    d = config.discriminator
-    entries = names.entries(names.vq_model(config.quantizer.kind, d.num_layers, d.norm), shapes)
+    entries = names.entries(names.vq_model(config), shapes)
     orders = _stage1_orders(mine, entries, config.quantizer.ema)
     found = trees.planned(config, shapes, entries, mine, DROPPED, prefix)
     return found._replace(moments=_moments(other or {}, orders, shapes, entries))

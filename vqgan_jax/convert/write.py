@@ -19,7 +19,7 @@ import optax
 from etils import epath
 from safetensors.numpy import save_file
 
-from vqgan_jax import build, models, ordering, storage, stored
+from vqgan_jax import models, ordering, storage, stored
 from vqgan_jax.conditions import Frozen
 from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert import diffusers, llamagen, names, taming, trees
@@ -65,13 +65,13 @@ def write_run(planned: Converted, folder: Path) -> None:
 def _write_run(planned: Converted, part: Path, final: Path) -> None:
     config = planned.config
     if isinstance(config, Stage2):
-        named = {"tokenizer": config.tokenizer, "condition": config.condition.tokenizer}
+        sections: dict[str, Any] = {"tokenizer": config, "condition": config.condition}
         for name, below in _below(planned):
             _write_run(below, part / name, final / name)
             mark = models.fingerprint(models.load_tokenizer(part / name))
-            named[name] = dataclasses.replace(named[name], workdir=str(final / name), fingerprint=mark)
-        condition = dataclasses.replace(config.condition, tokenizer=named["condition"])
-        config = dataclasses.replace(config, tokenizer=named["tokenizer"], condition=condition)
+            named = dataclasses.replace(sections[name].tokenizer, workdir=str(final / name), fingerprint=mark)
+            sections[name] = dataclasses.replace(sections[name], tokenizer=named)
+        config = dataclasses.replace(sections["tokenizer"], condition=sections["condition"])
     converted = trees.read(planned._replace(config=config, tokenizer=None, condition=None))
     part.mkdir(parents=True, exist_ok=True)
     settings = stored.to_json(config)
@@ -117,7 +117,7 @@ def _hits(config: Stage1 | Stage2, converted: Converted) -> dict[str, Any]:
         return {}
     latents = config.batch_size * (config.data.image_size // 2 ** (len(config.model.channel_multipliers) - 1)) ** 2
     params = jax.tree.map(jnp.asarray, converted.params.get("quantizer", {}))
-    stats = build.quantizer(config).initial_stats(params, latents)
+    stats = config.quantizer.initial_stats(params, latents)
     return {} if stats is None else {"codebook": stats}
 
 
@@ -151,7 +151,7 @@ def read_run(path: epath.PathLike, *, step: int | str = "newest", weights: str =
     if isinstance(config, Stage1):
         return found
     tokenizer = _tokenizer(config.tokenizer, "tokenizer", path)
-    own = build.unbound(config).own_tokenizer
+    own = config.condition.own_tokenizer
     condition = _tokenizer(own, "condition", path) if own else None
     return found._replace(tokenizer=tokenizer, condition=condition)
 
@@ -288,8 +288,7 @@ def tensors(converted: Converted, to: str) -> dict[str, np.ndarray]:
     arrays = trees.by_path(converted.networks if to == "taming" else {"generator": converted.params})
     shapes, levels = {path: array.shape for path, array in arrays.items()}, len(config.model.channel_multipliers)
     if to == "taming":
-        d = config.discriminator
-        return _taken(names.entries(names.vq_model(config.quantizer.kind, d.num_layers, d.norm), shapes), arrays)
+        return _taken(names.entries(names.vq_model(config), shapes), arrays)
     return _taken((llamagen if to == "llamagen" else diffusers).entries(shapes, levels), arrays)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from vqgan_jax.fields import derived
 from vqgan_jax.nn.layers import Conv, GroupNorm, conv1x1, conv3x3
 from vqgan_jax.nn.precision import attention
 from vqgan_jax.nn.quantizer import Quantized, Quantizer, VectorQuantizer
@@ -172,7 +173,7 @@ class VQGAN(nn.Module):
       dtype: of the convolutions of encoder and decoder; parameters, norms and codes are float32.
     """
 
-    quantizer: Quantizer = VectorQuantizer()
+    quantizer: Quantizer = derived(VectorQuantizer())
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     num_res_blocks: int = 2

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from vqgan_jax.fields import check_known, derived
 from vqgan_jax.nn.layers import Conv
 
 
@@ -56,6 +57,8 @@ NORMS = {"batch": BatchNorm, "act": ActNorm}
 class PatchDiscriminator(nn.Module):
     """4x4 convolutions: `num_layers` at stride 2, then two at stride 1 (receptive field 70 pixels for 3, 34 for 2).
 
+    Its fields, but dtype, are the keys of the config's section `discriminator`.
+
     Attributes:
       channels: width after the first convolution; it doubles up to eightfold.
       num_layers: convolutions at stride 2.
@@ -66,7 +69,11 @@ class PatchDiscriminator(nn.Module):
     channels: int = 64
     num_layers: int = 3
     norm: str = "batch"
-    dtype: DTypeLike = jnp.float32
+    dtype: DTypeLike = derived(jnp.float32)
+
+    def check(self) -> None:
+        """Raises ValueError for an unknown norm."""
+        check_known("discriminator.norm", self.norm, NORMS)
 
     @nn.compact
     def __call__(self, x: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b h w"]:
@@ -83,3 +90,6 @@ class PatchDiscriminator(nn.Module):
             x = NORMS[self.norm](name=f"norm_{layer}")(x, train=train)
             x = nn.leaky_relu(x, 0.2)
         return conv(1, 1, True, "conv_out")(x)[..., 0].astype(jnp.float32)
+
+
+DISCRIMINATORS = {"patch": PatchDiscriminator}

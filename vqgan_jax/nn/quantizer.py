@@ -63,6 +63,8 @@ class Quantizer(nn.Module):
     codes learn by gradients alone inherits them.
     """
 
+    ema = False  # whether the codebook is a running average
+
     @property
     def start_batches(self) -> int:
         """Number of training batches whose latents `start` needs."""

@@ -11,6 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from vqgan_jax.fields import check_known, derived
 from vqgan_jax.nn.precision import attention, dense_in, precision_of, product
 
 Turns = Float[Array, "_ 2 _"] | Float[Array, "b _ 2 _"]  # of every position or, in a cached step, of the first
@@ -151,43 +152,60 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Tokens to logits of the next one. In training the layers are one scan: any depth compiles once.
 
+    Its fields down to dtype are the keys of the config's section `transformer`; `build.transformer` fills in the rest.
+
     Attributes:
-      vocab_size: tokens that can be predicted.
-      max_len: longest input: prefix and tokens, without the last one.
       depth, width, num_heads: layers, channels and heads.
-      extra_vocab: rows of the embedding behind the vocabulary, for a prefix that shares no row with the codes.
+      max_len: longest input: prefix and tokens, without the last one; in a config 0 is as long as needed.
       bidirectional_prefix: so many first positions see each other both ways.
+      order: in which codes are tokens, a name of `ordering.ORDERS`; the network itself does not read it.
       norm, mlp: names of NORMS and MLPS.
       positions: "learned", one vector a position, or "rope2d", "rope2d_blank" and "rope2d_line", which turn queries and
         keys by `coordinates`. Only under "rope2d" do the tokens of a layout stand where they say instead: `places`.
-      coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
-        "rope2d_blank" gives to a prefix, makes queries and keys there zero, as LlamaGen's models were trained.
       qk_norm: normalises queries and keys, head by head.
       bias: of the kernels; the head has none.
       dropout: of embeddings, attention weights and both residual branches.
       remat: what the backward pass computes again, a name of REMAT.
       dtype: of products and activations; softmax, statistics of norms and logits are float32.
+      vocab_size: tokens that can be predicted.
+      extra_vocab: rows of the embedding behind the vocabulary, for a prefix that shares no row with the codes.
+      coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
+        "rope2d_blank" gives to a prefix, makes queries and keys there zero, as LlamaGen's models were trained.
       rows: how a whole forward pass lies on the devices: cut like the batch. Left to itself XLA's partitioner follows
         the embedding, which FSDP cuts along its width, and every layer sums activations over the devices.
     """
 
-    vocab_size: int
-    max_len: int
-    depth: int
-    width: int
-    num_heads: int
-    extra_vocab: int = 0
+    depth: int = 24
+    width: int = 1024
+    num_heads: int = 16
+    max_len: int = 0
     bidirectional_prefix: int = 0
-    norm: str = "layer"
-    mlp: str = "gelu"
-    positions: str = "learned"
-    coordinates: tuple[tuple[int, int] | None, ...] = ()
-    qk_norm: bool = False
-    bias: bool = True
-    dropout: float = 0.0
-    remat: str = "none"
-    dtype: DTypeLike = jnp.float32
-    rows: jax.sharding.NamedSharding | None = None
+    order: str = "raster"
+    norm: str = "rms"
+    mlp: str = "swiglu"
+    positions: str = "rope2d"
+    qk_norm: bool = True
+    bias: bool = False
+    dropout: float = 0.1
+    remat: str = "dots"
+    dtype: DTypeLike = "bfloat16"
+    vocab_size: int = derived(0)
+    extra_vocab: int = derived(0)
+    coordinates: tuple[tuple[int, int] | None, ...] = derived(())
+    rows: jax.sharding.NamedSharding | None = derived(None)
+
+    def check(self) -> None:
+        """Raises ValueError for an unknown choice, or a width that its heads do not divide."""
+        check_known("transformer.norm", self.norm, NORMS)
+        check_known("transformer.mlp", self.mlp, MLPS)
+        check_known("transformer.positions", self.positions, POSITIONS)
+        check_known("transformer.remat", self.remat, REMAT)
+        heads = self.num_heads if self.positions == "learned" else 4 * self.num_heads
+        if self.width % heads:
+            raise ValueError(
+                f"`config.transformer.width` must be a multiple of {heads}, which num_heads and positions ask for; got "
+                f"{self.width}. Set it to {-(-self.width // heads) * heads}."
+            )
 
     def setup(self):
         self.embedding = self.param("embedding", normal, (self.vocab_size + self.extra_vocab, self.width))

@@ -111,7 +111,7 @@ def sample(config: configs.Stage2, mesh: jax.sharding.Mesh) -> Call:
     arguments = rows((integers(prior.condition.length), keys, integers(*prior.grid), known), mesh)
 
     def draw(params: Any, condition: Any, keys: Any, prompt: Any, known: Any) -> Any:
-        return priors.sample(prior, params, condition, keys, build.settings(config.sampling), prompt, known)
+        return priors.sample(prior, params, condition, keys, config.sampling.settings, prompt, known)
 
     return jax.jit(draw), (state.params["transformer"], *arguments)
 
@@ -132,7 +132,7 @@ def token_bytes(config: configs.Stage2, mesh: jax.sharding.Mesh) -> float:
     """
     module, prior = build.transformer(config), priors.from_config(config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state(config, mesh).params["transformer"]))
-    guided = build.settings(config.sampling).guidance is not None
+    guided = config.sampling.settings.guidance is not None
     rows = (2 if guided else 1) * config.batch_size / (mesh.shape["data"] * mesh.shape["fsdp"])
     cache = 2 * module.depth * module.width * (prior.condition.length + prior.forward.size - 1) * rows
     return (parameters + cache / 2) / mesh.shape["tensor"] * jnp.dtype(module.dtype).itemsize

@@ -12,7 +12,8 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from vqgan_jax import parsing, storage, stored
+from vqgan_jax import config as configs
+from vqgan_jax import fields, storage, stored
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import program as programs
 from vqgan_jax.train import sharding
@@ -31,7 +32,7 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
     Raises:
       ValueError: the checkpoint's config makes other arrays than this one, or is of another stage or tokenizer.
     """
-    config, workdir = dataclasses.asdict(program.config), checkpoints.folder.parent
+    config, workdir = fields.write(program.config), checkpoints.folder.parent
 
     def abstract(saved: dict[str, Any], data: dict[str, Any]) -> Any:
         saved = stored.current(saved)
@@ -46,7 +47,7 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
         shapes = lambda tree: {
             sharding.path_name(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(tree)
         }
-        old, new = shapes(programs.abstract_state(parsing.parse(saved), program.mesh)), shapes(program.abstract)
+        old, new = shapes(programs.abstract_state(configs.read(saved), program.mesh)), shapes(program.abstract)
         if old != new:
             changed = differences(saved, config)
             leaf = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))

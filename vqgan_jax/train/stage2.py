@@ -82,7 +82,7 @@ class Stage2:
             drop=config.condition.drop,
             ema_decay=config.optimizer.ema_decay,
             accumulate=config.accumulate,
-            settings=build.settings(config.sampling),
+            settings=config.sampling.settings,
             previews=config.sampling.previews,
         )
 

@@ -67,15 +67,15 @@ def write_cache(
 
 def make_plan(config: configs.Stage2, sources: dict[str, Any], batch_size: int) -> tokens.CachePlan:
     """What the cache of a config holds."""
-    d, condition = config.data, build.condition(config)
+    d, condition = config.data, config.prefix()
     total = len(sources["train"]) * config.tokenizer.crops
     per_shard = -(-min(PER_SHARD, -(-total // 16)) // batch_size) * batch_size
     return tokens.CachePlan(
         fingerprint=config.tokenizer.fingerprint,
         codebook_size=config.tokenizer.codebook_size,
-        grid=build.grid(config),
+        grid=config.grid,
         prefix=condition.length,
-        condition=build.unbound(config).meaning(d, config.tokenizer),
+        condition=config.condition.meaning(d, config.tokenizer),
         class_names=sources["train"].class_names,
         dtype=token_writer.dtype_for(max(config.tokenizer.codebook_size, condition.vocab_size)),
         source=d.source,
