@@ -179,7 +179,8 @@ def check_stage2(config: Stage2) -> None:
             f"`config.transformer.bidirectional_prefix` must end with the condition, which has {condition.length} "
             f"tokens: codes that see each other have nothing to predict; got {t.bidirectional_prefix}. Lower it."
         )
-    condition.check(config.tokenizer.codebook_size)
+    condition.check()
+    condition.check_fit(config.tokenizer.codebook_size)
     if not 0.0 <= config.loss.keep <= 1.0:
         raise ValueError(f"`config.loss.keep` must be a probability, 0 to 1; got {config.loss.keep}.")
     sampling.check(build.settings(config.sampling), config.tokenizer.codebook_size)

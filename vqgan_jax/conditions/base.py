@@ -92,10 +92,13 @@ class Condition:
         """
         return dataclasses.replace(self, window=window, downsample_factor=images.downsample_factor)
 
-    def check(self, codebook_size: int) -> None:
-        """Raises ValueError where keys contradict each other or the codes, of which there are `codebook_size`."""
+    def check(self) -> None:
+        """Raises ValueError where a key is out of range."""
         if not 0.0 <= self.drop <= 1.0:
             raise ValueError(f"`config.condition.drop` must be a probability, 0 to 1; got {self.drop}.")
+
+    def check_fit(self, codebook_size: int) -> None:
+        """Raises ValueError where a bound condition does not fit the images or their `codebook_size` codes."""
         if self.shared_vocab and self.vocab_size > codebook_size:
             raise ValueError(
                 f"the {self.vocab_size} tokens of the condition must be rows of the {codebook_size} codes with "

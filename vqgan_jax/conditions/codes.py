@@ -85,7 +85,7 @@ class Codes(Condition):
         bound = super().bound(window=window, images=images)
         return dataclasses.replace(bound, encoder=self.own_tokenizer or images, module=module)
 
-    def check(self, codebook_size: int) -> None:
+    def check_fit(self, codebook_size: int) -> None:
         """Raises ValueError for a size that is no multiple of the factor, or a map that no tokenizer can read."""
         side, factor = self.size or self.image_size, self.encoder.downsample_factor
         if side % factor:
@@ -98,7 +98,7 @@ class Codes(Condition):
                 f"`config.condition.tokenizer.workdir` must name the run that encodes {self.kind!r}: only pictures of "
                 "three channels can be given to the images' own tokenizer."
             )
-        super().check(codebook_size)
+        super().check_fit(codebook_size)
 
     def views(self, data: Any) -> dict[str, View]:
         """Returns the map."""

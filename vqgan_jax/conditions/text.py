@@ -47,14 +47,14 @@ class Text(Condition):
         """Bytes or ids, and the padding."""
         return self.padding + 1
 
-    def check(self, codebook_size: int) -> None:
+    def check(self) -> None:
         """Raises ValueError for captions without tokens, or fewer ids than none."""
         if self.max_tokens < 1 or self.num_ids < 0:
             raise ValueError(
                 "`config.condition.max_tokens` must be positive and `config.condition.num_ids` not negative; got "
                 f"{self.max_tokens} and {self.num_ids}. Correct them."
             )
-        super().check(codebook_size)
+        super().check()
 
     def views(self, data: Any) -> dict[str, View]:
         """Returns one of an image's captions, by chance; in evaluation the same one every time."""
