@@ -60,6 +60,7 @@ class Stage1:
     best: str = "lpips"
 
     network: ClassVar[str] = "generator"  # the one that is evaluated
+    items: ClassVar[int] = 1  # that an example counts as in a plan: an image
     previews: ClassVar[int] = 16  # images on a sheet
     shown: ClassVar[tuple[str, ...]] = (
         "rec_loss",
@@ -88,6 +89,11 @@ class Stage1:
             accumulate=config.accumulate,
             best="error" if config.data.field == "segmentation" else "lpips",
         )
+
+    @staticmethod
+    def without_remat(config: Any) -> Any:
+        """Returns the config of the same run that computes nothing twice: this stage never does."""
+        return config
 
     # Shapes
 

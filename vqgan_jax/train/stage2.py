@@ -86,6 +86,16 @@ class Stage2:
             previews=config.sampling.previews,
         )
 
+    @staticmethod
+    def without_remat(config: Any) -> Any:
+        """Returns the config of the same run that computes nothing twice."""
+        return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, remat="none"))
+
+    @property
+    def items(self) -> int:
+        """What an example counts as in a plan: its codes."""
+        return self.prior.forward.size
+
     # Shapes
 
     def batch_shapes(self, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
