@@ -35,18 +35,6 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 RESTATED = {"upsample_convolve_backward": 9 / 4, "pair_features": 1 / 2, "half_sums": 0.0}
 
 
-def without_remat(config: Any) -> Any:
-    """Returns the config for counting FLOPs: nothing is computed twice."""
-    if config.stage == 1:
-        return config
-    return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, remat="none"))
-
-
-def items(config: Any) -> int:
-    """Returns what a global batch holds: images of a tokenizer, codes of a prior."""
-    return config.batch_size * (1 if config.stage == 1 else math.prod(build.grid(config)))
-
-
 def call(config: Config, mesh: jax.sharding.Mesh, what: str) -> Call:
     """A jitted function and the shapes, dtypes and shardings of its arguments.
 
