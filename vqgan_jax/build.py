@@ -77,15 +77,19 @@ def views(config: configs.Stage1 | configs.Stage2) -> Mapping[str, data_views.Vi
     if isinstance(config, configs.Stage1):
         view = data_views.FIELDS[config.data.field].view(config.data, config.model.image_channels)
         return {**data_views.PLAIN, "image": view}
-    return {**data_views.PLAIN, **condition(config).views(config.data)}
+    return {**data_views.PLAIN, **unbound(config).views(config.data)}
+
+
+def unbound(config: configs.Stage2) -> Condition:
+    """The condition that a config describes, which knows nothing of the rest of the config."""
+    check_known("condition.kind", config.condition.kind, CONDITIONS)
+    cls = CONDITIONS[config.condition.kind]
+    return cls(**{name: getattr(config.condition, name) for name in cls.key_names()})
 
 
 def condition(config: configs.Stage2, tokenizer: VQGAN | None = None) -> Condition:
     """The tokens in front of the codes; `tokenizer` is needed where maps must be encoded."""
-    check_known("condition.kind", config.condition.kind, CONDITIONS)
-    cls = CONDITIONS[config.condition.kind]
-    fields = {name: getattr(config.condition, name) for name in cls.key_names()}
-    return cls(**fields).bound(window=grid(config), images=config.tokenizer, module=tokenizer)
+    return unbound(config).bound(window=grid(config), images=config.tokenizer, module=tokenizer)
 
 
 def grid(config: configs.Stage2) -> tuple[int, int]:

@@ -206,7 +206,7 @@ def load_frozen(
         return loaded
 
     first = load(config.tokenizer, tokenizer, "tokenizer", step)
-    own = build.condition(config).own_tokenizer
+    own = build.unbound(config).own_tokenizer
     return first, load(own, condition, "condition") if own else None
 
 

@@ -173,13 +173,13 @@ def check_stage2(config: Stage2) -> None:
             f"`config.transformer.width` must be a multiple of {heads}, which num_heads and positions ask for; got "
             f"{t.width}. Set it to {-(-t.width // heads) * heads}."
         )
+    build.unbound(config).check()
     condition = build.condition(config)
     if t.bidirectional_prefix > condition.length:
         raise ValueError(
             f"`config.transformer.bidirectional_prefix` must end with the condition, which has {condition.length} "
             f"tokens: codes that see each other have nothing to predict; got {t.bidirectional_prefix}. Lower it."
         )
-    condition.check()
     condition.check_fit(config.tokenizer.codebook_size)
     if not 0.0 <= config.loss.keep <= 1.0:
         raise ValueError(f"`config.loss.keep` must be a probability, 0 to 1; got {config.loss.keep}.")

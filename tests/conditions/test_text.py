@@ -80,10 +80,11 @@ def test_an_array_beside_an_image_holds_ids(captions, tmp_path):
     np.testing.assert_array_equal(batch["text"], [[3, 4, 5, 9]])
     for name, values, message in (
         ("a.npy", np.zeros((2, 2)), "array t or n t of integers by `numpy.save`; .*a.npy holds neither"),
+        ("a.npy", b"", "array t or n t of integers by `numpy.save`; .*a.npy holds neither"),
         ("a.npy", np.array([10]), r"must be in \[0, 10\); got values in \[10, 10\]"),
         ("a.txt", b"\xff", "one file beside it, .*a.txt or .npy; there are 2"),
     ):
-        np.save(tmp_path / name, values) if name.endswith("npy") else (tmp_path / name).write_bytes(values)
+        (tmp_path / name).write_bytes(values) if isinstance(values, bytes) else np.save(tmp_path / name, values)
         with pytest.raises(ValueError, match=message):
             list(evaluation_batches(source, image_size=16, batch_size=1, fields=fields))
     (tmp_path / "a.npy").unlink()

@@ -7,7 +7,7 @@ metadata is `DERIVED` are no keys: `Condition.bound` fills them from the rest of
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -58,7 +58,6 @@ class Condition:
       field: what of a batch it reads; empty if nothing.
       argument: of `api.sample_indices`, in which a caller gives it: "labels", "condition" or, for nothing, "count".
       rule: where the window of a larger image is around the code that is drawn; see `sliding.RULES`.
-      num_labels: how many classes there are to draw images of; 0 where the condition is not a class.
     """
 
     kind: ClassVar[str]
@@ -72,7 +71,7 @@ class Condition:
     window: Grid = dataclasses.field(default=(1, 1), metadata=DERIVED)
     downsample_factor: int = dataclasses.field(default=1, metadata=DERIVED)  # of the images' tokenizer
 
-    # The config
+    # The config: what is asked before `bound`
 
     @classmethod
     def key_names(cls) -> tuple[str, ...]:
@@ -113,7 +112,19 @@ class Condition:
         """The tokenizer that encodes the condition and is not that of the images."""
         return None
 
-    # Tokens
+    def views(self, data: Any) -> dict[str, View]:
+        """Returns what the loader must show of each example besides image and label; `data` is `config.data`."""
+        return {}
+
+    def meaning(self, data: Any, images: Frozen) -> dict[str, Any]:
+        """Returns what a token cache must have in common with a run: what the tokens mean, not how they are used.
+
+        `data` is `config.data` and `images` the tokenizer of the images.
+        """
+        shared = Condition.key_names()
+        return {"kind": self.kind} | {name: getattr(self, name) for name in self.key_names() if name not in shared}
+
+    # Tokens: what is asked after `bound`
 
     @property
     def image_size(self) -> int:
@@ -165,15 +176,6 @@ class Condition:
         return None
 
     # The data
-
-    def views(self, data: Any) -> dict[str, View]:
-        """Returns what the loader must show of each example besides image and label; `data` is `config.data`."""
-        return {}
-
-    def meaning(self, data: Any) -> dict[str, Any]:
-        """Returns what a token cache must have in common with a run: what the tokens mean, not how they are used."""
-        shared = Condition.key_names()
-        return {"kind": self.kind} | {name: getattr(self, name) for name in self.key_names() if name not in shared}
 
     def encode(self, frozen: Params, batch: dict[str, Array]) -> Int[Array, "b s"]:
         """Returns tokens of a batch of the loader; `frozen` holds parameters of the tokenizers, by role."""
@@ -293,16 +295,16 @@ class Condition:
         if name == self.argument:
             needs = {"labels": "the class of each image", "condition": f"the {self.kind} of each image"}
             return f"this prior's condition is {self.kind!r}: it needs `{name}`, {needs[name]}; none were given."
-        priors = {"labels": "a class-conditional prior", "condition": "a prior over maps or objects or captions"}
-        verb = {"labels": "`labels` are", "condition": "`condition` is"}
-        leave = {"labels": "Leave them out.", "condition": "Leave it out."}
-        return f"{verb[name]} for {priors[name]}; the condition of this one is {self.kind!r}. {leave[name]}"
+        this = f"the condition of this one is {self.kind!r}"
+        if name == "labels":
+            return f"`labels` are for a class-conditional prior; {this}. Leave them out."
+        return f"`condition` is for a prior over maps or objects or captions; {this}. Leave it out."
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def encoded(condition: Condition, frozen: Params, batch: Mapping[str, Any]) -> Any:
+def encoded(condition: Condition, frozen: Params, batch: dict[str, Any]) -> Any:
     """`Condition.encode`, compiled."""
-    return condition.encode(frozen, dict(batch))
+    return condition.encode(frozen, batch)
 
 
 def on_host(values: Any) -> bool:

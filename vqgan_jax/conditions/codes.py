@@ -41,7 +41,8 @@ class Codes(Condition):
 
     size: int = 0  # pixels to which a map of the training size is brought first, by the nearest one; 0 leaves it
     tokenizer: Frozen = dataclasses.field(default_factory=Frozen)  # without a workdir it is the images' own
-    encoder: Frozen = dataclasses.field(default_factory=Frozen, metadata=DERIVED)  # the one or the other
+    encoder: Frozen = dataclasses.field(default_factory=Frozen, metadata=DERIVED)  # the one or the other, without names
+    role: str = dataclasses.field(default="tokenizer", metadata=DERIVED)  # or "condition": whose parameters encode
     module: Any = dataclasses.field(default=None, metadata=DERIVED)  # of the encoder
 
     @property
@@ -75,15 +76,17 @@ class Codes(Condition):
         return not self.size and all(own % side == 0 for own, side in zip(self.grid, self.window, strict=True))
 
     def bound(self, *, window: Grid, images: Frozen, module: Any = None) -> Condition:
-        """Returns the condition of a run, with what encodes its maps."""
+        """Returns the condition of a run, with what encodes its maps, wherever that lies."""
         if module is not None and self.own_tokenizer and module.image_channels != self.channels:
             raise ValueError(
                 f"the tokenizer of the condition {self.kind!r} must have {self.channels} channels; "
                 f"{self.tokenizer.workdir} has {module.image_channels}. Name another, or mend "
                 "`config.condition.num_classes`."
             )
+        run, role = self.own_tokenizer or images, "condition" if self.own_tokenizer else "tokenizer"
+        encoder = Frozen(codebook_size=run.codebook_size, downsample_factor=run.downsample_factor)
         bound = super().bound(window=window, images=images)
-        return dataclasses.replace(bound, encoder=self.own_tokenizer or images, module=module)
+        return dataclasses.replace(bound, tokenizer=Frozen(), encoder=encoder, role=role, module=module)
 
     def check_fit(self, codebook_size: int) -> None:
         """Raises ValueError for a size that is no multiple of the factor, or a map that no tokenizer can read."""
@@ -93,7 +96,7 @@ class Codes(Condition):
                 f"a map's side must be a multiple of its tokenizer's downsample factor {factor}; got {side}. Set "
                 f"`config.condition.size` to {-(-side // factor) * factor}."
             )
-        if self.own_tokenizer is None and views.FIELDS[self.kind].channels != 3:
+        if self.role == "tokenizer" and views.FIELDS[self.kind].channels != 3:
             raise ValueError(
                 f"`config.condition.tokenizer.workdir` must name the run that encodes {self.kind!r}: only pictures of "
                 "three channels can be given to the images' own tokenizer."
@@ -104,9 +107,9 @@ class Codes(Condition):
         """Returns the map."""
         return {self.field: views.FIELDS[self.kind].view(data, self.channels)}
 
-    def meaning(self, data: Any) -> dict[str, Any]:
+    def meaning(self, data: Any, images: Frozen) -> dict[str, Any]:
         """Returns what the tokens mean: of the encoder its fingerprint."""
-        return super().meaning(data) | {"tokenizer": self.encoder.fingerprint}
+        return super().meaning(data, images) | {"tokenizer": (self.own_tokenizer or images).fingerprint}
 
     def encode(self, frozen: Params, batch: dict[str, Array]) -> Int[Array, "b s"]:
         """Returns codes of the map, row by row; deterministic also for a Gumbel quantizer."""
@@ -114,13 +117,9 @@ class Codes(Condition):
         if self.size:
             values = resized(values, self.size)
         inputs = to_input(values, self.module.image_channels)
-        params, rngs = self._params(frozen), {"gumbel": jax.random.key(0)}
-        quantized = self.module.apply({"params": params}, inputs, method="encode", rngs=rngs)
+        params, rngs = {"params": frozen[self.role]}, {"gumbel": jax.random.key(0)}
+        quantized = self.module.apply(params, inputs, method="encode", rngs=rngs)
         return quantized.indices.reshape(len(values), -1)
-
-    def _params(self, frozen: Params) -> Params:
-        """Of the encoder."""
-        return frozen["tokenizer" if self.own_tokenizer is None else "condition"]
 
     def size_of(self, value: Any, size: Size | None) -> Size:
         """Returns the size of the maps; ValueError for maps of another shape, type or range, or another `size`."""
@@ -170,7 +169,7 @@ class Codes(Condition):
 
     def _decoded(self, frozen: Params, indices: Int[np.ndarray, "b h w"]) -> Pictures:
         known = np.minimum(indices, self.num_values - 1)  # a null token is no code
-        return pictures.shown(np.asarray(_decode(self, self._params(frozen), known)))
+        return pictures.shown(np.asarray(_decode(self, frozen[self.role], known)))
 
     def output(self, recon: Any) -> Num[Array, "b H W ..."]:
         """Returns maps of what the tokenizer decodes: pixels, or floats where there is one channel."""
@@ -241,9 +240,9 @@ class LowResolution(Codes):
 
     kind = field = "low_resolution"
 
-    def meaning(self, data: Any) -> dict[str, Any]:
+    def meaning(self, data: Any, images: Frozen) -> dict[str, Any]:
         """Returns what the tokens mean, with the factor of size."""
-        return super().meaning(data) | {"factor": data.low_resolution_factor}
+        return super().meaning(data, images) | {"factor": data.low_resolution_factor}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -252,9 +251,9 @@ class Edges(Codes):
 
     kind = field = "edges"
 
-    def meaning(self, data: Any) -> dict[str, Any]:
+    def meaning(self, data: Any, images: Frozen) -> dict[str, Any]:
         """Returns what the tokens mean, with the blur before the edges."""
-        return super().meaning(data) | {"sigma": data.edge_sigma}
+        return super().meaning(data, images) | {"sigma": data.edge_sigma}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -151,7 +151,7 @@ def read_run(path: epath.PathLike, *, step: int | str = "newest", weights: str =
     if isinstance(config, Stage1):
         return found
     tokenizer = _tokenizer(config.tokenizer, "tokenizer", path)
-    own = build.condition(config).own_tokenizer
+    own = build.unbound(config).own_tokenizer
     condition = _tokenizer(own, "condition", path) if own else None
     return found._replace(tokenizer=tokenizer, condition=condition)
 

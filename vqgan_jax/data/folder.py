@@ -1,6 +1,7 @@
 """A source over any tree of image files on disk."""
 
 import bisect
+import contextlib
 import functools
 import hashlib
 import io
@@ -95,16 +96,14 @@ def read_captions(path: str | os.PathLike[str]) -> Sequence[str] | Integer[np.nd
       ValueError: the file holds none, or something else.
       OSError: the file cannot be read.
     """
-    data, captions = Path(path).read_bytes(), None
-    try:
+    data, captions = Path(path).read_bytes(), []
+    with contextlib.suppress(ValueError):  # of bytes that are no array, or no UTF-8
         if os.fspath(path).endswith(".npy"):
-            ids = np.load(io.BytesIO(data), allow_pickle=False)
-            captions = np.atleast_2d(ids) if ids.dtype.kind in "iu" and ids.ndim in (1, 2) else None
+            ids = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+            captions = np.atleast_2d(ids) if ids.dtype.kind in "iu" and ids.ndim in (1, 2) else []
         else:
             captions = [line.strip() for line in data.decode().splitlines() if line.strip()]
-    except ValueError:  # bytes that are no array, or no UTF-8
-        captions = None
-    if captions is None or not len(captions):
+    if not len(captions):
         raise ValueError(
             f"captions must be lines of UTF-8 text, or an array t or n t of integers by `numpy.save`; {path} holds "
             "neither. Write it anew."

@@ -210,10 +210,10 @@ def open_examples(config: configs.Stage2, split: str) -> Any:
     Raises:
       ValueError: the cache or the labels do not fit the config.
     """
-    condition, d = build.condition(config), config.data
+    condition, d = build.unbound(config), config.data
     if data.is_cache(d.source):
         source = data.open_tokens(d.source, split=split, fingerprint=config.tokenizer.fingerprint)
-        wanted = {"grid": build.grid(config), "condition": condition.meaning(d)}
+        wanted = {"grid": build.grid(config), "condition": condition.meaning(d, config.tokenizer)}
         for name, expected in wanted.items():
             if getattr(source.plan, name) != expected:
                 raise ValueError(

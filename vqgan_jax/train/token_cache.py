@@ -75,7 +75,7 @@ def make_plan(config: configs.Stage2, sources: dict[str, Any], batch_size: int) 
         codebook_size=config.tokenizer.codebook_size,
         grid=build.grid(config),
         prefix=condition.length,
-        condition=condition.meaning(d),
+        condition=build.unbound(config).meaning(d, config.tokenizer),
         class_names=sources["train"].class_names,
         dtype=token_writer.dtype_for(max(config.tokenizer.codebook_size, condition.vocab_size)),
         source=d.source,
