@@ -16,7 +16,7 @@ from vqgan_jax.__main__ import main
 from vqgan_jax.conditions.text import Text
 from vqgan_jax.data import evaluation_batches, open_source, open_tokens, training_batches
 from vqgan_jax.data.scenes import Scenes
-from vqgan_jax.evaluate import of_samples
+from vqgan_jax.evaluate import of_prior
 
 KEY = jax.random.key(0)
 PAGE = Path(__file__).parents[1] / "train" / "tiny_prior.py"
@@ -174,7 +174,7 @@ def test_a_prior_learns_captions_and_draws_what_they_say(captions, tmp_path):
     rows = inputs.held_out(prior, 4).rows["condition"]
     text = prior.module.condition
     assert all(text.words(row)[-1] == str(i) for i, row in enumerate(rows))
-    *_, drawn = of_samples.subjects_of(prior, 6)
+    *_, drawn = of_prior.subjects_of(prior, 6)
     np.testing.assert_array_equal(drawn["condition"], rows[[0, 1, 2, 3, 0, 1]])
     out = [f"--workdir={tmp_path / 'prior'}", f"--output={tmp_path / 'out'}", "--count=2"]
     assert runs("sample", *out, "--condition", "a cube", "a dog", "--size=16x24") == 0

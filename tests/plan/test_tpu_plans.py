@@ -10,7 +10,7 @@ from plan_cases import PAGES, TOKENIZER
 
 from vqgan_jax import cli
 from vqgan_jax.plan import lowering, topology
-from vqgan_jax.train import sharding
+from vqgan_jax.train import sharding, stage_of
 from vqgan_jax.train.program import abstract_state
 
 pytest.importorskip("libtpu", reason="the TPU's compiler is not installed: pip install 'vqgan_jax[test]'")
@@ -22,7 +22,7 @@ def compiled(page: str, name: str, sizes: tuple[int, int, int], tmp_path, flags:
     mesh = sharding.make_mesh(*sizes, devices=target.devices)
     function, arguments = lowering.call(config, mesh, "step")
     found, _ = lowering.compiled(function.lower(*arguments), target, mesh, tmp_path)
-    counted, shapes = lowering.call(lowering.without_remat(config), mesh, "step")
+    counted, shapes = lowering.call(stage_of(config).without_remat(config), mesh, "step")
     state = lowering.bytes_a_device(abstract_state(config, mesh))
     return found, lowering.flops(counted, *shapes) / mesh.size, state
 
@@ -84,7 +84,7 @@ def test_sampling_with_cut_heads_sends_sums_and_no_kernels(name, dtype, tmp_path
     found, _ = lowering.compiled(function.lower(*arguments), target, mesh, tmp_path)
     kernel = arguments[0]["layers"]["qkv"]["kernel"]
     gathered = found.collectives.get("all-gather", {}).get("tensor", 0)
-    assert gathered < lowering.items(config) // config.batch_size * kernel.size * kernel.dtype.itemsize // 4
+    assert gathered < stage_of(config).items * kernel.size * kernel.dtype.itemsize // 4
     assert found.collectives["all-reduce"]["tensor"] > 0
 
 

@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from vqgan_jax import cli, storage
 from vqgan_jax.compat import serialize_executable
 from vqgan_jax.plan import lowering, report, topology
-from vqgan_jax.train import program
+from vqgan_jax.train import program, stage_of
 
 EXAMPLES = """examples:
   vqgan plan --config=experiments/stage1_imagenet.py --topology=v5p:2x2x1 --batch=16
@@ -124,7 +124,8 @@ def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, co
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
     state = program.abstract_state(config, mesh)
     trains, draws = flags.what in ("step", "start"), flags.what == "sample"
-    counted, shapes = lowering.call(lowering.without_remat(config), mesh, flags.what)
+    stage = stage_of(config)
+    counted, shapes = lowering.call(stage.without_remat(config), mesh, flags.what)
     return report.Plan(
         config=flags.config,
         what=flags.what,
@@ -134,8 +135,8 @@ def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, co
         parameter_bytes=lowering.bytes_a_device(state.params if trains else arguments[0]),
         optimizer_bytes=lowering.bytes_a_device((state.opt_state, state.ema)) if trains else 0,
         model_flops=lowering.flops(counted, *shapes) / mesh.size,
-        items=lowering.items(config),
+        items=config.batch_size * stage.items,
         outcome=outcome,
-        rounds=lowering.items(config) // config.batch_size - 1 if draws else 0,
+        rounds=stage.items - 1 if draws else 0,
         token_bytes=lowering.token_bytes(config, mesh) if draws else 0.0,
     )

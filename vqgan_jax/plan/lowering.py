@@ -25,7 +25,7 @@ from vqgan_jax import prior as priors
 from vqgan_jax.compat import ClosedJaxpr, Jaxpr, dce_jaxpr
 from vqgan_jax.plan import hlo
 from vqgan_jax.plan.topology import Topology
-from vqgan_jax.train import STAGES, program, sharding, stage_of
+from vqgan_jax.train import program, sharding, stage_of
 from vqgan_jax.train.stage1 import Stage1
 
 Config = configs.Stage1 | configs.Stage2
@@ -33,16 +33,6 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 
 # Functions of `nn` by their names, with the products of their definition for each that they take.
 RESTATED = {"upsample_convolve_backward": 9 / 4, "pair_features": 1 / 2, "half_sums": 0.0}
-
-
-def without_remat(config: Any) -> Any:
-    """Returns the config for counting FLOPs: nothing is computed twice."""
-    return STAGES[config.stage].without_remat(config)
-
-
-def items(config: Any) -> int:
-    """Returns what a global batch holds: images of a tokenizer, codes of a prior."""
-    return config.batch_size * stage_of(config).items
 
 
 def call(config: Config, mesh: jax.sharding.Mesh, what: str) -> Call:

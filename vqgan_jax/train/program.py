@@ -210,7 +210,7 @@ def open_examples(config: configs.Stage2, split: str) -> Any:
     Raises:
       ValueError: the cache or the labels do not fit the config.
     """
-    condition, d = config.prefix(), config.data
+    condition, d = config.condition, config.data
     if data.is_cache(d.source):
         source = data.open_tokens(d.source, split=split, fingerprint=config.tokenizer.fingerprint)
         wanted = {"grid": config.grid, "condition": condition.meaning(d, config.tokenizer)}
