@@ -90,14 +90,13 @@ def paper_stage2(*, batch_size: int, top_k: int = 100) -> dict[str, Any]:
     }
 
 
-def laptop_stage2(*, image_size: int, num_classes: int) -> dict[str, Any]:
+def laptop_stage2(*, image_size: int) -> dict[str, Any]:
     """A prior of a few million parameters over the codes of `laptop_stage1`, for a laptop's CPU."""
     return {
         "data.image_size": image_size,
         "data.num_threads": 1,
         "tokenizer.codebook_size": 512,
         "tokenizer.downsample_factor": 4,
-        "condition.num_classes": num_classes,
         "transformer.depth": 4,
         "transformer.width": 192,
         "transformer.num_heads": 4,
@@ -160,9 +159,9 @@ FIRST_LOOK: dict[str, Any] = {
 }
 
 
-def laptop_maps(*, num_classes: int = 1) -> dict[str, Any]:
+def laptop_maps() -> dict[str, Any]:
     """A small prior over 64-pixel crops of f4, told by 8 x 8 codes of a map that is brought to half its size."""
-    return laptop_stage2(image_size=64, num_classes=num_classes) | {
+    return laptop_stage2(image_size=64) | {
         "data.resize": (64, 128),
         "condition.size": 32,
         "condition.tokenizer.codebook_size": 512,

@@ -15,7 +15,7 @@ VARIANTS = {
     # 361,609,216 parameters; the paper prints 405 M, which no depth of that width gives. Published FID: 35.5.
     "paper": paper_stage2(batch_size=2)
     | {"transformer.depth": 28, "transformer.max_len": 512, "transformer.dropout": 0.1},
-    "laptop": laptop_maps(num_classes=151),  # over the laptop variants of both tokenizers
+    "laptop": laptop_maps(),  # over the laptop variants of both tokenizers
 }
 
 

@@ -22,8 +22,9 @@ def get_config(variant: str = "base"):
     """`variant` is a name of VARIANTS, or several, applied from left to right."""
     config = vary(
         stage2(),
-        laptop_stage2(image_size=32, num_classes=10)
+        laptop_stage2(image_size=32)
         | {
+            "condition.num_classes": 10,
             "steps": 4_000,
             "batch_size": 32,
             "data.source": "tfds:cifar10",

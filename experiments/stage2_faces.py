@@ -15,7 +15,7 @@ from vqgan_jax.config import choose, stage2, vary
 # 801,798,400 parameters: 24 layers of 1664 channels; the paper names the width "big".
 BIG = {"transformer.width": 1664}
 
-COORDINATES = {"condition.kind": "coordinates", "condition.num_tokens": 1024, "data.resize": (256, 512)}
+COORDINATES = {"condition.kind": "coordinates", "condition.drop": 0.0, "data.resize": (256, 512)}
 
 VARIANTS = {
     "base": {},

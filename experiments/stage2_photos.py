@@ -32,8 +32,9 @@ def get_config(variant: str = "base"):
     """`variant` is a name of VARIANTS, or several, applied from left to right."""
     config = vary(
         stage2(),
-        laptop_stage2(image_size=64, num_classes=11)
+        laptop_stage2(image_size=64)
         | {
+            "condition.num_classes": 11,
             "steps": 400,
             "batch_size": 16,
             "data.resize": (64, 256),

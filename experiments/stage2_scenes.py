@@ -10,7 +10,9 @@ from recipe import laptop_stage2
 
 from vqgan_jax.config import choose, stage2, vary
 
+ENCODED = {"condition.tokenizer.codebook_size": 256, "condition.tokenizer.downsample_factor": 4}
 OBJECTS = {
+    "condition.num_classes": 8,
     "condition.num_tokens": 65,  # 8 x 8 points, one a code, and the token for none
     "condition.max_objects": 6,
     "condition.crop_points": False,
@@ -19,12 +21,13 @@ OBJECTS = {
 
 VARIANTS = {  # nats a token, held out, at step 800; if uniform 6.24
     "class": {},  # 4.22
-    "segmentation": {  # 3.69
+    "segmentation": ENCODED  # 3.69
+    | {
         "condition.kind": "segmentation",
         "condition.num_classes": 9,
         "condition.tokenizer.workdir": "runs/scenes_segmentation",
     },
-    "depth": {"condition.kind": "depth", "condition.tokenizer.workdir": "runs/scenes_depth"},  # 3.80
+    "depth": ENCODED | {"condition.kind": "depth", "condition.tokenizer.workdir": "runs/scenes_depth"},  # 3.80
     "boxes": OBJECTS | {"condition.kind": "boxes", "transformer.bidirectional_prefix": 18},  # 3.60 at step 1300
     "centers": OBJECTS | {"condition.kind": "centers", "transformer.bidirectional_prefix": 12},
     "guided": {"sampling.guidance": 2.0},
@@ -35,16 +38,15 @@ def get_config(variant: str = "class"):
     """`variant` is a name of VARIANTS, or several, applied from left to right."""
     config = vary(
         stage2(),
-        laptop_stage2(image_size=32, num_classes=8)
+        laptop_stage2(image_size=32)
         | {
+            "condition.num_classes": 8,
             "steps": 800,
             "batch_size": 32,
             "data.source": "scenes",
             "data.resize": (32, 32),
             "tokenizer.workdir": "runs/scenes",
             "tokenizer.crops": 1,
-            "condition.tokenizer.codebook_size": 256,
-            "condition.tokenizer.downsample_factor": 4,
             "log.metrics_every": 50,
             "log.eval_every": 200,
             "log.eval_examples": 512,

@@ -59,6 +59,8 @@ def page(recipe: Any, name: str) -> dict[str, Any]:
     if not hasattr(recipe, f"stage{stage}"):
         raise KeyError(f"stage {stage}")
     config = getattr(recipe, f"stage{stage}")().to_dict()
+    if hasattr(recipe, "read"):
+        return recipe.vary(config, values).to_dict()
     for path, value in values.items():
         *sections, key = path.split(".")
         section = functools.reduce(lambda tree, name: tree[name], sections, config)
@@ -68,6 +70,8 @@ def page(recipe: Any, name: str) -> dict[str, Any]:
 
 def state_of(config: Any) -> Any:
     """Shapes of the state of a run."""
+    if Path("vqgan_jax/fields.py").exists():  # stages are classes
+        return importlib.import_module("vqgan_jax.models").state_shapes(config)
     stage = importlib.import_module(f"vqgan_jax.train.stage{config.stage}")
     task = getattr(stage, "from_config", None) or stage.build
     if config.stage == 2:
@@ -88,7 +92,10 @@ def main(folder: Path, commit: str) -> None:
     """Writes the pages of the checkout in the working folder."""
     sys.path.insert(0, "experiments")
     recipe, config = importlib.import_module("recipe"), importlib.import_module("vqgan_jax.config")
-    parse = getattr(config, "parse", None) or importlib.import_module("vqgan_jax.parsing").parse
+    if hasattr(config, "read"):  # since version 2, whose defaults are there, too
+        recipe, parse = config, config.read
+    else:
+        parse = getattr(config, "parse", None) or importlib.import_module("vqgan_jax.parsing").parse
     store = dataclasses.asdict
     if Path("vqgan_jax/stored.py").exists():
         store = importlib.import_module("vqgan_jax.stored").to_json
