@@ -14,7 +14,8 @@ import numpy as np
 import obedience
 
 import vqgan_jax as vq
-from vqgan_jax import build, data, drawing, inputs, pictures
+from vqgan_jax import data, pictures
+from vqgan_jax.evaluate import drawing
 from vqgan_jax.train import program
 
 MEASURES = {
@@ -77,7 +78,7 @@ def examples(prior: vq.Prior, count: int) -> tuple[dict[str, np.ndarray], dict[s
     truth = {name: np.stack([scene[name] for scene in scenes]) for name in scenes[0]}
     truth |= {"depth": truth["depth"][..., None], "segmentation": truth["segmentation"].astype(np.int32)}
     (batch,) = data.evaluation_batches(
-        source, image_size=config.data.image_size, batch_size=count, fields=build.views(config)
+        source, image_size=config.data.image_size, batch_size=count, fields=config.views()
     )
     return truth, batch
 
@@ -93,7 +94,7 @@ def swapped(prior: vq.Prior, layouts: np.ndarray) -> np.ndarray:
 
 def sheet(prior: vq.Prior, options: dict) -> np.ndarray:
     """Eight held-out conditions with four samples each."""
-    subjects = inputs.classes(prior, None) if prior.module.condition.num_labels else inputs.held_out(prior, 8)
+    subjects = drawing.classes(prior, None) if prior.module.condition.num_labels else drawing.held_out(prior, 8)
     which = np.repeat(np.arange(8), 4)
     images, _ = drawing.draw(
         prior, subjects.labels[which], np.arange(32), seed=1, batch_size=32, options=options,

@@ -26,7 +26,6 @@ from rich.table import Table
 from turns import from_tests, print_load
 
 from vqgan_jax import prior as priors
-from vqgan_jax import sliding
 from vqgan_jax.conditions.label import ClassLabel
 from vqgan_jax.convert.infer import GPT
 from vqgan_jax.nn.transformer import Transformer
@@ -53,10 +52,10 @@ def parameters(module: Transformer) -> Any:
 
 
 def cached(prior: priors.CodePrior, grid: tuple[int, int], stride: int, batch: int) -> Callable[[Any], jax.Array]:
-    """`sliding.sample` as a function of the parameters."""
+    """`prior.sample_larger` as a function of the parameters."""
     at = lambda row, column: jnp.zeros((batch, prior.condition.length), jnp.int32)
     keys, settings = jax.random.split(jax.random.key(0), batch), Settings(greedy=True)
-    return jax.jit(lambda params: sliding.sample(prior, params, at, grid, keys, settings, stride=stride))
+    return jax.jit(lambda params: priors.sample_larger(prior, params, at, grid, keys, settings, stride=stride))
 
 
 def recomputed(prior: priors.CodePrior, grid: tuple[int, int]) -> Callable[[Any, jax.Array, int], jax.Array]:
@@ -110,7 +109,7 @@ def measure(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--grid", nargs="+", default=["16x64", "32x32"], help="rows x columns of codes")
-    parser.add_argument("--stride", type=int, nargs="+", default=[1, 8], help="see sliding.sample")
+    parser.add_argument("--stride", type=int, nargs="+", default=[1, 8], help="see prior.sample_larger")
     parser.add_argument("--prefix", type=int, default=1, help="tokens of the condition; 256 for a map")
     parser.add_argument("--batch", type=int, default=1, help="images at once")
     parser.add_argument("--depth", type=int, default=12, help="layers")

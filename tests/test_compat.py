@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vqgan_jax import compat
+from vqgan_jax.train import compat
 
 ROOT = Path(__file__).parents[1]
 TPU = os.environ.get("TPU_SKIP_MDS_QUERY") != "1"  # JAX has looked

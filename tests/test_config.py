@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqgan_jax import build, fields
 from vqgan_jax import config as configs
 from vqgan_jax.cli import UsageError, load_config, override, run_page
+from vqgan_jax.nn import fields
 from vqgan_jax.nn.quantizer import FSQ, GumbelQuantizer
-from vqgan_jax.train import stage1, stage2
+from vqgan_jax.train import STAGES, stage_of
 from vqgan_jax.train.stage1 import Stage1
 from vqgan_jax.train.stage2 import Stage2
+from vqgan_jax.train.state import make_optimizer, schedule
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "experiments").glob("*.py") if "def get_config" in path.read_text())
@@ -61,8 +62,7 @@ def test_every_file_of_the_lab_book_imports(path):
 def test_every_variant_builds(path):
     for variant in ["", *getattr(run(path), "VARIANTS", {})]:
         config = load_config(f"{path}:{variant}")
-        stage = stage1 if isinstance(config, configs.Stage1) else stage2
-        assert isinstance(stage.from_config(config), stage.Task)
+        assert isinstance(stage_of(config), STAGES[config.stage])
 
 
 @pytest.mark.parametrize("path", [p for p in PAGES if "stage1" in p.stem][:3], ids=lambda path: path.stem)
@@ -232,7 +232,7 @@ def test_fields_arrive_where_they_belong(nested):
     nested["model"] |= {"latent_channels": 96, "dropout": 0.25}
     nested["discriminator"] |= {"channels": 8, "num_layers": 2, "norm": "act"}
     config = configs.read(nested)
-    model, disc = build.vqgan(config), build.discriminator(config)
+    model, disc = config.make_vqgan(), config.make_discriminator()
     q = model.quantizer
     assert not isinstance(q, GumbelQuantizer)
     assert (q.codebook_size, q.embed_dim, q.decay, q.revive_below, q.unit_length, q.ema) == (
@@ -250,12 +250,12 @@ def test_fields_arrive_where_they_belong(nested):
 
 def test_no_weight_is_no_discriminator(nested):
     nested["loss"]["disc_weight"] = 0.0
-    assert build.discriminator(configs.read(nested)) is None
+    assert configs.read(nested).make_discriminator() is None
 
 
 def test_warm_up_and_cosine_by_hand(config):
     options = dataclasses.replace(config.optimizer, schedule="cosine", warmup_steps=10, final_fraction=0.1)
-    rate = build.schedule(options, 2.0, 110)
+    rate = schedule(options, 2.0, 110)
     expected = {0: 0.0, 5: 1.0, 10: 2.0, 35: 0.2 + 1.8 * (1 + np.sqrt(0.5)) / 2, 60: 1.1, 110: 0.2, 999: 0.2}
     for step, value in expected.items():
         assert float(rate(step)) == pytest.approx(value, rel=1e-5), step
@@ -263,9 +263,9 @@ def test_warm_up_and_cosine_by_hand(config):
 
 def test_a_constant_rate_is_constant_after_its_warm_up(config):
     options = dataclasses.replace(config.optimizer, schedule="constant", warmup_steps=4)
-    assert [float(build.schedule(options, 1.0, 9)(s)) for s in (0, 2, 4, 999)] == [0.0, 0.5, 1.0, 1.0]
+    assert [float(schedule(options, 1.0, 9)(s)) for s in (0, 2, 4, 999)] == [0.0, 0.5, 1.0, 1.0]
     options = dataclasses.replace(options, warmup_steps=0)
-    assert [float(build.schedule(options, 1.0, 9)(s)) for s in (0, 999)] == [1.0, 1.0]
+    assert [float(schedule(options, 1.0, 9)(s)) for s in (0, 999)] == [1.0, 1.0]
 
 
 def plain(config, **changes) -> configs.Optimizer:
@@ -274,7 +274,7 @@ def plain(config, **changes) -> configs.Optimizer:
 
 
 def test_weight_decay_is_decoupled_and_of_kernels_only(config):
-    optimizer = build.optimizer(plain(config, weight_decay=0.1), 0.5, 10)
+    optimizer = make_optimizer(plain(config, weight_decay=0.1), 0.5, 10)
     params = {"kernel": jnp.full((1, 1, 2, 2), 3.0), "bias": jnp.full(2, 3.0), "scale": jnp.full(2, 3.0)}
     updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], -0.5 * 0.1 * 3.0, rtol=1e-6)
@@ -283,7 +283,7 @@ def test_weight_decay_is_decoupled_and_of_kernels_only(config):
 
 
 def test_the_first_step_of_adam_is_the_rate_against_the_sign(config):
-    optimizer, params = build.optimizer(plain(config), 0.5, 10), {"kernel": jnp.zeros(3)}
+    optimizer, params = make_optimizer(plain(config), 0.5, 10), {"kernel": jnp.zeros(3)}
     updates, _ = optimizer.update({"kernel": jnp.array([1e-3, -20.0, 7.0])}, optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], [-0.5, 0.5, -0.5], rtol=1e-4)
 
@@ -292,7 +292,7 @@ def test_clipping_stands_before_adams_moments(config):
     """With b1 = b2 = 0.5: gradients 100 (clipped to 1) and then 1 are two equal steps; unclipped they are not."""
     params, rates = {"kernel": jnp.zeros(1)}, []
     for clip in (1.0, 0.0):
-        optimizer = build.optimizer(plain(config, clip_norm=clip, b1=0.5, b2=0.5), 1.0, 10)
+        optimizer = make_optimizer(plain(config, clip_norm=clip, b1=0.5, b2=0.5), 1.0, 10)
         _, state = optimizer.update({"kernel": jnp.array([100.0])}, optimizer.init(params), params)
         rates.append(float(optimizer.update({"kernel": jnp.array([1.0])}, state, params)[0]["kernel"][0]))
     m, v = (0.25 * 100 + 0.5) / 0.75, (0.25 * 1e4 + 0.5) / 0.75

@@ -8,7 +8,7 @@ import untrained
 from jax.sharding import AxisType
 
 import vqgan_jax as vq
-from vqgan_jax import drawing
+from vqgan_jax.evaluate import drawing
 from vqgan_jax.train import sharding
 
 LABELS, NUMBERS = np.array([0, 0, 0, 4, 4, 1, 2, 3, 3, 3, 4], np.int32), np.array([0, 1, 2, 0, 1, 7, 0, 0, 1, 2, 2])

@@ -11,10 +11,10 @@ import untrained
 from etils import epath
 
 import vqgan_jax as vq
-from vqgan_jax import api, cli, drawing, models, stored
-from vqgan_jax.evaluate import of_prior
+from vqgan_jax import api, cli, models
+from vqgan_jax.evaluate import drawing, of_prior
 from vqgan_jax.evaluate.protocol import Request
-from vqgan_jax.train import stage_of
+from vqgan_jax.train import stage_of, stored
 from vqgan_jax.train.checkpoint import Checkpoints
 
 PAGES = Path(__file__).parent / "train"

@@ -10,7 +10,6 @@ import pytest
 from untrained import randomised
 
 from vqgan_jax import prior as priors
-from vqgan_jax import sliding
 from vqgan_jax.conditions.label import Unconditional
 from vqgan_jax.convert.infer import GPT as UPSTREAM
 from vqgan_jax.nn.transformer import Transformer
@@ -83,7 +82,7 @@ def prefix_at(tokens):
 def sampler(model, grid, rule, stride):
     @fast_jit
     def sample(params, tokens, keys, settings, prompt, known):
-        return sliding.sample(
+        return priors.sample_larger(
             model, params, prefix_at(tokens), grid, keys, settings, prompt, known, rule=rule, stride=stride
         )
 
@@ -154,22 +153,22 @@ def given(grid, share=0.0):
 def test_origins_are_upstreams():
     """Of the paper's window of 16 codes."""
     center = [0] * 9 + list(range(1, 26)) + [26] * 8
-    np.testing.assert_array_equal(sliding.origins(42, 16, "center"), center)
+    np.testing.assert_array_equal(priors.origins(42, 16, "center"), center)
     scene = [0] * 8 + list(range(1, 16)) + [16] * 9
-    np.testing.assert_array_equal(sliding.origins(32, 16, "scene"), scene)
-    for rule in sliding.RULES:
+    np.testing.assert_array_equal(priors.origins(32, 16, "scene"), scene)
+    for rule in priors.RULES:
         for length, window in ((4, 4), (5, 4), (7, 4), (9, 6), (40, 16)):
             expected = [start(p, length, window, rule) for p in range(length)]
-            np.testing.assert_array_equal(sliding.origins(length, window, rule), expected)
+            np.testing.assert_array_equal(priors.origins(length, window, rule), expected)
 
 
 def test_a_stride_moves_the_window_less_often_and_never_past_its_codes():
-    np.testing.assert_array_equal(sliding.origins(12, 4, "center", 2), [0, 0, 0, 0, 2, 2, 4, 4, 6, 6, 8, 8])
-    for rule in sliding.RULES:
+    np.testing.assert_array_equal(priors.origins(12, 4, "center", 2), [0, 0, 0, 0, 2, 2, 4, 4, 6, 6, 8, 8])
+    for rule in priors.RULES:
         for window in (2, 3, 4, 7, 16):
             for stride in range(1, window // 2 + 1):
                 for length in range(window, 3 * window):
-                    origin = sliding.origins(length, window, rule, stride)
+                    origin = priors.origins(length, window, rule, stride)
                     local = np.arange(length) - origin
                     assert local.min() >= 0
                     assert local.max() < window
@@ -177,15 +176,15 @@ def test_a_stride_moves_the_window_less_often_and_never_past_its_codes():
                     assert origin[-1] == length - window
 
 
-@pytest.mark.parametrize("rule", sliding.RULES)
+@pytest.mark.parametrize("rule", priors.RULES)
 @pytest.mark.parametrize("grid", [(4, 4), (7, 9), (9, 4), (4, 6), (5, 5)])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_runs_are_every_code_once_in_order_and_in_a_window_that_stands(grid, rule, stride):
-    found, seen = sliding.runs(grid, WINDOW, rule, stride), []
+    found, seen = priors.runs(grid, WINDOW, rule, stride), []
     for first, count, row, column, before in zip(*found, strict=True):
         i, j = np.divmod(np.arange(first, first + count), grid[1])
-        np.testing.assert_array_equal(sliding.origins(grid[0], 4, rule, stride)[i], row)
-        np.testing.assert_array_equal(sliding.origins(grid[1], 4, rule, stride)[j], column)
+        np.testing.assert_array_equal(priors.origins(grid[0], 4, rule, stride)[i], row)
+        np.testing.assert_array_equal(priors.origins(grid[1], 4, rule, stride)[j], column)
         np.testing.assert_array_equal((i - row) * 4 + j - column, before + np.arange(count))
         seen.append(i * grid[1] + j)
     np.testing.assert_array_equal(np.concatenate(seen), np.arange(grid[0] * grid[1]))
@@ -194,18 +193,18 @@ def test_runs_are_every_code_once_in_order_and_in_a_window_that_stands(grid, rul
 
 
 def test_a_window_as_wide_as_the_grid_stands_for_whole_rows():
-    np.testing.assert_array_equal(sliding.runs((4, 4), WINDOW, "center").count, [16])
-    np.testing.assert_array_equal(sliding.runs((7, 4), WINDOW, "center").count, [12, 4, 4, 8])
-    np.testing.assert_array_equal(sliding.runs((16, 64), (16, 16), "center", 8).count[:7], [16, 8, 8, 8, 8, 8, 8])
+    np.testing.assert_array_equal(priors.runs((4, 4), WINDOW, "center").count, [16])
+    np.testing.assert_array_equal(priors.runs((7, 4), WINDOW, "center").count, [12, 4, 4, 8])
+    np.testing.assert_array_equal(priors.runs((16, 64), (16, 16), "center", 8).count[:7], [16, 8, 8, 8, 8, 8, 8])
 
 
 def test_refills_are_no_longer_than_they_must_be():
-    assert sliding.buckets(np.array([0])) == [0]
-    assert sliding.buckets(np.array([0, 8, 8, 8, 8, 15])) == [8, 15]
-    before = sliding.runs((16, 64), (16, 16), "center").before
+    assert priors.buckets(np.array([0])) == [0]
+    assert priors.buckets(np.array([0, 8, 8, 8, 8, 15])) == [8, 15]
+    before = priors.runs((16, 64), (16, 16), "center").before
     assert before.max() == 248  # of 255: the last rows need almost the whole window
-    before = sliding.runs((64, 64), (16, 16), "center").before
-    assert sliding.buckets(before) == [136, 248]  # s + 8 * 16 + 8 inside
+    before = priors.runs((64, 64), (16, 16), "center").before
+    assert priors.buckets(before) == [136, 248]  # s + 8 * 16 + 8 inside
 
 
 # Token for token
@@ -299,4 +298,4 @@ def test_what_cannot_be_is_said(model, arguments, message, keys):
     at = prefix_at(condition(CLASS, WINDOW))
     grid = arguments.pop("grid", (7, 9))
     with pytest.raises(ValueError, match=message):
-        sliding.sample(model, {}, at, grid, keys, GREEDY, **arguments)
+        priors.sample_larger(model, {}, at, grid, keys, GREEDY, **arguments)

@@ -10,7 +10,7 @@ import pytest
 import untrained
 
 import vqgan_jax as vq
-from vqgan_jax import api, sliding
+from vqgan_jax import api
 from vqgan_jax import prior as priors
 from vqgan_jax.conditions import Frozen
 from vqgan_jax.conditions.codes import Depth
@@ -119,7 +119,7 @@ def restated(model, grid, keys, settings, stride):
     """No cache, no runs: for each code a whole forward of its window behind the tokens of training."""
     codes = np.random.default_rng(0).integers(0, 16, (BATCH, *grid))
     rule = "scene" if model.config.condition.kind in ("boxes", "centers") else "center"
-    tops, lefts = (sliding.origins(side, SIDE, rule, stride) for side in grid)
+    tops, lefts = (priors.origins(side, SIDE, rule, stride) for side in grid)
     tokens_at = functools.cache(lambda top, left: jnp.asarray(trained_on(model, grid, top, left)))
     for k in range(codes[0].size):
         i, j = divmod(k, grid[1])
@@ -137,7 +137,7 @@ def restated(model, grid, keys, settings, stride):
 
 
 def check_own_grid(model, drawn, *others):
-    """`sliding.sample` of the prior's own grid is `prior.sample`, with each of the settings."""
+    """`prior.sample_larger` of the prior's own grid is `prior.sample`, with each of the settings."""
     grid, keys = (SIDE, SIDE), jax.random.split(jax.random.key(3), BATCH)
     tokens = prefix(model, grid).tokens
     prompt = jax.random.randint(jax.random.key(4), (BATCH, *grid), 0, 16)
@@ -146,7 +146,7 @@ def check_own_grid(model, drawn, *others):
     @fast_jit
     def both(params, tokens, settings):
         at = functools.partial(model.module.condition.window_of, tokens)
-        large = sliding.sample(model.module, params, at, grid, keys, settings, prompt, known)
+        large = priors.sample_larger(model.module, params, at, grid, keys, settings, prompt, known)
         return large, priors.sample(model.module, params, tokens, keys, settings, prompt, known)
 
     for settings in (drawn, *others):
@@ -182,11 +182,11 @@ def test_so_it_is_with_all_settings(name, settings):
     check_own_grid(prior(name, "rope2d"), settings)
 
 
-@pytest.mark.parametrize("rule", sliding.RULES)
+@pytest.mark.parametrize("rule", priors.RULES)
 def test_over_the_priors_own_grid_the_window_stands_still(rule):
     for side in range(2, 18):
         for stride in range(1, side // 2 + 1):
-            (whole,) = zip(*sliding.runs((side, side), (side, side), rule, stride), strict=True)
+            (whole,) = zip(*priors.runs((side, side), (side, side), rule, stride), strict=True)
             assert whole == (0, side * side, 0, 0, 0)
 
 

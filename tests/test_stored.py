@@ -14,7 +14,7 @@ import pytest
 import untrained
 from etils import epath
 
-from vqgan_jax import cli, models, stored
+from vqgan_jax import cli, models
 from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
 from vqgan_jax.__main__ import main
@@ -22,7 +22,7 @@ from vqgan_jax.conditions.label import ClassLabel
 from vqgan_jax.convert import ConvertError, write
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.quantizer import FSQ, GumbelQuantizer, VectorQuantizer
-from vqgan_jax.train import loop, program, sharding
+from vqgan_jax.train import loop, program, sharding, stored
 from vqgan_jax.train.checkpoint import Checkpoints
 from vqgan_jax.train.program import open_program
 

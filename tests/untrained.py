@@ -10,10 +10,11 @@ import numpy as np
 from etils import epath
 
 import vqgan_jax as vq
-from vqgan_jax import cli, models, stored
+from vqgan_jax import cli, models
 from vqgan_jax import prior as priors
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.quantizer import VectorQuantizer
+from vqgan_jax.train import stored
 from vqgan_jax.train.checkpoint import Checkpoints
 
 PAGE = str(Path(__file__).parent / "train" / "tiny_prior.py")
@@ -50,16 +51,24 @@ def prior(
 ) -> vq.Prior:
     """Of one layer over side x side codes, far from uniform; `more` keys of the config, with `__` for the dot."""
     flags = {
-        "data.image_size": 2 * side, "data.resize": (2 * side, 2 * side), "tokenizer.codebook_size": codebook_size,
-        "condition.num_classes": classes, "condition.drop": drop, "transformer.depth": 1, "transformer.width": 16,
-        "transformer.num_heads": 2, "sampling.guidance": 1.0,
-    } | {name.replace("__", "."): value for name, value in more.items()}  # fmt: skip
+        "data.image_size": 2 * side,
+        "data.resize": (2 * side, 2 * side),
+        "tokenizer.codebook_size": codebook_size,
+        "condition.drop": drop,
+        "transformer.depth": 1,
+        "transformer.width": 16,
+        "transformer.num_heads": 2,
+        "sampling.guidance": 1.0,
+    }
+    if hasattr(cli.load_config(f"{PAGE}:{variant}").condition, "num_classes"):
+        flags["condition.num_classes"] = classes
+    flags |= {name.replace("__", "."): value for name, value in more.items()}
     config = cli.load_config(f"{PAGE}:{variant}", [f"--config.{name}={value}" for name, value in flags.items()])
     params = randomised(models.state_shapes(config).params["transformer"], 0.4)
     tokenizers = tokenizer(codebook_size), None
-    if config.condition.tokenizer.workdir:
-        channels = config.prefix().channels
-        tokenizers = tokenizers[0], tokenizer(config.condition.tokenizer.codebook_size, channels)
+    own = config.condition.own_tokenizer
+    if own is not None:
+        tokenizers = tokenizers[0], tokenizer(own.codebook_size, config.prefix().channels)
     module = priors.from_config(config, models.condition_module(*tokenizers))
     return vq.Prior(params, tokenizers[0], module, tokenizers[1], run=models.Run(config, 0))
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 from vqgan_jax import prior as priors
-from vqgan_jax import sampling, sliding
+from vqgan_jax import sampling
 from vqgan_jax.conditions import Prefix, check_range, marked, on_host
 from vqgan_jax.models import Prior, Tokenizer
 from vqgan_jax.nn import pixels
@@ -166,8 +166,8 @@ def prefix(
     value = kind.value_of(labels=labels, condition=condition, count=count)
     grid = kind.grid_of(kind.size_of(value, size))
     if grid != kind.window:
-        sliding.check_order(prior.module)
-        origins = sliding.visited(sliding.runs(grid, kind.window, kind.rule, stride))
+        priors.check_order(prior.module)
+        origins = priors.visited(priors.runs(grid, kind.window, kind.rule, stride))
     return Prefix(kind.tokens(prior.frozen, value, grid, origins), grid)
 
 
@@ -252,7 +252,7 @@ def _sample_large(
 ) -> Any:
     at = functools.partial(prior.module.condition.window_of, tokens)
     rule = prior.module.condition.rule
-    indices = sliding.sample(
+    indices = priors.sample_larger(
         prior.module, prior.params, at, grid, keys_of(key, prompt), settings, prompt, known, rule=rule, stride=stride
     )
     return jnp.where(fine(tokens)[:, None, None], indices, -1)

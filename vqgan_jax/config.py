@@ -10,16 +10,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vqgan_jax import fields, ordering, sampling
+from vqgan_jax import ordering, sampling
 from vqgan_jax.conditions import CONDITIONS, Condition, Frozen
-from vqgan_jax.conditions.label import ClassLabel
-from vqgan_jax.data.views import FIELDS
-from vqgan_jax.fields import check_known, section
+from vqgan_jax.data import views
 from vqgan_jax.losses import ADVERSARIAL, PIXEL
+from vqgan_jax.nn import fields
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.discriminator import DISCRIMINATORS, PatchDiscriminator
+from vqgan_jax.nn.fields import check_known, section
 from vqgan_jax.nn.maskgit import AUTOENCODERS
 from vqgan_jax.nn.quantizer import QUANTIZERS, Quantizer, VectorQuantizer
 from vqgan_jax.nn.transformer import Transformer
@@ -199,12 +200,27 @@ class Stage1:
     mesh: Mesh = Mesh()
     log: Log = Log()
 
+    def make_vqgan(self) -> VQGAN:
+        """Returns the tokenizer's module with its quantizer."""
+        return self.model.clone(quantizer=self.quantizer)
+
+    def make_discriminator(self) -> PatchDiscriminator | None:
+        """Returns the discriminator's module; none where its loss has no weight."""
+        if self.loss.disc_weight == 0:
+            return None
+        return self.discriminator.clone(dtype=jnp.dtype(self.model.dtype))
+
+    def views(self) -> Mapping[str, views.View]:
+        """Returns what the loader must show of each example, by name."""
+        image = views.FIELDS[self.data.field].view(self.data, self.model.image_channels)
+        return {**views.PLAIN, "image": image}
+
     def check(self) -> None:
         """Raises ValueError where sections contradict each other."""
         check_run(self, self.model.downsample_factor)
         field, channels, loss = self.data.field, self.model.image_channels, self.loss
-        check_known("data.field", field, FIELDS)
-        labels, wanted = field == "segmentation", FIELDS[field].channels or channels
+        check_known("data.field", field, views.FIELDS)
+        labels, wanted = field == "segmentation", views.FIELDS[field].channels or channels
         if channels != wanted:
             raise ValueError(f"`config.model.image_channels` must be {wanted} of data.field {field!r}; got {channels}.")
         if labels != (loss.pixel in ("cross_entropy", "binary_cross_entropy")):
@@ -230,7 +246,7 @@ class Stage2:
     accumulate: int = 1  # equal parts of a batch, one after the other, whose gradients are summed before one update
     data: Data = Data()
     tokenizer: FrozenTokenizer = FrozenTokenizer()
-    condition: Condition = section(ClassLabel(), CONDITIONS)
+    condition: Condition = section(CONDITIONS["class"](), CONDITIONS)
     transformer: Transformer = Transformer()
     loss: TokenLoss = TokenLoss()
     sampling: Sampling = Sampling()
@@ -247,6 +263,28 @@ class Stage2:
     def prefix(self, module: VQGAN | None = None) -> Condition:
         """Returns the condition that knows the rest of the run; `module` is the tokenizer that encodes its maps."""
         return self.condition.bound(window=self.grid, images=self.tokenizer, module=module)
+
+    def make_transformer(self) -> Transformer:
+        """Returns the prior's module, as long as prefix and codes need unless the config wants it longer."""
+        t, prefix = self.transformer, self.prefix()
+        height, width = self.grid
+        coordinates: tuple[Any, ...] = ()
+        if t.positions != "learned":
+            codes = [(int(i) // width, int(i) % width) for i in ordering.order(t.order, height, width)]
+            # Tokens that say where they stand themselves: `CodePrior.places`.
+            before = [None] * prefix.length if t.positions == "rope2d_blank" else prefix.coordinates()
+            coordinates = (*before, *codes[:-1])
+        return t.clone(
+            vocab_size=self.tokenizer.codebook_size,
+            max_len=t.max_len or prefix.length + height * width - 1,  # the last token is never an input
+            extra_vocab=0 if self.condition.shared_vocab else prefix.vocab_size,
+            coordinates=coordinates,
+            dtype=jnp.dtype(t.dtype),
+        )
+
+    def views(self) -> Mapping[str, views.View]:
+        """Returns what the loader must show of each example, by name."""
+        return {**views.PLAIN, **self.condition.views(self.data)}
 
     def check(self) -> None:
         """Raises ValueError where sections contradict each other."""

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from vqgan_jax import build, prior, storage, stored
 from vqgan_jax import config as configs
+from vqgan_jax import prior
 from vqgan_jax.conditions import Frozen
+from vqgan_jax.data import storage
 from vqgan_jax.nn.autoencoder import VQGAN
-from vqgan_jax.train import sharding, stage_of
+from vqgan_jax.train import sharding, stage_of, stored
 from vqgan_jax.train.checkpoint import Checkpoints, Restored
 from vqgan_jax.train.state import TrainState
 
@@ -152,7 +153,7 @@ def load_tokenizer(path: epath.PathLike, *, step: int | str = "newest", weights:
     restored, config = restore(path, configs.Stage1, parameters("generator", weights), step=step)
     ((name, params),) = restored.state.items()
     run = Run(config, restored.step, WEIGHTS[name])
-    return Tokenizer(params["generator"], build.vqgan(config), run=run)
+    return Tokenizer(params["generator"], config.make_vqgan(), run=run)
 
 
 def load_prior(

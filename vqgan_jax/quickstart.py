@@ -13,10 +13,11 @@ import numpy as np
 from etils import epath
 from rich.console import Console
 
-from vqgan_jax import api, data, drawing, models, storage
+from vqgan_jax import api, data, models
 from vqgan_jax import config as configs
 from vqgan_jax.convert.lpips import load_lpips
-from vqgan_jax.evaluate import of_training
+from vqgan_jax.data import storage
+from vqgan_jax.evaluate import drawing, of_training
 from vqgan_jax.evaluate.likeness import nearest_labels
 from vqgan_jax.report.quickstart import Results, page
 from vqgan_jax.train import loop, metrics, program, token_cache

@@ -10,9 +10,10 @@ from etils import epath
 from PIL import Image
 
 import vqgan_jax as vq
-from vqgan_jax import cli, models, stored
+from vqgan_jax import cli, models
 from vqgan_jax.__main__ import main
 from vqgan_jax.data import open_tokens
+from vqgan_jax.train import stored
 from vqgan_jax.train.checkpoint import Checkpoints
 
 PAGES = Path(__file__).parents[1] / "train"

@@ -11,12 +11,12 @@ import untrained
 from PIL import Image
 
 import vqgan_jax as vq
-from vqgan_jax import cli, inputs
+from vqgan_jax import cli
 from vqgan_jax.__main__ import main
 from vqgan_jax.conditions.text import Text
 from vqgan_jax.data import evaluation_batches, open_source, open_tokens, training_batches
 from vqgan_jax.data.scenes import Scenes
-from vqgan_jax.evaluate import of_prior
+from vqgan_jax.evaluate import drawing, of_prior
 
 KEY = jax.random.key(0)
 PAGE = Path(__file__).parents[1] / "train" / "tiny_prior.py"
@@ -171,7 +171,7 @@ def test_a_prior_learns_captions_and_draws_what_they_say(captions, tmp_path):
     runs = lambda verb, *argv: main([verb, *map(str, argv)])
     assert runs("train", *page, images, f"--workdir={tmp_path / 'prior'}", "--config.steps=2") == 0
     prior = vq.load_prior(tmp_path / "prior")
-    rows = inputs.held_out(prior, 4).rows["condition"]
+    rows = drawing.held_out(prior, 4).rows["condition"]
     text = prior.module.condition
     assert all(text.words(row)[-1] == str(i) for i, row in enumerate(rows))
     *_, drawn = of_prior.subjects_of(prior, 6)

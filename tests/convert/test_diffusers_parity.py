@@ -7,7 +7,7 @@ import numpy as np
 import published
 import pytest
 
-from vqgan_jax import api, build, models
+from vqgan_jax import api, models
 from vqgan_jax.convert import diffusers
 from vqgan_jax.convert.read import open_checkpoint
 
@@ -21,7 +21,7 @@ def near(ours, theirs):
 @pytest.mark.parametrize(("name", "attended"), [("mid", ()), ("levels", (128,))])
 def test_latents_codes_and_pictures_are_theirs(name, attended):
     converted = published.load(diffusers, open_checkpoint(GOLDEN / f"diffusers_{name}"))
-    tokenizer = models.Tokenizer(converted.params, build.vqgan(converted.config))
+    tokenizer = models.Tokenizer(converted.params, converted.config.make_vqgan())
     theirs = np.load(GOLDEN / f"diffusers_{name}" / "arrays.npz")
     assert theirs["margin"] > 1e-5
     model = converted.config.model

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from published import VQ
 from test_other_names import hollow, to_llamagen
 
-from vqgan_jax import api, build, models, prior
+from vqgan_jax import api, models, prior
 from vqgan_jax.convert import llamagen, names, trees
 from vqgan_jax.convert.tensors import ConvertError
 
@@ -253,7 +253,7 @@ def test_the_tokenizer_computes_what_theirs_does():
     latents = np.concatenate([Network(TOKENIZER).latents(image.transpose(2, 0, 1)) for image in images], axis=1)
     weights = TOKENIZER | {"quantize.embedding.weight": published.codes_near(latents.reshape(8, -1).T, VOCAB)}
     network, converted = Network(weights), published.load(llamagen, published.checkpoint(weights))
-    tokenizer = models.Tokenizer(converted.params, build.vqgan(converted.config))
+    tokenizer = models.Tokenizer(converted.params, converted.config.make_vqgan())
     wanted, margins = zip(*(network.encode(image.transpose(2, 0, 1)) for image in images), strict=True)
     assert min(margins) > 1e-4  # of squared distances of unit vectors: no rounding decides a code
     assert len(np.unique(wanted)) > 12

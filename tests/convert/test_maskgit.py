@@ -9,11 +9,13 @@ from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 from test_other_names import hollow
 
-from vqgan_jax import api, build, fields, models
+from vqgan_jax import api, models
 from vqgan_jax import config as configs
 from vqgan_jax.convert import maskgit, names
 from vqgan_jax.convert.read import open_checkpoint
 from vqgan_jax.convert.tensors import ConvertError
+from vqgan_jax.nn import fields
+from vqgan_jax.nn.maskgit import MaskGIT
 
 BLOCKS = 2
 
@@ -130,7 +132,7 @@ def test_it_computes_what_theirs_does():
     latents = np.concatenate([Network(ARRAYS).latents(image) for image in images])
     arrays = ARRAYS | {"params/quantizer/codebook": published.codes_near(latents.reshape(-1, 8), 40)}
     network, converted = Network(arrays), published.load(maskgit, published.checkpoint(arrays))
-    tokenizer = models.Tokenizer(converted.params, build.vqgan(converted.config))
+    tokenizer = models.Tokenizer(converted.params, converted.config.make_vqgan())
     wanted, margins = zip(*map(network.encode, images), strict=True)
     assert min(margins) > 1e-4
     assert len(np.unique(wanted)) > 12
@@ -148,7 +150,7 @@ def test_the_published_tokenizer():
     leaves = flatten_dict(planned.params)
     assert sum(math.prod(leaf.shape) for leaf in leaves.values()) == 54_515_587
     m, q = planned.config.model, planned.config.quantizer
-    assert (m.kind, m.channel_multipliers, m.num_res_blocks) == ("maskgit", (1, 1, 2, 2, 4), BLOCKS)
+    assert (type(m), m.channel_multipliers, m.num_res_blocks) == (MaskGIT, (1, 1, 2, 2, 4), BLOCKS)
     assert (q.codebook_size, q.embed_dim) == (1024, 256)
     state = models.state_shapes(planned.config).params["generator"]
     assert {path: leaf.shape for path, leaf in flatten_dict(state).items()} == {

@@ -139,7 +139,7 @@ def test_llamagens_published_tokenizers(multipliers, tensors, parameters):
     assert counted(planned) == (tensors, parameters)
     config = planned.config
     assert (config.quantizer.codebook_size, config.quantizer.embed_dim) == (16384, 8)
-    assert (config.loss.codebook_weight, config.loss.commitment_weight) == (1.0, 0.25)
+    assert (config.quantizer.codebook_weight, config.quantizer.commitment_weight) == (1.0, 0.25)
 
 
 def test_dalle_minis_f16():

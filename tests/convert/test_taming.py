@@ -93,7 +93,7 @@ def test_a_moving_codebook_keeps_its_averages():
     arrays = tiny("ema")
     converted = load(arrays)
     assert converted.config.quantizer.ema
-    assert converted.config.loss.codebook_weight == 0
+    assert converted.config.quantizer.codebook_weight == 0
     np.testing.assert_array_equal(converted.networks["codebook"]["hits"], arrays["quantize.embedding.cluster_size"])
     np.testing.assert_array_equal(converted.networks["codebook"]["sums"], arrays["quantize.embedding.embed_avg"])
 

@@ -10,8 +10,8 @@ import untrained
 from PIL import Image
 
 import vqgan_jax as vq
-from vqgan_jax import data, drawing
-from vqgan_jax.evaluate import of_prior, protocol
+from vqgan_jax import data
+from vqgan_jax.evaluate import drawing, of_prior, protocol
 from vqgan_jax.evaluate.features import open_networks
 
 COUNT, CLASSES = 21, 3

@@ -14,8 +14,8 @@ from rich.console import Console
 
 import vqgan_jax as vq
 from vqgan_jax import config as configs
-from vqgan_jax import drawing, models
-from vqgan_jax.evaluate import of_prior, of_tokenizer, of_training
+from vqgan_jax import models
+from vqgan_jax.evaluate import drawing, of_prior, of_tokenizer, of_training
 from vqgan_jax.train import loop
 
 pytestmark = pytest.mark.slow

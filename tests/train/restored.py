@@ -13,8 +13,8 @@ if __name__ == "__main__":
     jax.distributed.initialize()
     from etils import epath
 
-    from vqgan_jax import cli, stored
-    from vqgan_jax.train import program
+    from vqgan_jax import cli
+    from vqgan_jax.train import program, stored
     from vqgan_jax.train.checkpoint import Checkpoints
     from vqgan_jax.train.program import abstract_state
 

@@ -18,9 +18,8 @@ from drill import PRIOR, TINY, Job, check_identical, checkpoints, newest, rows
 from etils import epath
 
 import vqgan_jax as vq
-from vqgan_jax import storage
 from vqgan_jax.__main__ import main
-from vqgan_jax.data import open_tokens, token_writer
+from vqgan_jax.data import open_tokens, storage, token_writer
 from vqgan_jax.data.preprocessing import Augmentation
 from vqgan_jax.data.tokens import CachePlan
 from vqgan_jax.train import checkpoint, metrics

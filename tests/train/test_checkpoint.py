@@ -12,7 +12,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vqgan_jax import storage
+from vqgan_jax.data import storage
 from vqgan_jax.train import checkpoint
 from vqgan_jax.train.checkpoint import BROKEN, UNREAD, WHOLE, Checkpoints, verdict
 from vqgan_jax.train.sharding import make_mesh

@@ -12,7 +12,8 @@ import untrained
 from drill import PRIOR, environment
 from etils import epath
 
-from vqgan_jax import cli, models, stored
+from vqgan_jax import cli, models
+from vqgan_jax.train import stored
 from vqgan_jax.train.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqgan_jax import build, cli, losses, ordering
+from vqgan_jax import cli, losses, ordering
 from vqgan_jax import prior as priors
 from vqgan_jax.conditions import Condition
 from vqgan_jax.nn.autoencoder import VQGAN
@@ -19,10 +19,14 @@ from vqgan_jax.train.stage2 import Stage2
 
 PAGE = str(Path(__file__).with_name("tiny_prior.py"))
 SMALL = [  # a grid of 4 x 4 codes
-    "--config.data.image_size=8", "--config.data.resize=(8,8)", "--config.condition.num_classes=8",
-    "--config.transformer.width=16", "--config.transformer.num_heads=2",
-    "--config.steps=1000", "--config.optimizer.learning_rate=1e-2", "--config.loss.label_smoothing=0.1",
-]  # fmt: skip
+    "--config.data.image_size=8",
+    "--config.data.resize=(8,8)",
+    "--config.transformer.width=16",
+    "--config.transformer.num_heads=2",
+    "--config.steps=1000",
+    "--config.optimizer.learning_rate=1e-2",
+    "--config.loss.label_smoothing=0.1",
+]
 K, T = 32, 16
 ONE_BLOCK = {
     "channels": 32,
@@ -36,7 +40,8 @@ TOKENIZER = VQGAN(VectorQuantizer(K, 4, True), **ONE_BLOCK, latent_channels=32, 
 
 @functools.cache
 def task(variant: str = "gpt,plain", *flags: str) -> Stage2:
-    return Stage2.from_config(cli.load_config(f"{PAGE}:{variant}", [*SMALL, *flags]), TOKENIZER)
+    classes = [] if variant == "unconditional" else ["--config.condition.num_classes=8"]
+    return Stage2.from_config(cli.load_config(f"{PAGE}:{variant}", [*SMALL, *classes, *flags]), TOKENIZER)
 
 
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # a third of the time
@@ -132,7 +137,7 @@ def test_an_order_is_a_raster_of_permuted_codes(codes, order):
 def test_rotary_positions_go_with_the_order():
     """Row and column of each input: the prefix is in the corner, the spiral begins below it, its end is no input."""
     config = cli.load_config(PAGE, [*SMALL, "--config.data.image_size=4", "--config.data.resize=(4,4)"])
-    assert build.transformer(config).coordinates == ((0, 0), (1, 0), (0, 0), (0, 1))
+    assert config.make_transformer().coordinates == ((0, 0), (1, 0), (0, 0), (0, 1))
 
 
 # Images or a token cache

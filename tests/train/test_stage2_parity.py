@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from reference import PRIOR, error, golden, gpt_params, under
 
-from vqgan_jax import build
 from vqgan_jax import config as configs
 from vqgan_jax.train.stage2 import Stage2
-from vqgan_jax.train.state import TrainState
+from vqgan_jax.train.state import TrainState, make_optimizer
 
 EACH_STEP = 1e-5  # of the loss; upstream in float64 is 2e-7 away from itself in float32
 MOVEMENT = 1e-3  # of the way that an array went in ten steps; there upstream is 2e-4 away from itself
@@ -30,7 +29,7 @@ OPTIMIZER = configs.Optimizer(
 TASK = Stage2(
     prior=PRIOR,
     tokenizer=None,
-    optimizer=build.optimizer(OPTIMIZER, OPTIMIZER.learning_rate, 10),
+    optimizer=make_optimizer(OPTIMIZER, OPTIMIZER.learning_rate, 10),
     loss=configs.TokenLoss(keep=1.0, label_smoothing=0.0),
     drop=0.0,
     ema_decay=0.0,

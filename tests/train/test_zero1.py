@@ -11,9 +11,9 @@ import pytest
 from etils import epath
 from jax.sharding import PartitionSpec as P
 
-from vqgan_jax import cli, stored
+from vqgan_jax import cli
 from vqgan_jax.plan import hlo, lowering
-from vqgan_jax.train import loop, program, sharding
+from vqgan_jax.train import loop, program, sharding, stored
 from vqgan_jax.train.checkpoint import Checkpoints
 from vqgan_jax.train.program import abstract_state
 from vqgan_jax.train.stage1 import Stage1

@@ -15,10 +15,12 @@ import jax
 from ml_collections import ConfigDict
 
 from vqgan_jax import config as configs
-from vqgan_jax import convert, drawing, stored
+from vqgan_jax import convert as readers
 from vqgan_jax.convert import taming
-from vqgan_jax.fields import kind_of
+from vqgan_jax.evaluate import drawing
+from vqgan_jax.nn.fields import kind_of
 from vqgan_jax.nn.quantizer import QUANTIZERS
+from vqgan_jax.train import stored
 
 # The lab book: inside the installed package, or beside it in a clone.
 PAGES = [Path(configs.__file__).parents[i] / "experiments" for i in (0, 1)]
@@ -99,7 +101,7 @@ def checkpoint_options(flags: argparse.Namespace) -> dict[str, Any]:
     """What these flags say: options of a format's `plan`; None where nothing is said."""
     options = taming.read_options(flags.config) if flags.config else {}
     if flags.tokenizer:
-        options["tokenizer"] = convert.plan(convert.open_checkpoint(flags.tokenizer))
+        options["tokenizer"] = readers.plan(readers.open_checkpoint(flags.tokenizer))
     named = {"num_heads": flags.heads, "condition": flags.condition, "num_codes": flags.codes, "allow": flags.allow}
     return options | {key: value for key, value in named.items() if value is not None}
 

@@ -12,11 +12,13 @@ from rich.progress import Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from vqgan_jax import cli, fields, models, storage
+from vqgan_jax import cli, models
 from vqgan_jax import config as configs
+from vqgan_jax.data import storage
 from vqgan_jax.evaluate import of_images, of_prior, of_tokenizer
 from vqgan_jax.evaluate.of_images import save_moments
 from vqgan_jax.evaluate.protocol import Evaluation, Request, swept_settings
+from vqgan_jax.nn import fields
 from vqgan_jax.report.evaluation import by_setting, page, unit_of
 from vqgan_jax.train.loop import progress_bar
 

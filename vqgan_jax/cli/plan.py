@@ -12,10 +12,11 @@ import jax
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from vqgan_jax import cli, storage
-from vqgan_jax.compat import serialize_executable
+from vqgan_jax import cli
+from vqgan_jax.data import storage
 from vqgan_jax.plan import lowering, report, topology
 from vqgan_jax.train import program, stage_of
+from vqgan_jax.train.compat import serialize_executable
 
 EXAMPLES = """examples:
   vqgan plan --config=experiments/stage1_imagenet.py --topology=v5p:2x2x1 --batch=16

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.progress import track
 
 import vqgan_jax as vq
-from vqgan_jax import cli, data, pictures, storage
-from vqgan_jax.data import folder, images, photos
+from vqgan_jax import cli, data, pictures
+from vqgan_jax.data import folder, images, photos, storage
 
 Image = UInt8[np.ndarray, "H W 3"]
 EXAMPLES = """examples:

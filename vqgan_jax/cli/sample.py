@@ -11,7 +11,9 @@ from PIL import Image
 from rich.console import Console
 
 import vqgan_jax as vq
-from vqgan_jax import cli, drawing, inputs, pictures, storage
+from vqgan_jax import cli, pictures
+from vqgan_jax.data import storage
+from vqgan_jax.evaluate import drawing
 from vqgan_jax.train.loop import progress_bar
 
 EXAMPLES = """examples:
@@ -118,7 +120,7 @@ def load_scorer(flags: argparse.Namespace) -> tuple[drawing.Scorer | None, int]:
     return cli.load_function("--scorer", flags.scorer), math.ceil(flags.count / flags.accept_rate)
 
 
-def asked_for(flags: argparse.Namespace, prior: vq.Prior, size: tuple[int, int]) -> inputs.Subjects:
+def asked_for(flags: argparse.Namespace, prior: vq.Prior, size: tuple[int, int]) -> drawing.Subjects:
     """Returns what to draw images of."""
     condition = prior.module.condition
     if not 0 <= flags.keep <= 1:
@@ -132,18 +134,18 @@ def asked_for(flags: argparse.Namespace, prior: vq.Prior, size: tuple[int, int])
     if condition.num_labels:
         if flags.complete and flags.labels is None:
             raise cli.UsageError("`--labels` must give the class of the files to complete: one, or one for each.")
-        subjects = inputs.classes(prior, numbers_of(flags.labels))
+        subjects = drawing.classes(prior, numbers_of(flags.labels))
     elif flags.condition:
-        subjects = inputs.given(prior, condition.read(flags.condition, size, prior.config.data), size)
+        subjects = drawing.given(prior, condition.read(flags.condition, size, prior.config.data), size)
     elif condition.argument == "condition":
         if flags.size:
             raise cli.UsageError("held-out examples have the training size; for another give --condition FILE.")
-        subjects = inputs.held_out(prior, flags.examples)
+        subjects = drawing.held_out(prior, flags.examples)
     else:
-        subjects = inputs.nothing(1)
+        subjects = drawing.nothing(1)
     if not flags.complete:
         return subjects
-    return inputs.completing(prior, subjects, flags.complete, size, keep=flags.keep, mask=flags.mask)
+    return drawing.completing(prior, subjects, flags.complete, size, keep=flags.keep, mask=flags.mask)
 
 
 def numbers_of(labels: str | None) -> list[int] | None:
@@ -160,7 +162,7 @@ def save(
     indices: Int[np.ndarray, "n h w"],
     which: Int[np.ndarray, "n"],
     numbers: Int[np.ndarray, "n"],
-    subjects: inputs.Subjects,
+    subjects: drawing.Subjects,
 ) -> None:
     """Writes single PNGs, a sheet of up to eight of each subject beside what they were made of, and an archive."""
     labels = subjects.labels[which]
@@ -181,7 +183,7 @@ def animate(
     prior: vq.Prior,
     indices: Int[np.ndarray, "n h w"],
     which: Int[np.ndarray, "n"],
-    subjects: inputs.Subjects,
+    subjects: drawing.Subjects,
     kind: str,
 ) -> None:
     """Writes how the first image of each subject came to be, code by code."""

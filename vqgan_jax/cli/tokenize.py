@@ -7,8 +7,9 @@ import jax
 from absl import logging
 from rich.console import Console
 
-from vqgan_jax import cli, storage
+from vqgan_jax import cli
 from vqgan_jax import config as configs
+from vqgan_jax.data import storage
 from vqgan_jax.train import token_cache
 from vqgan_jax.train.loop import progress_bar
 

@@ -10,9 +10,11 @@ from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from rich.console import Console
 from rich.table import Table
 
-from vqgan_jax import cli, fields, storage
+from vqgan_jax import cli
 from vqgan_jax import config as configs
+from vqgan_jax.data import storage
 from vqgan_jax.evaluate import of_training
+from vqgan_jax.nn import fields
 from vqgan_jax.train import loop, program, sharding
 
 EXAMPLES = """examples:

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from vqgan_jax import fields
 from vqgan_jax.data.views import View
-from vqgan_jax.fields import derived
+from vqgan_jax.nn import fields
+from vqgan_jax.nn.fields import derived
 
 Params: TypeAlias = dict[str, Any]
 Grid: TypeAlias = tuple[int, int]  # rows and columns of codes
@@ -58,7 +58,7 @@ class Condition:
       kind: its name in a config.
       field: what of a batch it reads; empty if nothing.
       argument: of `api.sample_indices`, in which a caller gives it: "labels", "condition" or, for nothing, "count".
-      rule: where the window of a larger image is around the code that is drawn; see `sliding.RULES`.
+      rule: where the window of a larger image is around the code that is drawn; see `priors.RULES`.
     """
 
     kind: ClassVar[str]

@@ -25,7 +25,7 @@ from vqgan_jax.conditions.base import (
 )
 from vqgan_jax.data import images, maps, views
 from vqgan_jax.data.views import View
-from vqgan_jax.fields import derived
+from vqgan_jax.nn.fields import derived
 from vqgan_jax.nn.pixels import to_input, to_output
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 
-from vqgan_jax import build, models, prior
+from vqgan_jax import models, prior
 from vqgan_jax.config import Stage1
 from vqgan_jax.convert import dalle_mini, diffusers, llamagen, maskgit, taming, trees, write
 from vqgan_jax.convert.read import open_checkpoint
@@ -116,7 +116,7 @@ def model(converted: Converted, place: Callable[[trees.Tree], trees.Tree] = lamb
     """Returns a `Tokenizer` or a `Prior`, its parameters as `place` gives them."""
     config = converted.config
     if isinstance(config, Stage1):
-        return Tokenizer(place(converted.params), build.vqgan(config), run=models.Run(config, converted.step))
+        return Tokenizer(place(converted.params), config.make_vqgan(), run=models.Run(config, converted.step))
     first = model(cast(Converted, converted.tokenizer), place)
     second = model(converted.condition, place) if converted.condition is not None else None
     module = prior.from_config(config, models.condition_module(first, second))

@@ -13,7 +13,7 @@ from vqgan_jax import config as configs
 from vqgan_jax.conditions import CONDITIONS
 from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert.tensors import ConvertError
-from vqgan_jax.fields import keys
+from vqgan_jax.nn.fields import keys
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 

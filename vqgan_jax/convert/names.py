@@ -15,7 +15,7 @@ import numpy as np
 
 from vqgan_jax.config import Stage1
 from vqgan_jax.convert.tensors import ConvertError
-from vqgan_jax.fields import kind_of
+from vqgan_jax.nn.fields import kind_of
 from vqgan_jax.nn.quantizer import QUANTIZERS
 
 Shape: TypeAlias = tuple[int, ...]

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from vqgan_jax import build
 from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert import names
 from vqgan_jax.convert.names import Entry
@@ -236,12 +235,12 @@ def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = 
     """Returns shapes of every array of a tokenizer, and of what it is trained with, by path; see `names`."""
     factor = 2 ** (len(config.model.channel_multipliers) - 1)
     image = _image(factor, config.model.image_channels)
-    found = {"generator": _init(build.vqgan(config), image)["params"]}
+    found = {"generator": _init(config.make_vqgan(), image)["params"]}
     if config.quantizer.ema:
         k, d = config.quantizer.codebook_size, config.quantizer.embed_dim
         found["codebook"] = {"hits": jax.ShapeDtypeStruct((k,), jnp.float32)}
         found["codebook"] |= {"sums": jax.ShapeDtypeStruct((k, d), jnp.float32)}
-    judge = build.discriminator(config) if discriminator else None
+    judge = config.make_discriminator() if discriminator else None
     if judge is not None:
         variables = _init(judge, _image(256, config.model.image_channels), train=True)
         found |= {"discriminator": variables["params"], "batch_stats": variables.get("batch_stats", {})}
@@ -254,7 +253,7 @@ def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = 
 def stage2_shapes(config: Stage2) -> Shapes:
     """Returns shapes of every array of a transformer, by path; see `names`."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on the input's
-    return flat({"transformer": _init(build.transformer(config), tokens)["params"]})
+    return flat({"transformer": _init(config.make_transformer(), tokens)["params"]})
 
 
 def flat(tree: Any) -> Shapes:

@@ -19,13 +19,16 @@ import optax
 from etils import epath
 from safetensors.numpy import save_file
 
-from vqgan_jax import models, ordering, storage, stored
+from vqgan_jax import models, ordering
 from vqgan_jax.conditions import Frozen
 from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert import diffusers, llamagen, names, taming, trees
 from vqgan_jax.convert.names import Entry, Row
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError
 from vqgan_jax.convert.trees import Converted, Report, Tensors
+from vqgan_jax.data import storage
+from vqgan_jax.nn import fields
+from vqgan_jax.train import stored
 from vqgan_jax.train.checkpoint import Checkpoints
 from vqgan_jax.train.state import TrainState
 
@@ -318,9 +321,10 @@ def _taken(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]) -> di
 
 def _check(config: Stage1 | Stage2, needs: Mapping[str, Any], to: str) -> None:
     """Raises ConvertError if the network computes something else than the format's."""
+    written = fields.write(config)
     for key, needed in needs.items():
         section, field = key.split(".")
-        value = getattr(getattr(config, section), field)
+        value = written[section].get(field, needed)  # a kind that has no such key does not compute it
         if value != needed:
             raise ConvertError(
                 f"a model in the format {to!r} must have {key} {needed!r}; this one has {value!r}, which would be "

@@ -21,8 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from etils import epath
 
-from vqgan_jax import storage
-from vqgan_jax.data import loader
+from vqgan_jax.data import loader, storage
 from vqgan_jax.data.sources import Source
 from vqgan_jax.data.tokens import CACHE_FILE, PLAN_FILE, CachePlan, Split, check_shard, count_records
 from vqgan_jax.data.views import PLAIN, View

@@ -17,8 +17,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from vqgan_jax import storage
-from vqgan_jax.data import loader
+from vqgan_jax.data import loader, storage
 from vqgan_jax.data.loader import Batches
 from vqgan_jax.data.preprocessing import Augmentation
 from vqgan_jax.data.sources import Source

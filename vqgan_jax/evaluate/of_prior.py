@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from vqgan_jax import data, drawing, inputs, models
+from vqgan_jax import data, models
 from vqgan_jax import prior as priors
-from vqgan_jax.evaluate import likeness, protocol
+from vqgan_jax.evaluate import drawing, likeness, protocol
 from vqgan_jax.evaluate.features import Networks, open_networks
 from vqgan_jax.evaluate.of_images import (
     ROUNDING,
@@ -174,7 +174,7 @@ def subjects_of(prior: models.Prior, count: int) -> tuple[np.ndarray, np.ndarray
     """Label, number within its label, and rows of each of `count` samples: classes in turn, each equally often."""
     condition = prior.module.condition
     if condition.argument == "condition":
-        given = inputs.held_out(prior, count)
+        given = drawing.held_out(prior, count)
         which = np.arange(count) % len(given.labels)
         return given.labels[which], np.arange(count), {name: rows[which] for name, rows in given.rows.items()}
     classes = condition.num_labels or 1

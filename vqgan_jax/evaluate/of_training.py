@@ -8,10 +8,11 @@ import jax
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vqgan_jax import build, drawing, models, storage
 from vqgan_jax import config as configs
+from vqgan_jax import models
 from vqgan_jax import prior as priors
-from vqgan_jax.evaluate import of_prior, of_tokenizer, protocol
+from vqgan_jax.data import storage
+from vqgan_jax.evaluate import drawing, of_prior, of_tokenizer, protocol
 from vqgan_jax.evaluate.features import open_networks
 from vqgan_jax.evaluate.protocol import Request
 
@@ -64,7 +65,7 @@ def results(config: configs.Stage1 | configs.Stage2, *, workdir: str) -> Results
 def of_tokenizers(config: configs.Stage1, request: Request, workdir: str) -> Results:
     """Results of the states of a stage-1 run."""
     of_tokenizer.check(config)
-    module = build.vqgan(config)
+    module = config.make_vqgan()
 
     def of_state(state: Any, step: int) -> list[protocol.Result]:
         params, weights = parameters(state, "generator")

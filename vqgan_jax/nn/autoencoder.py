@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from vqgan_jax.fields import derived
+from vqgan_jax.nn.fields import derived
 from vqgan_jax.nn.layers import Conv, GroupNorm, conv1x1, conv3x3
 from vqgan_jax.nn.precision import attention
 from vqgan_jax.nn.quantizer import Quantized, Quantizer, VectorQuantizer

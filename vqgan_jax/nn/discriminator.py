@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from vqgan_jax.fields import check_known, derived
+from vqgan_jax.nn.fields import check_known, derived
 from vqgan_jax.nn.layers import Conv
 
 

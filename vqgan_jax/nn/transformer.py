@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from vqgan_jax.fields import check_known, derived
+from vqgan_jax.nn.fields import check_known, derived
 from vqgan_jax.nn.precision import attention, dense_in, precision_of, product
 
 Turns = Float[Array, "_ 2 _"] | Float[Array, "b _ 2 _"]  # of every position or, in a cached step, of the first
@@ -152,7 +152,8 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Tokens to logits of the next one. In training the layers are one scan: any depth compiles once.
 
-    Its fields down to dtype are the keys of the config's section `transformer`; `build.transformer` fills in the rest.
+    Its fields down to dtype are the keys of the config's section `transformer`; `Stage2.make_transformer`
+    fills in the rest.
 
     Attributes:
       depth, width, num_heads: layers, channels and heads.

@@ -19,13 +19,14 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
-from vqgan_jax import api, build, models, storage
+from vqgan_jax import api, models
 from vqgan_jax import config as configs
 from vqgan_jax import prior as priors
-from vqgan_jax.compat import ClosedJaxpr, Jaxpr, dce_jaxpr
+from vqgan_jax.data import storage
 from vqgan_jax.plan import hlo
 from vqgan_jax.plan.topology import Topology
 from vqgan_jax.train import program, sharding, stage_of
+from vqgan_jax.train.compat import ClosedJaxpr, Jaxpr, dce_jaxpr
 from vqgan_jax.train.stage1 import Stage1
 
 Config = configs.Stage1 | configs.Stage2
@@ -75,7 +76,7 @@ def start(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Call:
 
 def tokenizer_shapes(config: configs.Stage1, mesh: jax.sharding.Mesh) -> models.Tokenizer:
     """Returns a tokenizer's shapes, whole on every device."""
-    return whole(models.Tokenizer(models.state_shapes(config).params["generator"], build.vqgan(config)), mesh)
+    return whole(models.Tokenizer(models.state_shapes(config).params["generator"], config.make_vqgan()), mesh)
 
 
 def encode(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Call:
@@ -120,7 +121,7 @@ def token_bytes(config: configs.Stage2, mesh: jax.sharding.Mesh) -> float:
 
     In the dtype of the transformer. Half, because that many are there on average.
     """
-    module, prior = build.transformer(config), priors.from_config(config)
+    module, prior = config.make_transformer(), priors.from_config(config)
     parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state(config, mesh).params["transformer"]))
     guided = config.sampling.settings.guidance is not None
     rows = (2 if guided else 1) * config.batch_size / (mesh.shape["data"] * mesh.shape["fsdp"])

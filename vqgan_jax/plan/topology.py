@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from vqgan_jax.compat import topologies
+from vqgan_jax.train.compat import topologies
 
 GIB = 2**30
 

@@ -19,7 +19,8 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint import options as options_lib
 
-from vqgan_jax import compat, storage
+from vqgan_jax.data import storage
+from vqgan_jax.train import compat
 
 T = TypeVar("T")
 

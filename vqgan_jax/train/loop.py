@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vqgan_jax import config as configs
-from vqgan_jax import fields, storage, stored
+from vqgan_jax.data import storage
+from vqgan_jax.nn import fields
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import program as programs
-from vqgan_jax.train import sharding
+from vqgan_jax.train import sharding, stored
 from vqgan_jax.train.checkpoint import Checkpoints
 from vqgan_jax.train.program import Config, Program
 from vqgan_jax.train.state import TrainState

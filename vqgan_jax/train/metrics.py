@@ -14,7 +14,8 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from tensorboardX import SummaryWriter
 
-from vqgan_jax import pictures, storage
+from vqgan_jax import pictures
+from vqgan_jax.data import storage
 
 PART = re.compile(r"metrics-(\d{6})\.jsonl")  # lines of a run in a bucket, which appends nothing
 PART_SECONDS = 120  # what is collected for the next part is at most so old

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vqgan_jax import build, data, models
 from vqgan_jax import config as configs
+from vqgan_jax import data, models
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.train import sharding, watch
 from vqgan_jax.train.stage1 import Stage1
@@ -240,7 +240,7 @@ def training_batches(config: Config, source: Any) -> data.Batches:
         crop=d.crop,
         flip=d.flip,
         small=d.small,
-        fields=build.views(config),
+        fields=config.views(),
         **common,
     )
 
@@ -251,7 +251,7 @@ def held_out_batches(config: Config, source: Any, count: int, batch_size: int) -
     if data.is_cache(d.source):
         batches = data.evaluation_token_batches(source, batch_size=batch_size, **share())
     else:
-        fields = build.views(config)
+        fields = config.views()
         batches = data.evaluation_batches(
             source, image_size=d.image_size, batch_size=batch_size, fields=fields, **share()
         )

@@ -15,15 +15,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from vqgan_jax import build, losses, pictures
 from vqgan_jax import config as configs
+from vqgan_jax import losses, pictures
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_input, to_output
 from vqgan_jax.nn.quantizer import Quantized
 from vqgan_jax.train.metrics import code_statistics
-from vqgan_jax.train.state import TrainState, in_parts, moving_average
+from vqgan_jax.train.state import TrainState, in_parts, make_optimizer, moving_average
 
 Metrics = dict[str, Array]
 Tree = dict[str, Any]
@@ -80,10 +80,10 @@ class Stage1:
         optimizer = config.optimizer
         rates = {"generator": optimizer.learning_rate, "discriminator": optimizer.disc_learning_rate}
         return cls(
-            model=build.vqgan(config),
-            discriminator=build.discriminator(config),
+            model=config.make_vqgan(),
+            discriminator=config.make_discriminator(),
             lpips=LPIPS(config.loss.lpips_dropout, jnp.dtype(config.model.dtype)),
-            optimizers={name: build.optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
+            optimizers={name: make_optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
             loss=config.loss,
             ema_decay=optimizer.ema_decay,
             accumulate=config.accumulate,

@@ -14,12 +14,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
-from vqgan_jax import build, losses, pictures, sampling
 from vqgan_jax import config as configs
+from vqgan_jax import losses, pictures, sampling
 from vqgan_jax import prior as priors
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.pixels import to_float, to_uint8
-from vqgan_jax.train.state import TrainState, in_parts, moving_average
+from vqgan_jax.train.state import TrainState, in_parts, make_optimizer, moving_average
 
 Metrics = dict[str, Array]
 Tree = dict[str, Any]
@@ -77,7 +77,7 @@ class Stage2:
         return cls(
             prior=dataclasses.replace(prior, transformer=prior.transformer.clone(rows=rows)),
             tokenizer=tokenizer,
-            optimizer=build.optimizer(config.optimizer, config.optimizer.learning_rate, config.steps),
+            optimizer=make_optimizer(config.optimizer, config.optimizer.learning_rate, config.steps),
             loss=config.loss,
             drop=config.condition.drop,
             ema_decay=config.optimizer.ema_decay,

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from vqgan_jax import config as configs
+
 Part = Callable[[Any, Any, jax.Array], tuple[Any, Any, Any]]
 
 
@@ -86,3 +88,25 @@ def skipping(step: Callable[..., Any]) -> Callable[..., Any]:
         return kept.replace(step=new.step), metrics | {"skipped": 1.0 - good.astype(jnp.float32)}
 
     return guarded
+
+
+def schedule(config: configs.Optimizer, peak: float, steps: int) -> optax.Schedule:
+    """Learning rate at each step: linear warm-up to `peak`, then constant or half a cosine down to the last step."""
+    warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(steps - config.warmup_steps, 1), config.final_fraction)
+    else:
+        after = optax.constant_schedule(peak)
+    return optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
+
+
+def make_optimizer(config: configs.Optimizer, peak: float, steps: int) -> optax.GradientTransformation:
+    """Adam; global clipping in front and decoupled weight decay of kernels and codebook behind, where they are on."""
+    decayed = lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) in ("kernel", "codebook")
+    mask = lambda params: jax.tree_util.tree_map_with_path(decayed, params)
+    decay = optax.add_decayed_weights(config.weight_decay, mask=mask)
+    parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    parts += [optax.scale_by_adam(config.b1, config.b2, eps=1e-8)]
+    parts += [decay] if config.weight_decay else []
+    parts += [optax.scale_by_learning_rate(schedule(config, peak, steps))]
+    return optax.chain(*parts)

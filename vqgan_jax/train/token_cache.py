@@ -9,8 +9,8 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vqgan_jax import build, data, models
 from vqgan_jax import config as configs
+from vqgan_jax import data, models
 from vqgan_jax import prior as priors
 from vqgan_jax.data import token_writer, tokens
 from vqgan_jax.data.preprocessing import Augmentation
@@ -53,7 +53,7 @@ def write_cache(
         plan,
         sources,
         encode,
-        fields=build.views(config),
+        fields=config.views(),
         num_threads=config.data.num_threads,
         progress=progress,
         **program.share(),

@@ -15,7 +15,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from vqgan_jax import storage
+from vqgan_jax.data import storage
 
 SECTIONS: tuple[str, ...] = ("steps", "compile", "data", "evaluation", "checkpoint", "start", "restart")
 COMPILED = "/jax/core/compile/backend_compile_duration"

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vqgan_jax import config as configs
-from vqgan_jax import fields
 from vqgan_jax.config import Stage1, Stage2
-from vqgan_jax.fields import section_of
+from vqgan_jax.nn import fields
+from vqgan_jax.nn.fields import section_of
 
 VERSION = 2
 
