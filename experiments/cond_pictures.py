@@ -1,6 +1,6 @@
 """Tokenizers of pictures that condition pictures: depth, Canny's edges, low resolution, and limbs of people.
 
-    vqgan train --config=experiments/cond_pictures.py:depth --workdir=runs/drin_depth
+    vqgan train --config=cond_pictures:depth --workdir=runs/drin_depth
 
 Edges and low resolution are made of the photographs as they are read. Not run by us at this size.
 """

@@ -1,7 +1,7 @@
 """Rendered scenes at 32 pixels: tokenizers of two conditions, segmentation and depth.
 
-    vqgan train --config=experiments/cond_scenes.py:segmentation --workdir=runs/scenes_segmentation
-    vqgan train --config=experiments/cond_scenes.py:depth --workdir=runs/scenes_depth
+    vqgan train --config=cond_scenes:segmentation --workdir=runs/scenes_segmentation
+    vqgan train --config=cond_scenes:depth --workdir=runs/scenes_depth
 
 8 x 8 codes a map, as many as an image has.
 """

@@ -1,6 +1,6 @@
 """Tokenizers of label maps at 256 pixels: the conditions of semantic synthesis.
 
-    vqgan train --config=experiments/cond_segmentation.py:ade20k --workdir=runs/ade20k_segmentation
+    vqgan train --config=cond_segmentation:ade20k --workdir=runs/ade20k_segmentation
 
 16 x 16 codes a map, 1024 of them. Cross-entropy, as in the paper; binary cross-entropy under `paper`, as in its code.
 Not run by us at this size.

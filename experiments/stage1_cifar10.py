@@ -1,7 +1,7 @@
 """CIFAR-10 on a laptop: f4 codes of the whole 32-pixel images.
 
     pip install 'vqgan-jax[prepare]' && tfds build cifar10 --file_format=array_record      # once
-    vqgan train --config=experiments/stage1_cifar10.py --workdir=runs/cifar10
+    vqgan train --config=stage1_cifar10 --workdir=runs/cifar10
 
 Each image becomes 8 x 8 codes: 1024 codes a step of 16 images, for a codebook of 512.
 """

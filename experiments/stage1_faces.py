@@ -1,6 +1,6 @@
 """Faces at 256 pixels: CelebA-HQ and FFHQ, from a folder of images.
 
-    vqgan train --config=experiments/stage1_faces.py --workdir=runs/faces --config.data.source=folder:DIR
+    vqgan train --config=stage1_faces --workdir=runs/faces --config.data.source=folder:DIR
 
 DIR may hold `train` and `validation`; else one image in twenty is held out by its name. The paper trains on 85,000
 faces, 25,000 of CelebA-HQ and 60,000 of FFHQ: 300,000 steps of 64 are 226 epochs. Not run by us.

@@ -1,7 +1,7 @@
 """ImageNet at 256 pixels: the tokenizers of the paper, and what later work would do on the same module.
 
     pip install 'vqgan-jax[prepare]' && tfds build imagenet2012 --file_format=array_record      # once
-    vqgan train --config=experiments/stage1_imagenet.py:f16_1024 --workdir=gs://bucket/run --distributed
+    vqgan train --config=stage1_imagenet:f16_1024 --workdir=gs://bucket/run --distributed
 
 Sizes: f16 turns 256 x 256 pixels into 16 x 16 codes, f8 into 32 x 32. 300,000 steps of 256 images are 60 epochs of the
 1,281,167 training images. Not run by us: the numbers in the comments are published ones, of the run that a variant

@@ -1,6 +1,6 @@
 """Photographs of the paper's other data at 256 pixels: one variant a data set and downsample factor.
 
-    vqgan train --config=experiments/stage1_photographs.py:ade20k --workdir=runs/ade20k
+    vqgan train --config=stage1_photographs:ade20k --workdir=runs/ade20k
 
 f is 2 to the number of halvings; crops are 16 f pixels, so that every image has 16 x 16 codes. The paper gives its
 channel multipliers for f8 and f16 only: those of other factors are ours. Not run by us.

@@ -1,6 +1,6 @@
 """The embedded photographs at 64 pixels: a real VQGAN on a laptop in minutes, with nothing to download.
 
-    vqgan train --config=experiments/stage1_photos.py --workdir=runs/photos
+    vqgan train --config=stage1_photos --workdir=runs/photos
 
 Eleven photographs and textures out of scikit-image; each step draws four crops of 64 pixels at a random scale, and the
 rightmost fifth of every photograph is held out. f4: 16 x 16 codes a crop, 1024 codes a step for a codebook of 512.

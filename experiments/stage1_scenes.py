@@ -1,6 +1,6 @@
 """Rendered scenes at 32 pixels: the tokenizer of the pages that measure conditions exactly.
 
-    vqgan train --config=experiments/stage1_scenes.py --workdir=runs/scenes
+    vqgan train --config=stage1_scenes --workdir=runs/scenes
 
 Coloured shapes over grey ground, of which segmentation, depth, boxes and class are known. f4: 8 x 8 codes an image.
 """

@@ -1,6 +1,6 @@
 """ADE20K: photographs out of label maps of 151 classes, 256 codes after 256.
 
-    vqgan train --config=experiments/stage2_ade20k.py --workdir=runs/ade20k_prior
+    vqgan train --config=stage2_ade20k --workdir=runs/ade20k_prior
 
 It needs stage1_photographs.py:ade20k and cond_segmentation.py:ade20k. Not run by us at this size: the number in the
 comment is the published one, of samples at top-k 100 against the 2,000 validation images.

@@ -1,8 +1,8 @@
 """CIFAR-10 on a laptop: a class-conditional prior over 8 x 8 codes.
 
-vqgan train --config=experiments/stage1_cifar10.py --workdir=runs/cifar10
-vqgan tokenize --config=experiments/stage2_cifar10.py --workdir=runs/cifar10_tokens
-vqgan train --config=experiments/stage2_cifar10.py:cached --workdir=runs/cifar10_prior
+vqgan train --config=stage1_cifar10 --workdir=runs/cifar10
+vqgan tokenize --config=stage2_cifar10 --workdir=runs/cifar10_tokens
+vqgan train --config=stage2_cifar10:cached --workdir=runs/cifar10_prior
 """
 
 from recipe import laptop_stage2, paper_stage2

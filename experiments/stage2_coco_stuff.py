@@ -1,6 +1,6 @@
 """COCO-Stuff: photographs out of label maps of 183 classes, 256 codes after 256.
 
-    vqgan train --config=experiments/stage2_coco_stuff.py --workdir=runs/coco_stuff_prior
+    vqgan train --config=stage2_coco_stuff --workdir=runs/coco_stuff_prior
 
 It needs stage1_photographs.py:coco_stuff and cond_segmentation.py:coco_stuff, and label maps in coco/segmentations/.
 Not run by us: the number in the comment is the published one, of samples at top-k 100 against the 5,000 validation

@@ -1,6 +1,6 @@
 """D-RIN: animals of ImageNet out of depth maps, 256 codes after 256.
 
-    vqgan train --config=experiments/stage2_drin.py --workdir=runs/drin_prior
+    vqgan train --config=stage2_drin --workdir=runs/drin_prior
 
 It needs stage1_photographs.py:drin and cond_pictures.py:depth. Not run by us at this size: the numbers in the comments
 are published negative log-likelihoods, in nats a code.

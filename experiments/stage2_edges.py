@@ -1,6 +1,6 @@
 """ImageNet out of Canny's edges: 256 codes after 256.
 
-    vqgan train --config=experiments/stage2_edges.py --workdir=runs/edges_prior
+    vqgan train --config=stage2_edges --workdir=runs/edges_prior
     vqgan sample --workdir=runs/edges_prior --condition photo.png --output=out      # of whose edges it draws
 
 f8, crops of 128 pixels. It needs stage1_photographs.py:imagenet_f8 and cond_pictures.py:edges. Not run by us.

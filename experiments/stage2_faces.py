@@ -1,7 +1,7 @@
 """Faces at 256 pixels, CelebA-HQ and FFHQ: without a condition, or told where in the image they are.
 
-    vqgan train --config=experiments/stage2_faces.py --workdir=runs/faces_prior --config.data.source=folder:DIR
-    vqgan train --config=experiments/stage2_faces.py:coordinates --workdir=runs/faces_places --config.data.source=...
+    vqgan train --config=stage2_faces --workdir=runs/faces_prior --config.data.source=folder:DIR
+    vqgan train --config=stage2_faces:coordinates --workdir=runs/faces_places --config.data.source=...
 
 With coordinates, crops are cut from larger faces, and a sliding window can draw a whole one that is larger than a crop.
 

@@ -1,7 +1,7 @@
 """Class-conditional ImageNet at 256 pixels: the prior of the paper, and what later work would train on the same codes.
 
-    vqgan tokenize --config=experiments/stage2_imagenet.py:f16_16384 --workdir=tokens
-    vqgan train --config=experiments/stage2_imagenet.py:f16_16384,cached --workdir=gs://bucket/prior --distributed
+    vqgan tokenize --config=stage2_imagenet:f16_16384 --workdir=tokens
+    vqgan train --config=stage2_imagenet:f16_16384,cached --workdir=gs://bucket/prior --distributed
 
 256 codes an image. `tokenizer.workdir` is the stage-1 run; `vqgan tokenize` writes ten crops of each of the 1,281,167
 images: 13 million rows of 257 numbers of 2 bytes, 6.6 GB. Not run by us: the numbers in the comments are published

@@ -1,6 +1,6 @@
 """Landscapes without a condition, drawn at any size through the sliding window.
 
-    vqgan train --config=experiments/stage2_landscapes.py --workdir=runs/landscapes_prior
+    vqgan train --config=stage2_landscapes --workdir=runs/landscapes_prior
     vqgan sample --workdir=runs/landscapes_prior --size=512x2048 --count=1 --output=out
 
 It needs stage1_photographs.py:landscapes. Scenes without a middle, such as landscapes and skies, suit a window that

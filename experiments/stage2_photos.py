@@ -1,8 +1,8 @@
 """A prior over the codes of the embedded photographs: eleven classes, one a photograph.
 
-    vqgan train --config=experiments/stage1_photos.py --workdir=runs/photos
-    vqgan tokenize --config=experiments/stage2_photos.py --workdir=runs/photos_tokens
-    vqgan train --config=experiments/stage2_photos.py:cached --workdir=runs/photos_prior
+    vqgan train --config=stage1_photos --workdir=runs/photos
+    vqgan tokenize --config=stage2_photos --workdir=runs/photos_tokens
+    vqgan train --config=stage2_photos:cached --workdir=runs/photos_prior
 
 Crops of 64 pixels are 16 x 16 codes. Without `cached` the frozen tokenizer runs inside the step.
 """

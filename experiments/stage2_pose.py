@@ -1,6 +1,6 @@
 """DeepFashion: people out of their poses, 256 codes after 81.
 
-    vqgan train --config=experiments/stage2_pose.py --workdir=runs/pose_prior
+    vqgan train --config=stage2_pose --workdir=runs/pose_prior
 
 It needs stage1_photographs.py:deepfashion and cond_pictures.py:keypoints, and pictures of rendered limbs in
 deepfashion/keypoints/. The paper has 84 codes of a pose, of a shape that it does not tell; ours are 9 x 9. Not run by

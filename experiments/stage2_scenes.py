@@ -1,7 +1,7 @@
 """Rendered scenes at 32 pixels: one prior for each of four conditions, each measured exactly.
 
-    vqgan train --config=experiments/stage2_scenes.py:segmentation --workdir=runs/scenes_prior_segmentation
-    vqgan train --config=experiments/stage2_scenes.py:boxes --workdir=runs/scenes_prior_boxes
+    vqgan train --config=stage2_scenes:segmentation --workdir=runs/scenes_prior_segmentation
+    vqgan train --config=stage2_scenes:boxes --workdir=runs/scenes_prior_boxes
 
 They need stage1_scenes.py, and for segmentation and depth cond_scenes.py.
 """

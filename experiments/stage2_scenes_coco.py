@@ -1,6 +1,6 @@
 """Scenes of COCO out of boxes, or out of the centres of objects: 256 codes after 92, or after 62.
 
-    vqgan train --config=experiments/stage2_scenes_coco.py --workdir=runs/scenes_coco_prior
+    vqgan train --config=stage2_scenes_coco --workdir=runs/scenes_coco_prior
     vqgan sample --workdir=runs/scenes_coco_prior --condition layout.json --output=out
 
 It needs stage1_photographs.py:coco_stuff. 80 things and 91 kinds of stuff. Not run by us: the numbers in the comment

@@ -1,6 +1,6 @@
 """Scenes of Open Images out of boxes: 256 codes after 92.
 
-    vqgan train --config=experiments/stage2_scenes_openimages.py --workdir=runs/scenes_openimages_prior
+    vqgan train --config=stage2_scenes_openimages --workdir=runs/scenes_openimages_prior
 
 Any data set in COCO's format or TFDS's `objects` will do; boxes may be group, occluded, depiction or inside. It needs a
 tokenizer of 8192 codes. Not run by us: the numbers in the comment are published ones.

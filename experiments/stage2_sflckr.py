@@ -1,6 +1,6 @@
 """S-FLCKR: landscapes of any size out of label maps of 182 classes, 256 codes after 256.
 
-    vqgan train --config=experiments/stage2_sflckr.py:f16 --workdir=runs/sflckr_prior
+    vqgan train --config=stage2_sflckr:f16 --workdir=runs/sflckr_prior
     vqgan sample --workdir=runs/sflckr_prior --condition map.png --size=512x2048 --output=out
 
 It needs stage1_photographs.py:sflckr_f16 and cond_segmentation.py:sflckr. The data was never distributed. Not run by

@@ -1,6 +1,6 @@
 """Stochastic super-resolution on ImageNet: an image out of one with an eighth of its side, 256 codes after 256.
 
-    vqgan train --config=experiments/stage2_superres.py --workdir=runs/superres_prior
+    vqgan train --config=stage2_superres --workdir=runs/superres_prior
     vqgan sample --workdir=runs/superres_prior --condition photo.png --size=256x256 --output=out
 
 f8, crops of 128 pixels. It needs stage1_photographs.py:imagenet_f8 and cond_pictures.py:low_resolution; the variant

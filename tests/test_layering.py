@@ -1,6 +1,7 @@
 """Who may import whom, and how much one file and one function may hold."""
 
 import ast
+import configparser
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -65,6 +66,15 @@ def layer_of(module: str) -> int:
 def test_imports_point_downwards_only(module):
     up = {name for name in ours(MODULES[module]) if layer_of(name) > layer_of(module)}
     assert not up, f"{module} must not import {', '.join(sorted(up))}"
+
+
+def test_every_folder_is_packaged():
+    """The wheel has each folder, and the lab book."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg")
+    listed = set(parser["options"]["packages"].split())
+    folders = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES}
+    assert listed == folders | {"vqgan_jax.experiments"}
 
 
 def test_there_is_no_cycle():

@@ -1,8 +1,9 @@
 """Every key of a config, once: its name, type, default and meaning.
 
 A page returns nested values; `read` makes a `Stage1` or `Stage2` of them, frozen and checked. The sections `model`,
-`quantizer`, `discriminator` and `transformer` are modules of `nn`, whose fields are the keys. Runs store their configs
-by `stored`: whoever adds, renames or removes a key raises the version there.
+`quantizer`, `discriminator` and `transformer` are modules of `nn`, and `condition` is a class of `conditions`: their
+fields are the keys. `make_vqgan` and its like give a module what it needs from other sections. Runs store their configs
+by `train.stored`: whoever adds, renames or removes a key raises the version there.
 """
 
 import copy

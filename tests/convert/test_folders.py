@@ -101,7 +101,8 @@ def test_diffusers_and_llamagen_go_round(tmp_path):
     back = trees.read(convert.plan(open_checkpoint(tmp_path / "folder")))
     same(back.params, converted.params)
     assert back.config.model == converted.config.model
-    directions = dataclasses.replace(converted.config.quantizer, unit_length=True)
+    weights = {"codebook_weight": 1.0, "commitment_weight": 0.25}  # that LlamaGen trains with; the file tells none
+    directions = dataclasses.replace(converted.config.quantizer, unit_length=True, **weights)
     unit = converted._replace(config=dataclasses.replace(converted.config, quantizer=directions))
     write.write_file(unit, "llamagen", tmp_path / "b.safetensors")
     back = trees.read(convert.plan(open_checkpoint(tmp_path / "b.safetensors")))

@@ -150,7 +150,7 @@ def test_a_condition_is_inferred(name, kind, classes, length, codes):
     assert config.condition.shared_vocab
     assert config.tokenizer.codebook_size == codes
     assert config.transformer.num_heads == (4 if "permuter" in name else 16)
-    assert bool(config.condition.tokenizer.workdir) == (converted.condition is not None)
+    assert (config.condition.own_tokenizer is not None) == (converted.condition is not None)
     assert (converted.condition is not None) == (name in ("drin_transformer", "sflckr_transformer"))
 
 

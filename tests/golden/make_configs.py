@@ -70,7 +70,7 @@ def page(recipe: Any, name: str) -> dict[str, Any]:
 
 def state_of(config: Any) -> Any:
     """Shapes of the state of a run."""
-    if Path("vqgan_jax/fields.py").exists():  # stages are classes
+    if Path("vqgan_jax/nn/fields.py").exists():  # stages are classes
         return importlib.import_module("vqgan_jax.models").state_shapes(config)
     stage = importlib.import_module(f"vqgan_jax.train.stage{config.stage}")
     task = getattr(stage, "from_config", None) or stage.build
@@ -97,8 +97,9 @@ def main(folder: Path, commit: str) -> None:
     else:
         parse = getattr(config, "parse", None) or importlib.import_module("vqgan_jax.parsing").parse
     store = dataclasses.asdict
-    if Path("vqgan_jax/stored.py").exists():
-        store = importlib.import_module("vqgan_jax.stored").to_json
+    for module in ("stored", "train.stored"):
+        if Path("vqgan_jax", *module.split(".")).with_suffix(".py").exists():
+            store = importlib.import_module(f"vqgan_jax.{module}").to_json
     path = folder / "shapes.json"
     known, found = json.loads(path.read_text()) if path.exists() else {}, {}
     for name in PAGES:

@@ -19,10 +19,10 @@ from vqgan_jax.train import program, stage_of
 from vqgan_jax.train.compat import serialize_executable
 
 EXAMPLES = """examples:
-  vqgan plan --config=experiments/stage1_imagenet.py --topology=v5p:2x2x1 --batch=16
-  vqgan plan --config=experiments/stage2_imagenet.py:sharded --topology=v5p:4x4x4,v6e:8x8 --batch=16,32 --json=plan.json
-  vqgan plan --config=experiments/stage2_imagenet.py --what=sample --topology=v6e:2x2 --batch=16 --profile
-  vqgan plan --config=experiments/stage1_photos.py --topology=cpu:8 --batch=1
+  vqgan plan --config=stage1_imagenet --topology=v5p:2x2x1 --batch=16
+  vqgan plan --config=stage2_imagenet:sharded --topology=v5p:4x4x4,v6e:8x8 --batch=16,32 --json=plan.json
+  vqgan plan --config=stage2_imagenet --what=sample --topology=v6e:2x2 --batch=16 --profile
+  vqgan plan --config=stage1_photos --topology=cpu:8 --batch=1
 
 Compiles what would run, for chips that are only described: pip install 'vqgan_jax[tpu]' brings the compiler, no TPU is
 needed. Every key of the config is a flag, as for `vqgan train`. A large model takes minutes a topology; outcomes are

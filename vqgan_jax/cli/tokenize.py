@@ -14,8 +14,8 @@ from vqgan_jax.train import token_cache
 from vqgan_jax.train.loop import progress_bar
 
 EXAMPLES = """examples:
-  vqgan tokenize --config=experiments/stage2_photos.py --workdir=runs/photos_tokens
-  vqgan tokenize --config=experiments/stage2_imagenet.py --workdir=tokens --config.tokenizer.crops=10 --distributed
+  vqgan tokenize --config=stage2_photos --workdir=runs/photos_tokens
+  vqgan tokenize --config=stage2_imagenet --workdir=tokens --config.tokenizer.crops=10 --distributed
 
 Then `vqgan train` with --config.data.source=tokens:DIR. Run the same command again to go on after an interruption.
 """

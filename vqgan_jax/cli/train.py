@@ -18,10 +18,10 @@ from vqgan_jax.nn import fields
 from vqgan_jax.train import loop, program, sharding
 
 EXAMPLES = """examples:
-  vqgan train --config=experiments/stage1_photos.py --workdir=runs/photos
-  vqgan train --config=experiments/stage1_cifar10.py --workdir=runs/cifar10 --config.data.data_dir=DIR
-  vqgan train --config=experiments/stage1_imagenet.py:f16_16384 --workdir=gs://bucket/run --distributed
-  vqgan train --config=experiments/stage1_photos.py:l1_only --dry_run
+  vqgan train --config=stage1_photos --workdir=runs/photos
+  vqgan train --config=stage1_cifar10 --workdir=runs/cifar10 --config.data.data_dir=DIR
+  vqgan train --config=stage1_imagenet:f16_16384 --workdir=gs://bucket/run --distributed
+  vqgan train --config=stage1_photos:l1_only --dry_run
 
 Every key of the config is a flag: --config.optimizer.learning_rate=3e-4. Run the same command again to resume.
 
