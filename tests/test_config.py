@@ -123,6 +123,15 @@ def test_another_kind_starts_its_section_anew():
         override(base.to_dict(), ["--config.quantizer.kind=lookup"])
 
 
+KINDS = [(section, kind) for section, table in fields.kinds(configs.Stage1).items() for kind in table]
+
+
+@pytest.mark.parametrize(("section", "kind"), KINDS)
+def test_the_defaults_of_each_kind_fit_together(section, kind):
+    changed = configs.read(configs.vary(configs.stage1(), {f"{section}.kind": kind}).to_dict())
+    assert type(getattr(changed, section)) is fields.kinds(configs.Stage1)[section][kind]
+
+
 def test_pages_come_with_the_package(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert load_config("stage1_photos:quick") == load_config(f"{ROOT}/experiments/stage1_photos.py:quick")

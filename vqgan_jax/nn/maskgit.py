@@ -113,6 +113,9 @@ def blocks(
 class MaskGIT(VQGAN):
     """MaskGIT's tokenizer as a `VQGAN`: without attention and dropout, latents as wide as the last level."""
 
+    attn_resolutions: tuple[int, ...] = ()
+    latent_channels: int = 512
+
     def check(self) -> None:
         """Raises ValueError where fields say what this network does not have."""
         width = self.channels * self.channel_multipliers[-1]
