@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, cast
 import jax
 
 from vqgan_jax import models, prior
-from vqgan_jax.config import Stage1
 from vqgan_jax.convert import dalle_mini, diffusers, llamagen, maskgit, taming, trees, write
 from vqgan_jax.convert.read import open_checkpoint
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError, Tensor
@@ -115,7 +114,7 @@ def load(
 def model(converted: Converted, place: Callable[[trees.Tree], trees.Tree] = lambda params: params) -> Any:
     """Returns a `Tokenizer` or a `Prior`, its parameters as `place` gives them."""
     config = converted.config
-    if isinstance(config, Stage1):
+    if not converted.is_prior:
         return Tokenizer(place(converted.params), config.make_vqgan(), run=models.Run(config, converted.step))
     first = model(cast(Converted, converted.tokenizer), place)
     second = model(converted.condition, place) if converted.condition is not None else None

@@ -11,7 +11,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from vqgan_jax.config import Stage1, Stage2
+from vqgan_jax.config import Stage2
 from vqgan_jax.convert import infer, names, trees
 from vqgan_jax.convert.names import IN, LAYER, OUT, SAME, Entry, Row
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError
@@ -122,8 +122,8 @@ def _config(shapes: infer.Shapes, num_heads: int | None, num_codes: int | None, 
     """Infers a config from names and shapes. The optimiser is as we remember its paper; no weight depends on it."""
     vocab, width = infer.shape(shapes, "output.weight", 2)
     factor = 16
-    if tokenizer is not None and isinstance(tokenizer.config, Stage1):
-        factor = 2 ** (len(tokenizer.config.model.channel_multipliers) - 1)
+    if tokenizer is not None:
+        factor = tokenizer.config.model.downsample_factor
         if tokenizer.config.quantizer.codebook_size != vocab:
             raise ConvertError(
                 f"the tokenizer must have the transformer's {vocab} codes; it has "

@@ -2,7 +2,7 @@
 
 import fnmatch
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -53,7 +53,7 @@ class Converted(NamedTuple):
     """A model in our shape.
 
     Attributes:
-      config: of a run that would have made it.
+      config: the `Stage1` or `Stage2` of a run that would have made it.
       networks: trees of float32 arrays by the networks of `names`: "generator" or "transformer", and as far as the file
         has them "discriminator", "batch_stats" (of its norms), "codebook" (a running average) and "lpips".
       report: on every tensor of the file.
@@ -63,7 +63,7 @@ class Converted(NamedTuple):
       condition: the tokenizer of a transformer's condition, where it has one of its own.
     """
 
-    config: Stage1 | Stage2
+    config: Any
     networks: Tree
     report: Report
     moments: dict[str, Moments]
@@ -72,9 +72,14 @@ class Converted(NamedTuple):
     condition: "Converted | None" = None
 
     @property
+    def is_prior(self) -> bool:
+        """Returns whether it is a transformer, else a tokenizer."""
+        return "transformer" in self.networks
+
+    @property
     def params(self) -> Tree:
         """Returns the parameters of the generator or of the transformer."""
-        return self.networks["generator" if isinstance(self.config, Stage1) else "transformer"]
+        return self.networks["transformer" if self.is_prior else "generator"]
 
     @property
     def stats(self) -> Tree:
@@ -217,7 +222,7 @@ def by_path(tree: Any) -> dict[str, Any]:
 
 def whole(converted: Converted) -> Converted:
     """Returns the model; ConvertError if it is a transformer without its tokenizer."""
-    if isinstance(converted.config, Stage2) and converted.tokenizer is None:
+    if converted.is_prior and converted.tokenizer is None:
         raise ConvertError(
             "a transformer must come with the tokenizer of its images; this file has none. Give that one's file too: "
             "`tokenizer` in Python, --tokenizer of vqgan convert."
@@ -254,6 +259,13 @@ def stage2_shapes(config: Stage2) -> Shapes:
     """Returns shapes of every array of a transformer, by path; see `names`."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on the input's
     return flat({"transformer": _init(config.make_transformer(), tokens)["params"]})
+
+
+# By stage: shapes of every array of a model, given its config and the names of the networks that a file has.
+SHAPES: dict[int, Callable[[Any, Collection[str]], Shapes]] = {
+    1: lambda config, has: stage1_shapes(config, discriminator="discriminator" in has, lpips="lpips" in has),
+    2: lambda config, has: stage2_shapes(config),
+}
 
 
 def flat(tree: Any) -> Shapes:

@@ -67,7 +67,7 @@ def write_run(planned: Converted, folder: Path) -> None:
 
 def _write_run(planned: Converted, part: Path, final: Path) -> None:
     config = planned.config
-    if isinstance(config, Stage2):
+    if planned.is_prior:
         sections: dict[str, Any] = {"tokenizer": config, "condition": config.condition}
         for name, below in _below(planned):
             _write_run(below, part / name, final / name)
@@ -114,11 +114,11 @@ def _optimizer(abstract: Any, moments: trees.Moments | None) -> Any:
     return optax.tree_utils.tree_set(fresh, count=np.asarray(moments.count, np.int32), mu=moments.mu, nu=moments.nu)
 
 
-def _hits(config: Stage1 | Stage2, converted: Converted) -> dict[str, Any]:
+def _hits(config: Any, converted: Converted) -> dict[str, Any]:
     """Returns hits of the codes as of uniform ones, for a run that counts them, where the file did not."""
-    if isinstance(config, Stage2) or "codebook" in converted.networks:
+    if converted.is_prior or "codebook" in converted.networks:
         return {}
-    latents = config.batch_size * (config.data.image_size // 2 ** (len(config.model.channel_multipliers) - 1)) ** 2
+    latents = config.batch_size * (config.data.image_size // config.model.downsample_factor) ** 2
     params = jax.tree.map(jnp.asarray, converted.params.get("quantizer", {}))
     stats = config.quantizer.initial_stats(params, latents)
     return {} if stats is None else {"codebook": stats}
@@ -148,10 +148,10 @@ def read_run(path: epath.PathLike, *, step: int | str = "newest", weights: str =
     stats = state["stats"] if isinstance(state["stats"], dict) else {}  # where empty, Orbax has a leaf of its own
     if stats.get("discriminator"):
         networks["batch_stats"] = stats["discriminator"]
-    if isinstance(config, Stage1) and config.quantizer.ema:
-        networks["codebook"] = stats["codebook"]._asdict()
     found = Converted(config, networks, Report(), {}, restored.step)
-    if isinstance(config, Stage1):
+    if not found.is_prior:
+        if config.quantizer.ema:
+            networks["codebook"] = stats["codebook"]._asdict()
         return found
     tokenizer = _tokenizer(config.tokenizer, "tokenizer", path)
     own = config.condition.own_tokenizer
@@ -195,11 +195,7 @@ def _model(tensors: Tensors, metadata: Mapping[str, str], name: str = "") -> Con
     below = {part: _model(tensors, metadata, part) for part in PARTS if not name and f"{CONFIG}.{part}" in metadata}
     mine = {each.removeprefix(prefix): tensor for each, tensor in tensors.items() if each.startswith(prefix)}
     mine = {each: tensor for each, tensor in mine.items() if each.split("/")[0] not in below}
-    if isinstance(config, Stage1):
-        has = lambda network: any(each.startswith(f"{network}/") for each in mine)
-        shapes = trees.stage1_shapes(config, discriminator=has("discriminator"), lpips=has("lpips"))
-    else:
-        shapes = trees.stage2_shapes(config)
+    shapes = trees.SHAPES[config.stage](config, {each.split("/")[0] for each in mine})
     found = trees.planned(config, shapes, names.entries((Row("(.+)", r"\1"),), shapes), mine, prefix=prefix)
     report = trees.joined([found.report, *(each.report for each in below.values())])
     return found._replace(step=step, report=report, **below)
@@ -262,7 +258,7 @@ def write_file(converted: Converted, to: str, path: Path) -> None:
         for part, below in _below(converted):
             own |= {f"{part}/{name}": array for name, array in trees.by_path(below.networks).items()}
         _save(path, own, _metadata(converted))
-    elif to == "diffusers" and isinstance(config, Stage1):
+    elif to == "diffusers" and not converted.is_prior:
         _save(path / "diffusion_pytorch_model.safetensors", tensors(converted, to), {"format": "pt"})
         storage.write_json(epath.Path(path / "config.json"), diffusers.config_json(config))
     else:
@@ -285,7 +281,7 @@ def _save(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, s
 def tensors(converted: Converted, to: str) -> dict[str, np.ndarray]:
     """Returns arrays of a model by their names in a format of `NEEDS`, as they lie there; views where NumPy can."""
     config = converted.config
-    if isinstance(config, Stage2):
+    if converted.is_prior:
         return _taming_prior(converted, config, to)
     _check(config, NEEDS[to], to)
     arrays = trees.by_path(converted.networks if to == "taming" else {"generator": converted.params})

@@ -24,9 +24,26 @@ MIN_OBJECTS, MAX_OBJECTS = 2, 30
 
 # Pairs of joints, counted from 0: ankle, knee, hip and so on of COCO's own skeleton.
 LIMBS = (
-    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
-    (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
-)  # fmt: skip
+    (15, 13),
+    (13, 11),
+    (16, 14),
+    (14, 12),
+    (11, 12),
+    (5, 11),
+    (6, 12),
+    (5, 6),
+    (5, 7),
+    (6, 8),
+    (7, 9),
+    (8, 10),
+    (1, 2),
+    (0, 1),
+    (0, 2),
+    (1, 3),
+    (2, 4),
+    (3, 5),
+    (4, 6),
+)
 _COLOURS = [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(i / len(LIMBS), 1.0, 1.0)) for i in range(len(LIMBS))]
 
 Document = Mapping[str, Any]  # an annotation file

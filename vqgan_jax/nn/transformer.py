@@ -140,9 +140,16 @@ class Block(nn.Module):
         q, k, v = self.project(x, turns)
         if train and self.dropout:
             weights = nn.dot_product_attention_weights(
-                q, k, mask=mask[None, None], dropout_rng=self.make_rng("dropout"), dropout_rate=self.dropout,
-                broadcast_dropout=False, deterministic=False, dtype=jnp.float32, precision=precision_of(q.dtype),
-            )  # fmt: skip
+                q,
+                k,
+                mask=mask[None, None],
+                dropout_rng=self.make_rng("dropout"),
+                dropout_rate=self.dropout,
+                broadcast_dropout=False,
+                deterministic=False,
+                dtype=jnp.float32,
+                precision=precision_of(q.dtype),
+            )
             attended = product("bnts,bsnp->btnp", weights.astype(v.dtype), v)
         else:
             attended = attention(q, k, v, mask[None, None])
