@@ -83,7 +83,7 @@ def inputs(paths: Sequence[str]) -> dict[str, Callable[[], Image]]:
     return readers
 
 
-def fit(image: Image, size: int | None, factor: int) -> Image:
+def fit(image: Image, size: int | None, factor: int) -> UInt8[np.ndarray, "_h _w 3"]:
     """Returns the image, its short side resized to `size`, then cut right and below to multiples of the factor."""
     if size is not None:
         height, width = image.shape[:2]

@@ -6,7 +6,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -359,7 +359,7 @@ class Stage1:
         hits = hits.at[quantized.indices].add(mask[:, None, None].astype(jnp.int32))
         return {name: jnp.sum(jnp.where(mask, value, 0.0)) for name, value in sums.items()} | {"code_hits": hits}
 
-    def figures(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
+    def figures(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Returns the held-out figures of what `evaluate` summed over all batches."""
         sums = dict(sums)
         count, hits = sums.pop("count"), sums.pop("code_hits")

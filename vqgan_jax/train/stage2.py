@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -182,7 +182,7 @@ class Stage2:
         nll = priors.nll(self.prior, transformer, condition, indices).mean(axis=1)
         return {"nll": jnp.sum(jnp.where(mask, nll, 0.0)), "count": jnp.sum(mask.astype(jnp.float32))}
 
-    def figures(self, sums: dict[str, np.ndarray]) -> dict[str, float]:
+    def figures(self, sums: Mapping[str, Any]) -> dict[str, float]:
         """Returns the held-out figures of what `evaluate` summed over all batches."""
         nll = float(sums["nll"] / sums["count"])
         return {"nll": nll, "bits_per_token": nll / math.log(2)}
