@@ -1,14 +1,16 @@
 """Tells, before a launch and without the chips, whether a run fits them, how fast it is and where its time goes."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -104,6 +106,19 @@ def prepare(names: Sequence[str]) -> None:
         pass
 
 
+@contextlib.contextmanager
+def compiling_anew() -> Iterator[None]:
+    """Leaves JAX's cache of compiled programs aside: what is read from it cannot be written as an executable."""
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update("jax_enable_compilation_cache", False)
+    jax_cache.reset_cache()  # JAX asks once whether there is one
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        jax_cache.reset_cache()
+
+
 def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, console: Console) -> report.Plan:
     """Returns the plan of one topology and batch; the compiler's time is shown while it passes."""
     target = topology.describe(name)
@@ -120,7 +135,8 @@ def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, co
         cache = storage.place(flags.cache)
         if flags.executable:
             lowering.cached(lowered, target, cache).unlink(missing_ok=True)
-        outcome, executable = lowering.compiled(lowered, target, mesh, cache)
+        with compiling_anew() if flags.executable else contextlib.nullcontext():
+            outcome, executable = lowering.compiled(lowered, target, mesh, cache)
     if flags.executable and executable is not None:
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
     state = program.abstract_state(config, mesh)
