@@ -58,7 +58,7 @@ class Condition:
       kind: its name in a config.
       field: what of a batch it reads; empty if nothing.
       argument: of `api.sample_indices`, in which a caller gives it: "labels", "condition" or, for nothing, "count".
-      rule: where the window of a larger image is around the code that is drawn; see `priors.RULES`.
+      rule: where the window of a larger image is around the code that is drawn; see `prior.RULES`.
     """
 
     kind: ClassVar[str]
