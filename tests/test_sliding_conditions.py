@@ -248,7 +248,7 @@ def test_a_map_is_shown_as_its_windows_see_it():
     """Of 8 x 14 pixels two windows side by side, the second one flush with the border."""
     model = prior("half", "rope2d")
     maps = said(model, (SIDE, 7))["condition"]
-    shown = model.module.condition.seen(model.frozen, maps)
+    shown = model.module.condition.reconstruct(model.frozen, maps)
     picture = lambda left: model.module.condition.picture(
         model.frozen, np.asarray(trained_on(model, (SIDE, 7), 0, left)), F * SIDE
     )
@@ -268,7 +268,7 @@ def test_sizes_that_cannot_be_are_named():
         with pytest.raises(ValueError, match=message):
             draw(**request)
     with pytest.raises(ValueError, match="multiples of 2 pixels"):
-        model.module.condition.seen(model.frozen, maps(8, 13))
+        model.module.condition.reconstruct(model.frozen, maps(8, 13))
     spiral = untrained.prior("half", condition__size=4, transformer__order="spiral_in")
     with pytest.raises(ValueError, match="'raster'; this one's is 'spiral_in'"):
         vq.sample_indices(spiral, jax.random.key(0), condition=maps(8, 12))

@@ -184,22 +184,40 @@ class Sampling:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage1:
-    """A whole stage-1 run; by default the paper's tokenizer (f16, 1024 codes) with our training."""
+class Run:
+    """The keys of both stages."""
 
-    stage: int = 1
+    stage: int = 0
     seed: int = 0
     steps: int = 300_000
     batch_size: int = 256  # over all devices
     accumulate: int = 1  # equal parts of a batch, one after the other, whose gradients are summed before one update
     data: Data = Data()
+    mesh: Mesh = Mesh()
+    log: Log = Log()
+
+    def check_crop(self, factor: int) -> None:
+        """Raises ValueError where a batch has no parts, or codes of `factor` pixels do not fill the crop."""
+        if self.accumulate < 1:
+            raise ValueError(f"`config.accumulate` must be at least 1, a batch in one part; got {self.accumulate}.")
+        size = self.data.image_size
+        if size % factor:
+            raise ValueError(
+                f"`config.data.image_size` must be a multiple of the downsample factor {factor}; got {size}. Set it to "
+                f"{-(-size // factor) * factor}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage1(Run):
+    """A whole stage-1 run; by default the paper's tokenizer (f16, 1024 codes) with our training."""
+
+    stage: int = 1
     model: VQGAN = section(VQGAN(), AUTOENCODERS)
     quantizer: Quantizer = section(VectorQuantizer(), QUANTIZERS)
     discriminator: PatchDiscriminator = section(PatchDiscriminator(), DISCRIMINATORS)
     loss: Loss = Loss()
     optimizer: TwoOptimizers = TwoOptimizers()
-    mesh: Mesh = Mesh()
-    log: Log = Log()
 
     def make_vqgan(self) -> VQGAN:
         """Returns the tokenizer's module with its quantizer."""
@@ -218,12 +236,14 @@ class Stage1:
 
     def check(self) -> None:
         """Raises ValueError where sections contradict each other."""
-        check_run(self, self.model.downsample_factor)
+        self.check_crop(self.model.downsample_factor)
         field, channels, loss = self.data.field, self.model.image_channels, self.loss
         check_known("data.field", field, views.FIELDS)
-        labels, wanted = field == "segmentation", views.FIELDS[field].channels or channels
-        if channels != wanted:
-            raise ValueError(f"`config.model.image_channels` must be {wanted} of data.field {field!r}; got {channels}.")
+        labels, expected = field == "segmentation", views.FIELDS[field].channels or channels
+        if channels != expected:
+            raise ValueError(
+                f"`config.model.image_channels` must be {expected} of data.field {field!r}; got {channels}."
+            )
         if labels != (loss.pixel in ("cross_entropy", "binary_cross_entropy")):
             raise ValueError(
                 "`config.loss.pixel` must be cross_entropy or binary_cross_entropy of segmentations, and neither of "
@@ -237,23 +257,16 @@ class Stage1:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage2:
+class Stage2(Run):
     """A whole stage-2 run; by default a class-conditional prior of 24 layers and 1024 channels."""
 
     stage: int = 2
-    seed: int = 0
-    steps: int = 300_000
-    batch_size: int = 256  # over all devices
-    accumulate: int = 1  # equal parts of a batch, one after the other, whose gradients are summed before one update
-    data: Data = Data()
     tokenizer: FrozenTokenizer = FrozenTokenizer()
     condition: Condition = section(CONDITIONS["class"](), CONDITIONS)
     transformer: Transformer = Transformer()
     loss: TokenLoss = TokenLoss()
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
-    mesh: Mesh = Mesh()
-    log: Log = Log()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -289,7 +302,7 @@ class Stage2:
 
     def check(self) -> None:
         """Raises ValueError where sections contradict each other."""
-        check_run(self, self.tokenizer.downsample_factor)
+        self.check_crop(self.tokenizer.downsample_factor)
         check_known("data.field", self.data.field, ("image",))
         check_known("transformer.order", self.transformer.order, ordering.ORDERS)
         prefix = self.prefix()
@@ -320,18 +333,6 @@ def read(mapping: Mapping[str, Any]) -> Any:
     """
     check_known("stage", mapping.get("stage"), STAGES)
     return fields.read(mapping, STAGES[mapping["stage"]])
-
-
-def check_run(config: Stage1 | Stage2, factor: int) -> None:
-    """Raises ValueError where a batch has no parts, or codes do not fill the crop; `factor` is the tokenizer's."""
-    if config.accumulate < 1:
-        raise ValueError(f"`config.accumulate` must be at least 1, a batch in one part; got {config.accumulate}.")
-    size = config.data.image_size
-    if size % factor:
-        raise ValueError(
-            f"`config.data.image_size` must be a multiple of the downsample factor {factor}; got {size}. Set it to "
-            f"{-(-size // factor) * factor}."
-        )
 
 
 # For pages: every key with its default, and some of them changed

@@ -25,7 +25,7 @@ def test_a_label_map_is_brought_to_the_size_by_the_nearest_pixel(tmp_path):
     Image.fromarray(SCENE["segmentation"]).save(tmp_path / "map.png")
     values = read(prior, tmp_path / "map.png", (8, 16))  # the middle half, at the same scale
     np.testing.assert_array_equal(values, SCENE["segmentation"][None, 4:12].astype(np.int32))
-    subjects = drawing.given(prior, values, (8, 16))
+    subjects = drawing.of_values(prior, values, (8, 16))
     codes = vq.encode(prior.condition, values)
     kept = np.asarray(vq.decode(prior.condition, codes)).argmax(-1)
     np.testing.assert_array_equal(subjects.beside[0], pictures.colors(values))
@@ -46,7 +46,7 @@ def test_a_layout_of_a_larger_image_has_outlines_as_large(tmp_path):
     (tmp_path / "layout.json").write_text(json.dumps([{"box": [0.1, 0.1, 0.5, 0.5], "category": 3}]))
     tokens = read(prior, tmp_path / "layout.json", (8, 12))
     assert tokens.shape == (1, 1, 3, prior.module.condition.length)
-    subjects = drawing.given(prior, tokens, (8, 12))
+    subjects = drawing.of_values(prior, tokens, (8, 12))
     assert subjects.beside[0].shape == (1, 8, 12, 3)
     assert vq.sample_indices(prior, jax.random.key(0), condition=tokens, size=(8, 12)).shape == (1, 4, 6)
     (tmp_path / "layout.json").write_text("[{}]")

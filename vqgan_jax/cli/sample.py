@@ -136,13 +136,13 @@ def asked_for(flags: argparse.Namespace, prior: vq.Prior, size: tuple[int, int])
             raise cli.UsageError("`--labels` must give the class of the files to complete: one, or one for each.")
         subjects = drawing.classes(prior, numbers_of(flags.labels))
     elif flags.condition:
-        subjects = drawing.given(prior, condition.read(flags.condition, size, prior.config.data), size)
+        subjects = drawing.of_values(prior, condition.read(flags.condition, size, prior.config.data), size)
     elif condition.argument == "condition":
         if flags.size:
             raise cli.UsageError("held-out examples have the training size; for another give --condition FILE.")
         subjects = drawing.held_out(prior, flags.examples)
     else:
-        subjects = drawing.nothing(1)
+        subjects = drawing.unconditional(1)
     if not flags.complete:
         return subjects
     return drawing.completing(prior, subjects, flags.complete, size, keep=flags.keep, mask=flags.mask)

@@ -72,7 +72,7 @@ class Condition:
     window: Grid = derived((1, 1))
     downsample_factor: int = derived(1)  # of the images' tokenizer
 
-    # The config: what is asked before `bound`
+    # Answers of a condition that is not bound yet
 
     def bound(self, *, window: Grid, images: Frozen, module: Any = None) -> "Condition":
         """Returns the condition of a run.
@@ -120,7 +120,7 @@ class Condition:
         own = fields.keys(type(self)).keys() - fields.keys(Condition).keys()
         return {"kind": self.kind} | {name: getattr(self, name) for name in own}
 
-    # Tokens: what is asked after `bound`
+    # Answers of a bound condition: tokens
 
     @property
     def image_size(self) -> int:
@@ -222,13 +222,13 @@ class Condition:
                 )
             return count
         value = arguments[self.argument]
-        found = len(value) if np.ndim(value) else None
-        if count is not None and count != found:
-            raise ValueError(f"`{self.argument}` must be as many as the images, {count}; got {found}.")
+        length = len(value) if np.ndim(value) else None
+        if count is not None and count != length:
+            raise ValueError(f"`{self.argument}` must be as many as the images, {count}; got {length}.")
         return value
 
     def size_of(self, value: Any, size: Size | None) -> Size | None:
-        """Returns height and width of the images that are asked for; None is the training size."""
+        """Returns height and width of the requested images; None is the training size."""
         return size
 
     def tokens(self, frozen: Params, value: Any, grid: Grid, origins: np.ndarray | None) -> Int[Array, "b ..."]:
@@ -287,7 +287,7 @@ class Condition:
         return tokens.reshape(-1, rows, columns)
 
     def _explain(self, name: str) -> str:
-        """What is wrong with an argument that is missing, or given to a prior of another kind."""
+        """Returns what is wrong with an argument that is missing or belongs to a prior of another kind."""
         if name == self.argument:
             needs = {"labels": "the class of each image", "condition": f"the {self.kind} of each image"}
             return f"this prior's condition is {self.kind!r}: it needs `{name}`, {needs[name]}; none were given."

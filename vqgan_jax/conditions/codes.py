@@ -177,9 +177,9 @@ class Codes(Condition):
 
     def beside(self, frozen: Params, values: np.ndarray, size: Size, names: Sequence[str] = ()) -> tuple[Pictures, ...]:
         """Returns maps as they are and as the prior sees them."""
-        return pictures.shown(values), self.seen(frozen, values)
+        return pictures.shown(values), self.reconstruct(frozen, values)
 
-    def seen(self, frozen: Params, values: Num[np.ndarray, "n H W ..."]) -> Pictures:
+    def reconstruct(self, frozen: Params, values: Num[np.ndarray, "n H W ..."]) -> Pictures:
         """Returns what a prior sees of maps: what their tokenizer keeps of the whole, or of windows side by side.
 
         Raises:

@@ -61,7 +61,7 @@ class Text(Condition):
         return {self.field: self._view}
 
     def _view(self, cut: Cut) -> Int32[np.ndarray, "s"]:
-        captions = views.wanted(cut, "text")()
+        captions = views.get_field(cut, "text")()
         if not len(captions):
             raise ValueError("every image must have a caption, which the config asks for; this one has none. Add one.")
         return self.row(captions[cut.rng.integers(len(captions))], cut=True)

@@ -218,7 +218,7 @@ def stage2(
     vocab, width = shape(shapes, "transformer.head.weight", 2)
     depth = count(shapes, r"transformer\.blocks\.(\d+)\.")
     positions = shape(shapes, "transformer.pos_emb", 3)[1]
-    factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1)
+    factor = tokenizer.model.downsample_factor
     codes = num_codes or _codes(positions, condition_tokenizer is not None)
     side = math.isqrt(codes)
     if side * side != codes:
@@ -307,7 +307,7 @@ def _condition(
             f"the kind of a condition without a tokenizer is known by its length: 1, one a code, or {LENGTHS}; got "
             f"{length}. Name it: {', '.join(CONDITIONS)}; or give num_codes."
         )
-    factor = 2 ** (len(tokenizer.model.channel_multipliers) - 1) if tokenizer else 16
+    factor = tokenizer.model.downsample_factor if tokenizer else 16
     section = {
         "num_tokens": vocab,
         "size": math.isqrt(length) * factor if tokenizer else 0,

@@ -238,16 +238,15 @@ def read(planned: Converted) -> Converted:
 @functools.lru_cache(maxsize=8)  # tracing takes a second, and tokenizers are often alike
 def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = False) -> Shapes:
     """Returns shapes of every array of a tokenizer, and of what it is trained with, by path; see `names`."""
-    factor = 2 ** (len(config.model.channel_multipliers) - 1)
-    image = _image(factor, config.model.image_channels)
+    image = _image(config.model.downsample_factor, config.model.image_channels)
     found = {"generator": _init(config.make_vqgan(), image)["params"]}
     if config.quantizer.ema:
         k, d = config.quantizer.codebook_size, config.quantizer.embed_dim
         found["codebook"] = {"hits": jax.ShapeDtypeStruct((k,), jnp.float32)}
         found["codebook"] |= {"sums": jax.ShapeDtypeStruct((k, d), jnp.float32)}
-    judge = config.make_discriminator() if discriminator else None
-    if judge is not None:
-        variables = _init(judge, _image(256, config.model.image_channels), train=True)
+    module = config.make_discriminator() if discriminator else None
+    if module is not None:
+        variables = _init(module, _image(256, config.model.image_channels), train=True)
         found |= {"discriminator": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     if lpips:
         found["lpips"] = _init(LPIPS(), _image(32, 3), _image(32, 3))["params"]

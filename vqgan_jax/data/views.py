@@ -48,7 +48,7 @@ def segmentation(cut: Cut, *, num_classes: int, shift: bool) -> Int32[np.ndarray
     Raises:
       ValueError: the example has no such map, or one with a category that there is not, or `shift` and one above 255.
     """
-    labels = wanted(cut, "segmentation")
+    labels = get_field(cut, "segmentation")
     part = labels[nearest(cut.geometry, labels.shape)]
     if shift and not 0 <= part.min() <= part.max() <= 255:
         raise ValueError(
@@ -66,7 +66,7 @@ def segmentation(cut: Cut, *, num_classes: int, shift: bool) -> Int32[np.ndarray
 
 def depth(cut: Cut) -> Float32[np.ndarray, "h w 1"]:
     """Depth in [-1, 1], from the smallest to the largest of the whole image, as upstream scales it before cropping."""
-    values = np.asarray(wanted(cut, "depth"), np.float32)
+    values = np.asarray(get_field(cut, "depth"), np.float32)
     low, high = values.min(), values.max()
     scaled = 2 * (values - low) / max(high - low, np.float32(1e-12)) - 1
     left, upper, right, lower = cut.geometry.box
@@ -78,7 +78,7 @@ def depth(cut: Cut) -> Float32[np.ndarray, "h w 1"]:
 
 def keypoints(cut: Cut) -> UInt8[np.ndarray, "h w 3"]:
     """A picture of limbs."""
-    return apply_geometry(wanted(cut, "keypoints"), cut.geometry)
+    return apply_geometry(get_field(cut, "keypoints"), cut.geometry)
 
 
 def coordinates(cut: Cut) -> Float32[np.ndarray, "h w 1"]:
@@ -114,9 +114,9 @@ def objects(cut: Cut, *, encode: Callable[..., Int32[np.ndarray, "t"]]) -> Int32
     left, upper, right, lower = cut.geometry.box
     corner = (left / width, upper / height)
     extent = (min(right / width, 1.0) - corner[0], min(lower / height, 1.0) - corner[1])
-    categories = np.asarray(wanted(cut, "categories"))
+    categories = np.asarray(get_field(cut, "categories"))
     modifiers = np.asarray(cut.example.get("modifiers", np.zeros_like(categories)))
-    places = np.asarray(wanted(cut, "boxes"), np.float64)
+    places = np.asarray(get_field(cut, "boxes"), np.float64)
     return encode(places, categories, modifiers, crop=(*corner, *extent), flip=cut.geometry.flip, rng=cut.rng)
 
 
@@ -149,8 +149,8 @@ FIELDS: Mapping[str, Field] = {
 }
 
 
-def wanted(cut: Cut, field: str) -> Any:
-    """A field of the example; ValueError if the source does not give it."""
+def get_field(cut: Cut, field: str) -> Any:
+    """Returns a field of the example; ValueError if the source has none of that name."""
     if field not in cut.example:
         raise ValueError(
             f"every example must have `{field}`, which the config asks for; this one has {', '.join(cut.example)}. "

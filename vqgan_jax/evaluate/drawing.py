@@ -157,18 +157,18 @@ class Subjects(NamedTuple):
 
 
 def classes(prior: Prior, labels: Sequence[int] | None) -> Subjects:
-    """The classes that are asked for, or all."""
+    """Returns the classes of `labels`, or all."""
     everything = range(prior.module.condition.num_labels)
     return Subjects(np.array(everything if labels is None else labels, np.int32), {})
 
 
-def nothing(count: int) -> Subjects:
-    """For a prior that is told nothing."""
+def unconditional(count: int) -> Subjects:
+    """Returns so many subjects of a prior without a condition."""
     return Subjects(np.zeros(count, np.int32), {})
 
 
-def given(prior: Prior, values: np.ndarray, size: Size, names: Sequence[str] = ()) -> Subjects:
-    """Conditions, beside pictures of them; `names` are those of the classes.
+def of_values(prior: Prior, values: np.ndarray, size: Size, names: Sequence[str] = ()) -> Subjects:
+    """Returns a subject for each value of the prior's condition, with pictures of it.
 
     Args:
       prior: what they are for.
@@ -184,7 +184,7 @@ def given(prior: Prior, values: np.ndarray, size: Size, names: Sequence[str] = (
 
 
 def held_out(prior: Prior, count: int) -> Subjects:
-    """Conditions of examples that the prior did not see, of the training size, beside the examples themselves.
+    """Returns subjects of the training size out of held-out examples, with pictures of the examples.
 
     Raises:
       ValueError: the prior was trained on a token cache, which holds no images.
@@ -195,14 +195,14 @@ def held_out(prior: Prior, count: int) -> Subjects:
     source = data.spread(program.open_split(config, config.data.eval_split), count)
     (batch,) = data.evaluation_batches(source, image_size=side, batch_size=len(source), fields=config.views())
     names = getattr(source, "category_names", ())
-    subjects = given(prior, batch[prior.module.condition.field], (side, side), names)
+    subjects = of_values(prior, batch[prior.module.condition.field], (side, side), names)
     return subjects._replace(beside=(*subjects.beside, batch["image"]))
 
 
 def completing(
     prior: Prior, subjects: Subjects, paths: Sequence[str], size: Size, *, keep: float, mask: str | None = None
 ) -> Subjects:
-    """The same subjects with images of which some codes are kept.
+    """Returns the same subjects with images of which some codes stay.
 
     Args:
       prior: that completes them.

@@ -79,14 +79,14 @@ def of_priors(config: configs.Stage2, request: Request, workdir: str) -> Results
     """Results of the states of a stage-2 run."""
     tokenizer, condition = models.load_frozen(config, near=workdir)
     code_prior = priors.from_config(config, models.condition_module(tokenizer, condition))
-    asked = of_prior.DrawRequest(
+    draws = of_prior.DrawRequest(
         samples=request.limit, settings=[drawing.options_of(config.sampling)], reference="validation", neighbours=0
     )
 
     def of_state(state: Any, step: int) -> list[protocol.Result]:
         params, weights = parameters(state, "transformer")
         prior = models.Prior(params, tokenizer, code_prior, condition, run=models.Run(config, step, weights))
-        return of_prior.evaluate(prior, request, asked, workdir=workdir).results
+        return of_prior.evaluate(prior, request, draws, workdir=workdir).results
 
     return of_state
 

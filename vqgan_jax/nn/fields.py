@@ -97,14 +97,14 @@ def convert(value: Any, hint: Any, path: str) -> Any:
         return float(value)
     if isinstance(hint, type) and type(value) is hint:
         return value
-    wanted = hint if typing.get_origin(hint) else hint.__name__
-    raise ValueError(f"`{path}` must be of type {wanted}; got {value!r}.")
+    expected = hint if typing.get_origin(hint) else hint.__name__
+    raise ValueError(f"`{path}` must be of type {expected}; got {value!r}.")
 
 
 def section_of(nested: Mapping[str, Any], name: str) -> Any:
     """Returns a section of nested values; an empty one where there is none, of which `read` says what is wrong."""
-    found = nested.get(name)
-    return found if isinstance(found, Mapping) else {}
+    section = nested.get(name)
+    return section if isinstance(section, Mapping) else {}
 
 
 def kind_of(instance: Any, table: Mapping[str, type]) -> str:

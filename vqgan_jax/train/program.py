@@ -213,8 +213,8 @@ def open_examples(config: configs.Stage2, split: str) -> Any:
     condition, d = config.condition, config.data
     if data.is_cache(d.source):
         source = data.open_tokens(d.source, split=split, fingerprint=config.tokenizer.fingerprint)
-        wanted = {"grid": config.grid, "condition": condition.meaning(d, config.tokenizer)}
-        for name, expected in wanted.items():
+        facts = {"grid": config.grid, "condition": condition.meaning(d, config.tokenizer)}
+        for name, expected in facts.items():
             if getattr(source.plan, name) != expected:
                 raise ValueError(
                     f"the token cache must have {name} {expected}; {d.source} has {getattr(source.plan, name)}. Run "

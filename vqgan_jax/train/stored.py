@@ -120,10 +120,10 @@ def from_version_1(nested: dict[str, Any]) -> dict[str, Any]:
     """Returns version 2: the quantizer has its losses' weights, and a section with kinds only its kind's keys."""
     nested = {key: dict(value) if isinstance(value, Mapping) else value for key, value in nested.items()}
     for name, kinds in READ.items():
-        found = section_of(nested, name)
-        if found.get("kind") in kinds:
-            for key in EVERY[name] - set(kinds[found["kind"]]):
-                found.pop(key, None)
+        values = section_of(nested, name)
+        if values.get("kind") in kinds:
+            for key in EVERY[name] - set(kinds[values["kind"]]):
+                values.pop(key, None)
     quantizer, loss = section_of(nested, "quantizer"), section_of(nested, "loss")
     for key, kinds in CODE_LOSSES.items():
         if nested.get("stage") == 1 and key in loss:
