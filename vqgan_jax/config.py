@@ -237,17 +237,17 @@ class Stage1(Run):
     def check(self) -> None:
         """Raises ValueError where sections contradict each other."""
         self.check_crop(self.model.downsample_factor)
-        field, channels, loss = self.data.field, self.model.image_channels, self.loss
-        check_known("data.field", field, views.FIELDS)
-        labels, expected = field == "segmentation", views.FIELDS[field].channels or channels
+        check_known("data.field", self.data.field, views.FIELDS)
+        name, channels, loss = self.data.field, self.model.image_channels, self.loss
+        labels, expected = views.FIELDS[name].is_categories, views.FIELDS[name].channels or channels
         if channels != expected:
             raise ValueError(
-                f"`config.model.image_channels` must be {expected} of data.field {field!r}; got {channels}."
+                f"`config.model.image_channels` must be {expected} of data.field {name!r}; got {channels}."
             )
         if labels != (loss.pixel in ("cross_entropy", "binary_cross_entropy")):
             raise ValueError(
                 "`config.loss.pixel` must be cross_entropy or binary_cross_entropy of segmentations, and neither of "
-                f"all else; got {loss.pixel!r} of {field!r}."
+                f"all else; got {loss.pixel!r} of {name!r}."
             )
         if labels and (loss.perceptual_weight or loss.disc_weight):
             raise ValueError(

@@ -129,18 +129,25 @@ class Field(NamedTuple):
     Attributes:
       channels: of it; 0 for one a class.
       view: from `config.data` and the number of classes to its view.
+      dtype: of its pixels in a batch.
     """
 
     channels: int
     view: Callable[[Any, int], View]
+    dtype: Any = np.uint8
+
+    @property
+    def is_categories(self) -> bool:
+        """Whether a pixel is the number of a category: b H W, without channels."""
+        return self.channels == 0
 
 
 FIELDS: Mapping[str, Field] = {
     "image": Field(3, lambda data, classes: image),
     "segmentation": Field(
-        0, lambda data, classes: functools.partial(segmentation, num_classes=classes, shift=data.shift_labels)
+        0, lambda data, classes: functools.partial(segmentation, num_classes=classes, shift=data.shift_labels), np.int32
     ),
-    "depth": Field(1, lambda data, classes: depth),
+    "depth": Field(1, lambda data, classes: depth, np.float32),
     "low_resolution": Field(
         3, lambda data, classes: functools.partial(low_resolution, factor=data.low_resolution_factor)
     ),

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from vqgan_jax import config as configs
 from vqgan_jax import losses, pictures
+from vqgan_jax.data.views import FIELDS
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.perceptual import LPIPS
@@ -87,7 +88,7 @@ class Stage1:
             loss=config.loss,
             ema_decay=optimizer.ema_decay,
             accumulate=config.accumulate,
-            best="error" if config.data.field == "segmentation" else "lpips",
+            best="error" if FIELDS[config.data.field].is_categories else "lpips",
         )
 
     @staticmethod
@@ -100,12 +101,9 @@ class Stage1:
     @staticmethod
     def batch_shapes(config: Any) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns a batch of pictures, label maps or depth, as the loader gives it."""
-        field, size = config.data.field, config.data.image_size
-        shape = (config.batch_size, size, size)
-        if field == "segmentation":
-            return {"image": jax.ShapeDtypeStruct(shape, jnp.int32)}
-        dtype = jnp.float32 if field == "depth" else jnp.uint8
-        return {"image": jax.ShapeDtypeStruct((*shape, config.model.image_channels), dtype)}
+        field, size = FIELDS[config.data.field], config.data.image_size
+        channels = () if field.is_categories else (config.model.image_channels,)
+        return {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, *channels), field.dtype)}
 
     def frozen_shapes(self) -> Tree:
         """Returns the shapes of what `train_step` reads and never trains: LPIPS."""
