@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 from vqgan_jax import prior as priors
 from vqgan_jax import sampling
-from vqgan_jax.conditions import Prefix, check_range, marked, on_host
+from vqgan_jax.conditions import Prefix, check_range, mark_out_of_range, on_host
 from vqgan_jax.models import Prior, Tokenizer
 from vqgan_jax.nn import pixels
 
@@ -259,7 +259,7 @@ def _sample_large(
 
 
 def fine(tokens: Int[Array, "b ..."]) -> Bool[Array, "b"]:
-    """Whether all tokens of a row are in range: `conditions.marked` made those that are not -1."""
+    """Whether all tokens of a row are in range: `conditions.mark_out_of_range` made the others -1."""
     return (tokens >= 0).all(axis=tuple(range(1, tokens.ndim)))
 
 
@@ -271,7 +271,7 @@ def keys_of(key: Key[Array, "*b"], rows: Array) -> Key[Array, "b"]:
 @jax.jit
 def _log_likelihood(prior: Prior, condition: Any, indices: Any) -> Any:
     nats = -priors.nll(prior.module, prior.params, condition, indices).sum(axis=1)
-    codes = marked(indices, prior.tokenizer.codebook_size)
+    codes = mark_out_of_range(indices, prior.tokenizer.codebook_size)
     return jnp.where(fine(condition) & fine(codes), nats, jnp.nan)
 
 

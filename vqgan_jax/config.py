@@ -276,7 +276,7 @@ class Stage2(Run):
 
     def prefix(self, module: VQGAN | None = None) -> Condition:
         """Returns the condition that knows the rest of the run; `module` is the tokenizer that encodes its maps."""
-        return self.condition.bound(window=self.grid, images=self.tokenizer, module=module)
+        return self.condition.bind(window=self.grid, images=self.tokenizer, module=module)
 
     def make_transformer(self) -> Transformer:
         """Returns the prior's module, as long as prefix and codes need unless the config wants it longer."""

@@ -1,4 +1,4 @@
-"""A prior's pure functions: prefix and codes to tokens, their likelihood, and new ones (section 3.2 of the paper)."""
+"""A prior's pure functions: likelihood and samples of codes, of the training size (section 3.2) and of any (4.3)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -136,7 +136,9 @@ def sample(
     return tokens[:, ordering.inverse(prior.forward)].reshape(-1, *prior.grid)
 
 
-# Images larger than those of training
+# Images larger than those of training: a window of the prior's grid slides along (section 4.3 of the paper). Every code
+# is drawn from the window around it, in raster order. Positions belong to the window, so a cache of keys and values is
+# valid only while the window stands still: codes are drawn in runs, and each run has a cache of its own.
 
 PrefixAt = Callable[[Int[Array, ""], Int[Array, ""]], Int[Array, "b s"]]
 

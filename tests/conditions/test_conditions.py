@@ -76,7 +76,7 @@ def test_a_map_is_shown_as_its_tokenizer_decodes_it():
     maps = np.random.default_rng(0).integers(0, 9, (2, 8, 8)).astype(np.int32)
     own = Frozen(workdir="maps", codebook_size=16, downsample_factor=2)
     condition = Segmentation(num_classes=9, tokenizer=own)
-    condition = condition.bound(window=(4, 4), images=Frozen(downsample_factor=2), module=tokenizer.module)
+    condition = condition.bind(window=(4, 4), images=Frozen(downsample_factor=2), module=tokenizer.module)
     frozen = {"condition": tokenizer.params}
     tokens = np.asarray(jax.jit(condition.encode)(frozen, {"segmentation": jnp.asarray(maps)}))
     labels = np.argmax(vq.decode(tokenizer, tokens.reshape(2, 4, 4)), axis=-1)
@@ -86,7 +86,7 @@ def test_a_map_is_shown_as_its_tokenizer_decodes_it():
 def test_a_tokenizer_of_other_maps_is_refused():
     condition, module = Segmentation(num_classes=8, tokenizer=Frozen(workdir="maps")), untrained.tokenizer().module
     with pytest.raises(ValueError, match="must have 8 channels; maps has 3"):
-        condition.bound(window=(4, 4), images=Frozen(), module=module)
+        condition.bind(window=(4, 4), images=Frozen(), module=module)
 
 
 def test_tokens_of_boxes_stand_where_they_say():

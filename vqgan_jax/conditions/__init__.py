@@ -1,6 +1,6 @@
 """Conditions: what a prior knows of an image before the first code; every kind is one class and one line here."""
 
-from vqgan_jax.conditions.base import Condition, Frozen, Params, Prefix, check_range, marked, on_host
+from vqgan_jax.conditions.base import Condition, Frozen, Params, Prefix, check_range, mark_out_of_range, on_host
 from vqgan_jax.conditions.codes import Depth, Edges, Keypoints, LowResolution, Segmentation
 from vqgan_jax.conditions.coordinates import Coordinates
 from vqgan_jax.conditions.label import ClassLabel, Unconditional
@@ -21,4 +21,4 @@ CONDITIONS: dict[str, type[Condition]] = {
     "text": Text,
 }
 
-__all__ = ["CONDITIONS", "Condition", "Frozen", "Params", "Prefix", "check_range", "marked", "on_host"]
+__all__ = ["CONDITIONS", "Condition", "Frozen", "Params", "Prefix", "check_range", "mark_out_of_range", "on_host"]

@@ -1,7 +1,7 @@
 """What every condition answers. A kind of condition is one subclass in one file, and one line of `CONDITIONS`.
 
 The fields of a subclass are the keys of the config's section `condition` of that kind; those
-that are `derived` are no keys: `Condition.bound` fills them from the rest of the config.
+that are `derived` are no keys: `Condition.bind` fills them from the rest of the config.
 """
 
 import dataclasses
@@ -74,7 +74,7 @@ class Condition:
 
     # Answers of a condition that is not bound yet
 
-    def bound(self, *, window: Grid, images: Frozen, module: Any = None) -> "Condition":
+    def bind(self, *, window: Grid, images: Frozen, module: Any = None) -> "Condition":
         """Returns the condition of a run.
 
         Args:
@@ -298,8 +298,8 @@ class Condition:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def encoded(condition: Condition, frozen: Params, batch: dict[str, Any]) -> Any:
-    """`Condition.encode`, compiled."""
+def jitted_encode(condition: Condition, frozen: Params, batch: dict[str, Any]) -> Any:
+    """Returns `condition.encode(frozen, batch)`, compiled once for each condition."""
     return condition.encode(frozen, batch)
 
 
@@ -316,7 +316,7 @@ def check_range(name: str, values: Any, limit: int, hint: str = "Leave the other
         )
 
 
-def marked(values: Any, limit: int) -> Int[Array, "..."]:
-    """Values as int32, those outside [0, limit) as -1: what cannot raise, because it is on a device, shows."""
+def mark_out_of_range(values: Any, limit: int) -> Int[Array, "..."]:
+    """Returns values as int32, those outside [0, limit) as -1: values on a device cannot raise an error."""
     values = jnp.asarray(values)
     return jnp.where((values >= 0) & (values < limit), values, -1).astype(jnp.int32)

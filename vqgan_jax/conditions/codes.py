@@ -21,7 +21,7 @@ from vqgan_jax.conditions.base import (
     Pictures,
     Size,
     check_range,
-    encoded,
+    jitted_encode,
 )
 from vqgan_jax.data import images, maps, views
 from vqgan_jax.data.views import View
@@ -75,7 +75,7 @@ class Codes(Condition):
         """
         return not self.size and all(own % side == 0 for own, side in zip(self.grid, self.window, strict=True))
 
-    def bound(self, *, window: Grid, images: Frozen, module: Any = None) -> Condition:
+    def bind(self, *, window: Grid, images: Frozen, module: Any = None) -> Condition:
         """Returns the condition of a run, with what encodes its maps, wherever that lies."""
         if module is not None and self.own_tokenizer and module.image_channels != self.channels:
             raise ValueError(
@@ -85,7 +85,7 @@ class Codes(Condition):
             )
         run, role = self.own_tokenizer or images, "condition" if self.own_tokenizer else "tokenizer"
         encoder = Frozen(codebook_size=run.codebook_size, downsample_factor=run.downsample_factor)
-        bound = super().bound(window=window, images=images)
+        bound = super().bind(window=window, images=images)
         return dataclasses.replace(bound, tokenizer=Frozen(), encoder=encoder, role=role, module=module)
 
     def check_fit(self, codebook_size: int) -> None:
@@ -150,7 +150,7 @@ class Codes(Condition):
         """Returns codes of maps: cut out of the whole, or those of each window's part of the map."""
         value = jnp.asarray(value)
         if origins is None or self.is_cut:
-            return self._placed(encoded(self, frozen, {self.field: value}), grid)
+            return self._placed(jitted_encode(self, frozen, {self.field: value}), grid)
         shape = (grid[0] - self.window[0] + 1, grid[1] - self.window[1] + 1)
         return _encode_windows(self, frozen, value, origins, shape)
 
@@ -188,13 +188,13 @@ class Codes(Condition):
         self.grid_of(values.shape[1:3])
         if self.is_cut:
             rows, columns = (length // self.encoder.downsample_factor for length in values.shape[1:3])
-            tokens = np.asarray(encoded(self, frozen, {self.field: values}))
+            tokens = np.asarray(jitted_encode(self, frozen, {self.field: values}))
             return self._decoded(frozen, tokens.reshape(-1, rows, columns))
         side, shown = self.image_size, np.empty((*values.shape[:3], 3), np.uint8)
         starts = [[*range(0, length - side, side), length - side] for length in values.shape[1:3]]
         for top, left in itertools.product(*starts):
             part = np.s_[:, top : top + side, left : left + side]
-            tokens = encoded(self, frozen, {self.field: values[part]})
+            tokens = jitted_encode(self, frozen, {self.field: values[part]})
             shown[part] = self.picture(frozen, np.asarray(tokens), side)
         return shown
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, encoded
+from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, jitted_encode
 from vqgan_jax.conditions.codes import resized
 from vqgan_jax.data import views
 from vqgan_jax.data.views import View
@@ -50,7 +50,7 @@ class Coordinates(Condition):
         height, width = grid[0] * self.downsample_factor, grid[1] * self.downsample_factor
         position = jnp.arange(height * width, dtype=jnp.float32).reshape(1, height, width, 1) / (height * width)
         batch = {self.field: jnp.broadcast_to(position, (value, *position.shape[1:]))}
-        return self._placed(encoded(self, frozen, batch), grid)
+        return self._placed(jitted_encode(self, frozen, batch), grid)
 
     def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns the levels as greys, dark at the top."""

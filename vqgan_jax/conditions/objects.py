@@ -22,7 +22,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Int64, Integer
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, Size, check_range, marked
+from vqgan_jax.conditions.base import (
+    Condition,
+    Grid,
+    HostTokens,
+    Params,
+    Pictures,
+    Size,
+    check_range,
+    mark_out_of_range,
+)
 from vqgan_jax.data import views
 from vqgan_jax.data.views import View
 
@@ -85,7 +94,7 @@ class Objects(Condition):
                 f"{jnp.result_type(value)} of shape {jnp.shape(value)}."
             )
         check_range("condition", value, self.num_values)
-        return marked(value, self.num_values)
+        return mark_out_of_range(value, self.num_values)
 
     def places(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s 2"]:
         """Returns where each token stands in the grid of codes, in rows and columns of the part that is looked at.

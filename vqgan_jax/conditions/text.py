@@ -10,7 +10,16 @@ import numpy as np
 from jaxtyping import Array, Int, Int32, Integer
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, Size, check_range, marked
+from vqgan_jax.conditions.base import (
+    Condition,
+    Grid,
+    HostTokens,
+    Params,
+    Pictures,
+    Size,
+    check_range,
+    mark_out_of_range,
+)
 from vqgan_jax.data import views
 from vqgan_jax.data.folder import CAPTIONS, read_captions
 from vqgan_jax.data.views import Cut, View
@@ -101,7 +110,7 @@ class Text(Condition):
             )
         check_range("condition", value, self.num_values)
         padding = ((0, 0), (0, self.max_tokens - shape[1]))
-        return jnp.pad(marked(value, self.num_values), padding, constant_values=self.padding)
+        return jnp.pad(mark_out_of_range(value, self.num_values), padding, constant_values=self.padding)
 
     def read(self, names: Sequence[str], size: Size, data: Any) -> Int32[np.ndarray, "n s"]:
         """Returns the tokens of captions, and of those in files.

@@ -131,7 +131,7 @@ class Recorder:
             self.show(
                 step,
                 values,
-                self.program.stage.shown,
+                self.program.stage.progress_metrics,
                 f"  eta {datetime.timedelta(seconds=round(left))}" if rate else "",
             )
 

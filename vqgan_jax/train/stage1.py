@@ -63,7 +63,7 @@ class Stage1:
     network: ClassVar[str] = "generator"  # the one that is evaluated
     items: ClassVar[int] = 1  # that an example counts as in a plan: an image
     previews: ClassVar[int] = 16  # images on a sheet
-    shown: ClassVar[tuple[str, ...]] = (
+    progress_metrics: ClassVar[tuple[str, ...]] = (
         "rec_loss",
         "perceptual_loss",
         "generator_loss",

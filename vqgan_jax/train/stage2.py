@@ -55,7 +55,7 @@ class Stage2:
     network: ClassVar[str] = "transformer"  # the one that is evaluated
     best: ClassVar[str] = "nll"  # the held-out figure that is lowest at the best checkpoint
     start_batches: ClassVar[int] = 0  # that `init` reads
-    shown: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "grad_norm", "nll", "images_per_second")
+    progress_metrics: ClassVar[tuple[str, ...]] = ("loss", "accuracy", "grad_norm", "nll", "images_per_second")
 
     @classmethod
     def from_config(
