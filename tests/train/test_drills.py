@@ -52,15 +52,17 @@ def test_tokenizing_killed_at_random_moments(folder):
     assert line.startswith("identical: ")
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(folder, reference):
-    job = Job(folder, "stopped")
+def test_sigterm_saves_and_the_same_command_goes_on(folder):
+    """It evaluates after each step, so that wherever it is stopped it owes an evaluation."""
+    flags = ("--config.log.eval_every=1",)
+    whole, job = run(folder, "whole", *flags), Job(folder, "stopped", *flags)
     assert terminate_at(job, 4) == 0, job.output()
     stopped = rows(job.workdir)[-1]["step"]
     assert stopped < 10
     assert checkpoints(job.workdir)[-1] == stopped
     assert f"stopped at step {stopped}; saved" in job.output()
-    assert f"resumed from step {stopped}" in run(folder, "stopped").output()
-    check_identical(job.workdir, reference)
+    assert f"resumed from step {stopped}" in run(folder, "stopped", *flags).output()
+    check_identical(job.workdir, whole.workdir)
 
 
 def test_truncated_checkpoint_gives_way_to_the_one_before(folder, reference):

@@ -18,7 +18,7 @@ from vqgan_jax.nn import fields
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import program as programs
 from vqgan_jax.train import sharding, stored
-from vqgan_jax.train.checkpoint import Checkpoints
+from vqgan_jax.train.checkpoint import Checkpoints, gathered
 from vqgan_jax.train.program import Config, Program
 from vqgan_jax.train.state import TrainState
 from vqgan_jax.train.watch import Goodput, Profile, Stop, deadline
@@ -195,13 +195,25 @@ def train(
             stack.callback(writer.close)
             key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
             seconds = config.data.timeout_seconds
+        goodput.recall(writer.kept, writer.dropped)
+        recorder = Recorder(program, checkpoints, writer, goodput, console)
+
+        def evaluate(step: int, state: TrainState) -> dict[str, float]:
+            """Measures on held-out data, and writes it."""
+            with goodput.section("evaluation"):
+                results, sheets = program.evaluate(state)
+                results |= measure(state, step)
+                recorder.held_out(step, results, sheets)
+                writer.commit()
+            return results
+
+        if owes_evaluation(first, config, writer):
+            evaluate(first, state)
         if first >= config.steps:
             return True
-        goodput.recall(writer.kept, writer.dropped)
         writer.scalars(first, "goodput", goodput.shares())
-        recorder = Recorder(program, checkpoints, writer, goodput, console)
         with progress_bar(console) as progress, Profile(workdir / "profile", profile) as trace:
-            bar = progress.add_task("", total=config.steps, completed=first)
+            stopping, bar = False, progress.add_task("", total=config.steps, completed=first)
             for step in range(first + 1, config.steps + 1):
                 with trace.step(step):
                     with goodput.section("data"), deadline(seconds, f"batch of step {step}", config.data.source):
@@ -211,30 +223,37 @@ def train(
                     recorder.step(step, metrics)
                 trace.done(step, metrics)
                 progress.update(bar, completed=step)
-                last = step == config.steps
                 stopping = stop.requested or checkpoints.preempted(step)
-                evaluating = (step % config.log.eval_every == 0 or last) and not stopping
-                results = None
-                if evaluating or stopping or last or step % config.log.checkpoint_every == 0:
+                evaluating = is_evaluated(step, config) and not stopping
+                saving = stopping or step == config.steps or step % config.log.checkpoint_every == 0
+                if evaluating or saving:
                     recorder.flush()  # nothing unchecked is evaluated or saved
-                    if evaluating:
-                        with goodput.section("evaluation"):
-                            results, sheets = program.evaluate(state)
-                            results |= measure(state, step)
-                            recorder.held_out(step, results, sheets)
-                            writer.commit()
-                    if stopping or last or step % config.log.checkpoint_every == 0:
-                        writer.scalars(step, "goodput", goodput.shares())  # before: what is saved knows its time
-                        with goodput.section("checkpoint"):
-                            writer.commit()
-                            checkpoints.save(step, state, batches.get_state(), stored.to_json(config), results)
-                if stopping and not last:
+                results = evaluate(step, state) if evaluating else None
+                if saving:
+                    writer.scalars(step, "goodput", goodput.shares())  # before: what is saved knows its time
+                    with goodput.section("checkpoint"):
+                        writer.commit()
+                        checkpoints.save(step, state, batches.get_state(), stored.to_json(config), results)
+                if stopping:
                     console.print(f"stopped at step {step}; saved. Run the same command to go on.")
                     break
         with goodput.section("checkpoint"):
             checkpoints.wait()
         console.print(goodput.line(), highlight=False, soft_wrap=True)
-        return last
+        return not stopping
+
+
+def is_evaluated(step: int, config: Config) -> bool:
+    """Whether a run measures on held-out data after this step."""
+    return step > 0 and (step % config.log.eval_every == 0 or step == config.steps)
+
+
+def owes_evaluation(step: int, config: Config, writer: metrics_lib.Writer) -> bool:
+    """Whether a run that goes on from this step was stopped, by a signal, before it could evaluate there.
+
+    Process 0, which has the file of metrics, decides for all.
+    """
+    return is_evaluated(step, config) and not gathered(writer.holds(step, "eval"))[0]
 
 
 def evaluator_of(

@@ -176,6 +176,11 @@ class Writer:
         else:
             self.files = OnDisk(workdir, self.kept, resume_from)
 
+    def holds(self, step: int, prefix: str) -> bool:
+        """Whether a line of this step and of this prefix was kept."""
+        lines = (line for line in self.kept if line["step"] == step)
+        return any(name.startswith(f"{prefix}/") for line in lines for name in line)
+
     @staticmethod
     def read(path: epath.Path) -> list[dict[str, Any]]:
         """The lines of a metrics file and of its numbered parts, each once."""
