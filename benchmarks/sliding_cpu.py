@@ -69,7 +69,7 @@ def recomputed(prior: priors.CodePrior, grid: tuple[int, int]) -> Callable[[Any,
         window = jax.lax.dynamic_slice(codes, (0, top, left), (len(codes), height, width)).reshape(len(codes), -1)
         condition = jnp.zeros((len(codes), length), jnp.int32)
         tokens = jnp.concatenate([prior.prefix(condition), window], axis=1)[:, :-1]
-        logits: Any = prior.transformer.apply({"params": params}, tokens)
+        logits: Any = prior.network.apply({"params": params}, tokens)
         drawn = jnp.argmax(logits[:, length + (i - top) * width + j - left - 1], axis=-1).astype(codes.dtype)
         return codes.at[:, i, j].set(drawn)
 
@@ -118,7 +118,7 @@ def main() -> None:
     flags = parser.parse_args()
     print_load()
     prior = code_prior(flags.prefix, flags.depth)
-    params = parameters(prior.transformer)
+    params = parameters(prior.network)
     table = Table(title=f"sliding window, prefix {flags.prefix}, batch {flags.batch}, {flags.depth} layers: tokens/s")
     for heading in ("grid", "stride", "recomputed", "cached", "ratio, median \\[min, max]"):
         table.add_column(heading, justify="right")

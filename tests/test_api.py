@@ -11,7 +11,6 @@ import untrained
 
 import vqgan_jax as vq
 from vqgan_jax import api
-from vqgan_jax.nn import caches, decoding
 
 
 @pytest.fixture(scope="module")
@@ -234,15 +233,16 @@ def test_a_likelihood_is_the_product_of_what_the_sampler_draws_from(prior, drawn
 
     @jax.jit
     def stepwise(params, tokens):
-        weights = decoding.unstack(prior.module.transformer, params)
+        network = prior.module.network
+        weights = network.prepare(params)
         prefix = prior.module.prefix(jnp.asarray(LABELS)[:, None])
-        first = decoding.prefill(prior.module.transformer, weights, prefix, 16, caches.CPU)
+        first = network.prefill(weights, prefix, 16)
 
         def body(carry, k):
             logits, cache = carry
             token = tokens[:, k]
             log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
-            return decoding.step(prior.module.transformer, weights, cache, token, 1 + k, caches.CPU), log_p
+            return network.step(weights, cache, token, 1 + k), log_p
 
         (logits, _), log_p = jax.lax.scan(body, first, jnp.arange(15))
         last = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 15:], axis=1)[:, 0]

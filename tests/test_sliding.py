@@ -57,7 +57,7 @@ ROPE = prior(
 
 @functools.cache
 def parameters(model):
-    init = lambda: model.transformer.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    init = lambda: model.network.init(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
     return randomised(jax.eval_shape(init), 0.3)
 
 
@@ -124,7 +124,7 @@ def restated(model, grid, rule, stride, params, tokens, keys, settings, prompt, 
         c = tokens if tokens.ndim == 2 else tokens[:, top : top + h, left : left + w].reshape(BATCH, -1)
         z = codes[:, top : top + h, left : left + w].reshape(BATCH, -1)
         logits = lambda c, z=z, at=s + (i - top) * w + (j - left) - 1: forward(
-            model.transformer, params, jnp.asarray(np.concatenate([c + VOCAB, z], axis=1)[:, :-1])
+            model.network, params, jnp.asarray(np.concatenate([c + VOCAB, z], axis=1)[:, :-1])
         )[:, at]
         guided = logits(c)
         if settings.guidance is not None:

@@ -211,9 +211,9 @@ def test_a_layout_stands_where_the_prior_learned_it(tmp_path, generation, line):
     found = priors.logits(module, loaded.params, condition, codes)
     places = jnp.broadcast_to(jnp.stack([jnp.zeros(length), -jnp.arange(length)], -1)[None], (2, length, 2))
     sequence = jnp.concatenate([module.prefix(condition), codes[:, :-1]], axis=1)
-    in_a_line: Any = module.transformer.apply({"params": loaded.params}, sequence, places=places)
+    in_a_line: Any = module.network.apply({"params": loaded.params}, sequence, places=places)
     same = np.allclose(found, in_a_line[:, length - 1 :], atol=1e-5)
-    assert (module.transformer.positions, same) == ("rope2d_line" if line else "rope2d", line)
+    assert (module.network.positions, same) == ("rope2d_line" if line else "rope2d", line)
 
 
 def test_a_run_keeps_the_positions_it_began_with(tmp_path):

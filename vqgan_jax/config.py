@@ -23,8 +23,11 @@ from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.discriminator import DISCRIMINATORS, PatchDiscriminator
 from vqgan_jax.nn.fields import check_known, section
 from vqgan_jax.nn.maskgit import AUTOENCODERS
+from vqgan_jax.nn.network import PriorNetwork
 from vqgan_jax.nn.quantizer import QUANTIZERS, Quantizer, VectorQuantizer
 from vqgan_jax.nn.transformer import Transformer
+
+NETWORKS = {"transformer": Transformer}  # kinds of the section `transformer`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,7 +266,7 @@ class Stage2(Run):
     stage: int = 2
     tokenizer: FrozenTokenizer = FrozenTokenizer()
     condition: Condition = section(CONDITIONS["class"](), CONDITIONS)
-    transformer: Transformer = Transformer()
+    transformer: PriorNetwork = section(Transformer(), NETWORKS)
     loss: TokenLoss = TokenLoss()
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
@@ -278,22 +281,14 @@ class Stage2(Run):
         """Returns the condition that knows the rest of the run; `module` is the tokenizer that encodes its maps."""
         return self.condition.bind(window=self.grid, images=self.tokenizer, module=module)
 
-    def make_transformer(self) -> Transformer:
+    def make_network(self) -> PriorNetwork:
         """Returns the prior's module, as long as prefix and codes need unless the config wants it longer."""
-        t, prefix = self.transformer, self.prefix()
-        height, width = self.grid
-        coordinates: tuple[Any, ...] = ()
-        if t.positions != "learned":
-            codes = [(int(i) // width, int(i) % width) for i in ordering.order(t.order, height, width)]
-            # Tokens that say where they stand themselves: `CodePrior.places`.
-            before = [None] * prefix.length if t.positions == "rope2d_blank" else prefix.coordinates()
-            coordinates = (*before, *codes[:-1])
-        return t.clone(
+        prefix, (height, width) = self.prefix(), self.grid
+        return self.transformer.bind(
             vocab_size=self.tokenizer.codebook_size,
-            max_len=t.max_len or prefix.length + height * width - 1,  # the last token is never an input
             extra_vocab=0 if self.condition.shared_vocab else prefix.vocab_size,
-            coordinates=coordinates,
-            dtype=jnp.dtype(t.dtype),
+            prefix=prefix.coordinates(),
+            codes=[(int(i) // width, int(i) % width) for i in ordering.order(self.transformer.order, height, width)],
         )
 
     def views(self) -> Mapping[str, views.View]:
@@ -306,12 +301,7 @@ class Stage2(Run):
         check_known("data.field", self.data.field, ("image",))
         check_known("transformer.order", self.transformer.order, ordering.ORDERS)
         prefix = self.prefix()
-        if self.transformer.bidirectional_prefix > prefix.length:
-            raise ValueError(
-                f"`config.transformer.bidirectional_prefix` must end with the condition, which has {prefix.length} "
-                "tokens: codes that see each other have nothing to predict; got "
-                f"{self.transformer.bidirectional_prefix}. Lower it."
-            )
+        self.make_network()
         prefix.check_fit(self.tokenizer.codebook_size)
         sampling.check(self.sampling.settings, self.tokenizer.codebook_size)
         if self.sampling.guidance != 1.0 and not prefix.droppable:

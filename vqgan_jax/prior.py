@@ -12,9 +12,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from vqgan_jax import config as configs
 from vqgan_jax import losses, ordering, sampling
 from vqgan_jax.conditions import Condition
-from vqgan_jax.nn import caches, decoding
 from vqgan_jax.nn.autoencoder import VQGAN
-from vqgan_jax.nn.transformer import Transformer
+from vqgan_jax.nn.network import PriorNetwork
 
 Tree = dict[str, Any]
 
@@ -24,13 +23,13 @@ class CodePrior:
     """What a prior never changes.
 
     Attributes:
-      transformer: the module.
+      network: the module.
       condition: what its prefix says.
       grid: rows and columns of codes.
       order: name of the order in which they are tokens; see `ordering`.
     """
 
-    transformer: Transformer
+    network: PriorNetwork
     condition: Condition
     grid: tuple[int, int]
     order: str
@@ -42,14 +41,11 @@ class CodePrior:
 
     def prefix(self, tokens: Int[Array, "b s"]) -> Int[Array, "b s"]:
         """The condition's tokens as rows of the embedding: behind the codes, unless they share their rows."""
-        return tokens + (self.transformer.vocab_size if self.transformer.extra_vocab else 0)
+        return tokens + (self.network.vocab_size if self.network.extra_vocab else 0)
 
     def places(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s 2"] | None:
-        """Where the condition's tokens stand, in rows and columns of codes, if they say that themselves.
-
-        Priors of "rope2d_line" were trained before this, with a layout's tokens in a line to the left of the image.
-        """
-        return self.condition.places(tokens) if self.transformer.positions == "rope2d" else None
+        """Where the condition's tokens stand, in rows and columns of codes, if they say so and the network listens."""
+        return self.condition.places(tokens) if self.network.takes_places else None
 
     def null(self, condition: Int[Array, "b s"]) -> Int[Array, "b s"]:
         """The tokens that stand for a condition that was dropped."""
@@ -59,7 +55,7 @@ class CodePrior:
 def from_config(config: configs.Stage2, condition_tokenizer: VQGAN | None = None) -> CodePrior:
     """The prior that a config describes; the tokenizer is needed where maps must be encoded."""
     condition = config.prefix(condition_tokenizer)
-    return CodePrior(config.make_transformer(), condition, config.grid, config.transformer.order)
+    return CodePrior(config.make_network(), condition, config.grid, config.transformer.order)
 
 
 def leading(prior: CodePrior, count: int | Int[Array, ""] | Int[Array, "b"], batch: int) -> Bool[Array, "b h w"]:
@@ -81,14 +77,14 @@ def logits(
 
     Args:
       prior: static.
-      params: of the transformer.
+      params: of the network.
       condition: the condition's own tokens.
       inputs: all tokens in order; the last one is not used.
       train: with dropout, from the key `dropout`.
     """
     sequence = jnp.concatenate([prior.prefix(condition), inputs[:, :-1]], axis=1)
     places = prior.places(condition)
-    out: Any = prior.transformer.apply({"params": params}, sequence, places=places, train=train, rngs=rngs)
+    out: Any = prior.network.apply({"params": params}, sequence, places=places, train=train, rngs=rngs)
     return out[:, prior.condition.length - 1 :]
 
 
@@ -113,26 +109,21 @@ def sample(
 
     Args:
       prior: static.
-      params: of the transformer.
+      params: of the network.
       condition: the condition's own tokens.
       keys: one an image.
       settings: how to draw; see `sampling.check`.
       prompt: codes that are given.
       known: which of them are; each code that is drawn sees those, given or drawn, that come before it in the order.
     """
-    module, length = prior.transformer, prior.condition.length
+    network, length = prior.network, prior.condition.length
     ordered = lambda grids: grids.reshape(grids.shape[0], -1)[:, prior.forward]
     if settings.guidance is not None:
         condition = jnp.concatenate([condition, prior.null(condition)])
-    weights = decoding.unstack(module, params)
-    size, places = length + prior.forward.size - 1, prior.places(condition)
-
-    def run(form: caches.Form) -> Int[Array, "b t"]:
-        start = decoding.prefill(module, weights, prior.prefix(condition), size, form, places)
-        step = lambda cache, tokens, k: decoding.step(module, weights, cache, tokens, length + k, form)
-        return sampling.generate(step, start, ordered(prompt), ordered(known), keys, settings)
-
-    tokens = caches.on_this_platform(run)
+    weights, size = network.prepare(params), length + prior.forward.size - 1
+    start = network.prefill(weights, prior.prefix(condition), size, prior.places(condition))
+    step = lambda cache, tokens, k: network.step(weights, cache, tokens, length + k)
+    tokens = sampling.generate(step, start, ordered(prompt), ordered(known), keys, settings)
     return tokens[:, ordering.inverse(prior.forward)].reshape(-1, *prior.grid)
 
 
@@ -247,7 +238,7 @@ def sample_larger(
 
     Args:
       prior: static; its order must be "raster".
-      params: of the transformer.
+      params: of the network.
       prefix_at: from the window's origin, row and column of codes, both traced, to the condition's own tokens there.
       grid: rows and columns, static.
       keys: one an image; the raster index of a code is folded in.
@@ -268,8 +259,8 @@ def sample_larger(
     batch, total = len(keys), grid[0] * grid[1]
     flat = lambda codes, dtype: jnp.zeros((batch, total), dtype) if codes is None else codes.reshape(batch, total)
     given, is_given = flat(prompt, jnp.int32), flat(known, bool)
-    module, window, length = prior.transformer, prior.grid, prior.condition.length
-    weights = decoding.unstack(module, params)
+    network, window, length = prior.network, prior.grid, prior.condition.length
+    weights = network.prepare(params)
     twice = lambda rows: rows if settings.guidance is None else jnp.concatenate([rows, rows])
 
     def sequence(codes: Array, row: Array, column: Array) -> tuple[Array, Array | None]:
@@ -283,29 +274,26 @@ def sample_larger(
     size = length + window[0] * window[1] - 1
     stretches = tuple(jnp.asarray(x, jnp.int32) for x in (*stretches, np.searchsorted(lengths, stretches.before)))
 
-    def draw_all(form: caches.Form) -> Int[Array, "b t"]:
-        fill = lambda tokens, places, last: decoding.prefill(module, weights, tokens, size, form, places, last)
-        fills = [lambda tokens, *rest, n=n: fill(tokens[:, : length + n], *rest) for n in lengths]
+    fill = lambda tokens, places, last: network.prefill(weights, tokens, size, places, last)
+    fills = [lambda tokens, *rest, n=n: fill(tokens[:, : length + n], *rest) for n in lengths]
 
-        def choose(codes: Array, logits: Array, k: Array) -> tuple[Array, Array]:
-            """The codes with the k-th, and that one alone."""
-            at = lambda rows: jax.lax.dynamic_index_in_dim(rows, k, axis=1, keepdims=False)
-            drawn = jnp.where(at(is_given), at(given), sampling.next_tokens(logits, k, total, keys, settings))
-            return jax.lax.dynamic_update_index_in_dim(codes, drawn, k, axis=1), drawn
+    def choose(codes: Array, logits: Array, k: Array) -> tuple[Array, Array]:
+        """The codes with the k-th, and that one alone."""
+        at = lambda rows: jax.lax.dynamic_index_in_dim(rows, k, axis=1, keepdims=False)
+        drawn = jnp.where(at(is_given), at(given), sampling.next_tokens(logits, k, total, keys, settings))
+        return jax.lax.dynamic_update_index_in_dim(codes, drawn, k, axis=1), drawn
 
-        def run(codes: Array, stretch: tuple[Array, ...]) -> tuple[Array, None]:
-            first, count, row, column, before, bucket = stretch
-            tokens, places = sequence(codes, row, column)
-            last = length + before - 1
-            logits, cache = jax.lax.switch(bucket, fills, tokens, places, last)
+    def run(codes: Array, stretch: tuple[Array, ...]) -> tuple[Array, None]:
+        first, count, row, column, before, bucket = stretch
+        tokens, places = sequence(codes, row, column)
+        last = length + before - 1
+        logits, cache = jax.lax.switch(bucket, fills, tokens, places, last)
 
-            def follow(i: Array, carry: tuple[Array, Array, decoding.Cache]) -> tuple[Array, Array, decoding.Cache]:
-                codes, drawn, cache = carry
-                logits, cache = decoding.step(module, weights, cache, twice(drawn), last + i, form)
-                return *choose(codes, logits, first + i), cache
+        def follow(i: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+            codes, drawn, cache = carry
+            logits, cache = network.step(weights, cache, twice(drawn), last + i)
+            return *choose(codes, logits, first + i), cache
 
-            return jax.lax.fori_loop(1, count, follow, (*choose(codes, logits, first), cache))[0], None
+        return jax.lax.fori_loop(1, count, follow, (*choose(codes, logits, first), cache))[0], None
 
-        return jax.lax.scan(run, given.astype(jnp.int32), stretches)[0]
-
-    return caches.on_this_platform(draw_all).reshape(batch, *grid)
+    return jax.lax.scan(run, given.astype(jnp.int32), stretches)[0].reshape(batch, *grid)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vqgan_jax.convert.infer import GPT as UPSTREAM
-from vqgan_jax.nn import caches, decoding
+from vqgan_jax.nn.network import PriorNetwork
 from vqgan_jax.nn.transformer import Block, Transformer, causal_mask, rotate
 
 LENGTH, VOCAB = 16, 20
@@ -78,10 +78,10 @@ def test_no_logit_sees_a_later_token(variant, tokens):
     def logits(shift):
         embedded = functools.partial(module.apply, {"params": params})
         x = embedded(tokens[:1], method="embed") + shift[None]
-        turns = module.turns_at(0, LENGTH)
+        rotations = module.rotations(0, LENGTH)
         mask = causal_mask(LENGTH, module.bidirectional_prefix)
-        for layer in decoding.unstack(module, params).layers:
-            x, _ = Block(**module.block_fields).apply({"params": layer}, x, mask, turns, False)
+        for layer in module.prepare(params).layers:
+            x, _ = Block(**module.block_fields).apply({"params": layer}, x, mask, rotations, False)
         return embedded(x, method="readout")[0]
 
     zero = jnp.zeros((LENGTH, 32))
@@ -90,31 +90,44 @@ def test_no_logit_sees_a_later_token(variant, tokens):
     np.testing.assert_array_equal(seen > 0, np.asarray(causal_mask(LENGTH, module.bidirectional_prefix)))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("prefix", [5, 9])
-@pytest.mark.parametrize("form", [caches.CPU, caches.ACCELERATOR], ids=["cpu", "accelerator"])
-def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, form, tokens):
-    module, params = model(variant)
-    full = apply(module, params, tokens)
-    weights = decoding.unstack(module, params)
-    step = jax.jit(functools.partial(decoding.step, module, form=form), donate_argnums=1)
-    prefill = jax.jit(functools.partial(decoding.prefill, module, form=form), static_argnums=2)
-    logits, cache = prefill(weights, tokens[:, :prefix], LENGTH)
-    np.testing.assert_allclose(logits, full[:, prefix - 1], atol=1e-5)
+def stepped(network, params, tokens, prefix, places=None):
+    """Logits of every position from the last of the prefix on, token by token."""
+    weights = network.prepare(params)
+    step = jax.jit(network.step, donate_argnums=1)
+    logits, cache = jax.jit(network.prefill, static_argnums=2)(weights, tokens[:, :prefix], LENGTH, places)
+    found = [logits]
     for position in range(prefix, LENGTH):
         logits, cache = step(weights, cache, tokens[:, position], jnp.asarray(position))
-        np.testing.assert_allclose(logits, full[:, position], atol=1e-5)
+        found.append(logits)
     assert step._cache_size() == 1
+    return jnp.stack(found, axis=1)
 
 
-def test_rows_in_number_are_stepped_through_without_a_second_position(tokens, monkeypatch):
-    module, params = model("gpt")
-    monkeypatch.setattr(decoding, "FEW", 1)
-    weights = decoding.unstack(module, params)
-    _, cache = decoding.prefill(module, weights, tokens[:, :5], LENGTH, caches.ACCELERATOR)
-    step = jax.jit(functools.partial(decoding.step, module, form=caches.ACCELERATOR))
-    logits, _ = step(weights, cache, tokens[:, 5], jnp.asarray(5))
-    np.testing.assert_allclose(logits, apply(module, params, tokens)[:, 5], atol=1e-5)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("prefix", [5, 9])
+def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, tokens):
+    module, params = model(variant)
+    found = stepped(module, params, tokens, prefix)
+    np.testing.assert_allclose(found, apply(module, params, tokens)[:, prefix - 1 :], atol=1e-5)
+
+
+class Recomputed(Transformer):
+    """With the steps of a network that keeps nothing."""
+
+    prepare, prefill, step = PriorNetwork.prepare, PriorNetwork.prefill, PriorNetwork.step
+
+
+def test_a_network_that_keeps_nothing_has_the_same_steps(tokens):
+    module, params = model("llama")
+    fields = UPSTREAM | {"depth": 3, "width": 32, "num_heads": 4} | VARIANTS["llama"]
+    again = Recomputed(max_len=LENGTH, vocab_size=VOCAB, **fields)
+    places = jnp.asarray([GRID[:3], [(2, 7), (0, -1), (3, 3)]], jnp.float32)
+    found = (stepped(network, params, tokens, 5, places) for network in (module, again))
+    np.testing.assert_allclose(*found, atol=1e-5)
+    last = (
+        network.prefill(network.prepare(params), tokens, LENGTH, None, jnp.asarray(8))[0] for network in (module, again)
+    )
+    np.testing.assert_allclose(*last, atol=1e-5)
 
 
 def test_the_first_positions_may_stand_elsewhere_in_each_example(tokens):
@@ -129,13 +142,7 @@ def test_the_first_positions_may_stand_elsewhere_in_each_example(tokens):
     np.testing.assert_allclose(found[0], apply(module, params, tokens)[0], atol=1e-5)
     np.testing.assert_allclose(found[1], apply(moved, params, tokens)[1], atol=1e-5)
     assert np.abs(found[1] - apply(module, params, tokens)[1]).max() > 1e-3
-    weights = decoding.unstack(module, params)
-    prefill = jax.jit(functools.partial(decoding.prefill, module, form=caches.CPU), static_argnums=2)
-    logits, cache = prefill(weights, tokens[:, :5], LENGTH, places=both)
-    np.testing.assert_allclose(logits, found[:, 4], atol=1e-5)
-    step = jax.jit(functools.partial(decoding.step, module, form=caches.CPU))
-    logits, _ = step(weights, cache, tokens[:, 5], jnp.asarray(5))
-    np.testing.assert_allclose(logits, found[:, 5], atol=1e-5)
+    np.testing.assert_allclose(stepped(module, params, tokens, 5, both), found[:, 4:], atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
@@ -153,7 +160,7 @@ def test_remat_changes_no_gradient(remat, tokens):
 
 def test_rotation_keeps_lengths_and_depends_on_distance_only():
     q, k = (jax.random.normal(jax.random.key(i), (1, 1, 1, 8)) for i in range(2))
-    turned = lambda x, angle: rotate(x, jnp.stack([jnp.cos(angle), jnp.sin(angle)])[None])
+    turned = lambda x, angle: rotate(x, jnp.stack([jnp.cos(angle), jnp.sin(angle)])[None, None])
     angle = jnp.asarray([0.3, 0.7, 0.1, 2.0])
     np.testing.assert_allclose(jnp.linalg.norm(turned(q, angle)), jnp.linalg.norm(q), rtol=1e-6)
     products = [jnp.sum(turned(q, s + angle) * turned(k, s + 2 * angle)) for s in (0.0, 5.0)]
@@ -161,19 +168,18 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only():
 
 
 def test_half_of_the_pairs_turn_by_the_row_and_half_by_the_column():
-    turns = model("llama")[0].turns
-    assert turns.shape == (LENGTH, 2, 4)
+    rotations = model("llama")[0].rotations(0, LENGTH)
+    assert rotations.shape == (1, LENGTH, 2, 4)
     angles = np.array([2.0, 2.0 / 100, 3.0, 3.0 / 100])
-    np.testing.assert_allclose(turns[4 * 2 + 3], [np.cos(angles), np.sin(angles)], rtol=1e-6)
+    np.testing.assert_allclose(rotations[0, 4 * 2 + 3], [np.cos(angles), np.sin(angles)], rtol=1e-6)
 
 
 def test_a_blank_position_gives_every_query_the_logit_zero_and_asks_for_nothing():
     """Then all of what it sees counts alike for it, and its key is one like any zero."""
-    turns = jnp.asarray(model("blank")[0].turns)
     x = jax.random.normal(jax.random.key(0), (1, LENGTH, 2, 16))
-    turned = rotate(x, turns)
+    turned = rotate(x, model("blank")[0].rotations(0, LENGTH))
     np.testing.assert_array_equal(turned[:, 0], 0.0)
-    np.testing.assert_array_equal(turned[:, 1:], rotate(x, jnp.asarray(model("llama", num_heads=2)[0].turns))[:, 1:])
+    np.testing.assert_array_equal(turned[:, 1:], rotate(x, model("llama", num_heads=2)[0].rotations(0, LENGTH))[:, 1:])
 
 
 def test_dropout_is_of_training_only_and_drops_attention_too(tokens):

@@ -103,17 +103,17 @@ class Three(Condition):
 @pytest.mark.parametrize("extra", [0, 5])
 def test_only_the_codes_are_predicted_each_from_all_before_it(codes, extra):
     """By hand: one pass over prefix and codes, each code's logits from the position in front of it."""
-    transformer = dataclasses.replace(task().prior.transformer, max_len=T + 2, extra_vocab=extra, parent=None)
-    prior = priors.CodePrior(transformer, Three(), (4, 4), "alternate")
+    network = dataclasses.replace(task().prior.network, max_len=T + 2, extra_vocab=extra, parent=None)
+    prior = priors.CodePrior(network, Three(), (4, 4), "alternate")
     condition = jax.random.randint(jax.random.key(1), (8, 3), 0, 5)
     tokens = codes.reshape(8, T)[:, np.array([0, 1, 2, 3, 7, 6, 5, 4, 8, 9, 10, 11, 15, 14, 13, 12])]
     inputs = jnp.concatenate([condition + (K if extra else 0), tokens[:, :-1]], axis=1)
 
     @quick
     def both(key):
-        params = transformer.init(key, inputs)["params"]
+        params = network.init(key, inputs)["params"]
         params = jax.tree.map(lambda x: 10 * x, params)  # so that it is far from guessing
-        return priors.nll(prior, params, condition, codes), transformer.apply({"params": params}, inputs)
+        return priors.nll(prior, params, condition, codes), network.apply({"params": params}, inputs)
 
     nll, logits = both(jax.random.key(0))
     log_p = np.asarray(jax.nn.log_softmax(logits[:, 2:]))
@@ -137,7 +137,7 @@ def test_an_order_is_a_raster_of_permuted_codes(codes, order):
 def test_rotary_positions_go_with_the_order():
     """Row and column of each input: the prefix is in the corner, the spiral begins below it, its end is no input."""
     config = cli.load_config(PAGE, [*SMALL, "--config.data.image_size=4", "--config.data.resize=(4,4)"])
-    assert config.make_transformer().coordinates == ((0, 0), (1, 0), (0, 0), (0, 1))
+    assert config.make_network().coordinates == ((0, 0), (1, 0), (0, 0), (0, 1))
 
 
 # Images or a token cache
@@ -203,7 +203,7 @@ def test_the_null_token_is_behind_the_classes():
     assert prior.condition.vocab_size == 9
     shared, own = (task(v, "--config.condition.drop=0.5").prior for v in ("gpt", "base"))
     assert (shared.prefix(jnp.array([[8]])).item(), own.prefix(jnp.array([[8]])).item()) == (8, K + 8)
-    assert own.transformer.vocab_size + own.transformer.extra_vocab == K + 9
+    assert own.network.vocab_size + own.network.extra_vocab == K + 9
 
 
 def test_the_step_of_a_blind_prior_sees_neither_class_nor_codes(codes):

@@ -125,7 +125,7 @@ def prior_summary(config: Any) -> str:
     """Returns it of a `config.Stage2`."""
     t, k = config.transformer, config.tokenizer
     return (
-        f"[bold]a prior[/]: {t.depth} layers of {t.width}, {t.num_heads} heads, condition {config.condition.kind!r}, "
+        f"[bold]a prior[/]: {t.summary}, condition {config.condition.kind!r}, "
         f"order {t.order!r}, over {k.codebook_size} codes of f{k.downsample_factor}"
     )
 

@@ -257,7 +257,7 @@ def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = 
 def stage2_shapes(config: Stage2) -> Shapes:
     """Returns shapes of every array of a transformer, by path; see `names`."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on the input's
-    return flat({"transformer": _init(config.make_transformer(), tokens)["params"]})
+    return flat({"transformer": _init(config.make_network(), tokens)["params"]})
 
 
 # By stage: shapes of every array of a model, given its config and the names of the networks that a file has.

@@ -231,6 +231,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "diffusers": {"model.kind": "paper", "quantizer.unit_length": False, "quantizer.kind": "vq"},
 }
 GPT_NEEDS = {
+    "transformer.kind": "transformer",
     "transformer.norm": "layer",
     "transformer.mlp": "gelu",
     "transformer.positions": "learned",

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from vqgan_jax import losses
 from vqgan_jax.nn.precision import precision_of, product
@@ -33,15 +33,15 @@ def use(
 
     Args:
       form: the faster function.
-      where: of the same arguments; where it is false the plain function serves.
+      where: of the same arguments, without those by keyword; where it is false the plain function serves.
     """
 
     def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
         faster = plain.__name__ not in PLAIN
 
         @functools.wraps(plain)
-        def chosen(*args: Any) -> Any:
-            return form(*args) if faster and where(*args) else plain(*args)
+        def chosen(*args: Any, **options: Any) -> Any:
+            return (form if faster and where(*args) else plain)(*args, **options)
 
         chosen.plain = plain  # type: ignore[attr-defined]
         return chosen
@@ -272,3 +272,57 @@ def half_sums(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     width = x.shape[-1] // 2
     same = jnp.kron(jnp.eye(2), jnp.ones((width, width)))
     return jnp.einsum("bhwc,cd->bhwd", x, same, precision=jax.lax.Precision.HIGH)
+
+
+# The transformer
+
+
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Takes erf in float32; erfc, which `jax.nn.gelu` takes, costs a TPU twice as much."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+def project(
+    x: Float[Array, "b t m"], kernel: Float[Array, "m 3 n p"], bias: Float[Array, "3 n p"]
+) -> tuple[Float[Array, "b t n p"], ...]:
+    """Takes three products, each of which is written as attention reads it: no copy."""
+    return tuple(product("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
+
+
+FEW = 32  # rows, of all devices together: one device may have a single one
+
+
+def multiply_two(x: Float[Array, "b 1 *c"], kernel: Array, dimensions: Any, **options: Any) -> Array:
+    """Multiplies a second position, too, and drops it: a TPU takes the product of a single row element by element."""
+
+    def two(x: Array, kernel: Array) -> Array:
+        both = jax.lax.dot_general(jnp.concatenate([x, x], axis=1), kernel, dimensions, **options)
+        # Without the barrier the compiler would cut the input, and not compute the second position at all.
+        return jax.lax.optimization_barrier(both)[:, :1]
+
+    one = lambda x, kernel: jax.lax.dot_general(x, kernel, dimensions, **options)
+    return jax.lax.platform_dependent(x, kernel, cpu=one, default=two)
+
+
+def is_step_of_few(x: Array, *_: Any) -> bool:
+    """Whether x is one position of few rows. In an export their number is a symbol."""
+    return x.shape[1] == 1 and not (isinstance(x.shape[0], int) and x.shape[0] > FEW)
+
+
+def attend(
+    q: Float[Array, "b 1 n p"], keys: Float[Array, "b t m"], values: Float[Array, "b t m"], position: Int[Array, ""]
+) -> Float[Array, "b 1 n p"]:
+    """Takes one product an example, with the queries of all heads on a block diagonal.
+
+    A single query with its own head is a product that TPUs take element by element. What is multiplied in vain, as many
+    times as there are heads, a matrix unit has done before the cache is read.
+    """
+    b, _, n, p = q.shape
+    own = (jnp.arange(n)[:, None] == jnp.arange(n * p)[None] // p)[None]
+    seen = (jnp.arange(keys.shape[1]) <= position)[None, None]
+    queries = jnp.where(own, q.reshape(b, 1, -1), 0)
+    logits = product("bnm,btm->bnt", queries, keys, jnp.float32) * p**-0.5
+    weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1).astype(q.dtype)
+    attended = product("bnt,btm->bnm", weights, values, jnp.float32)
+    return jnp.where(own, attended, 0).sum(1).reshape(q.shape).astype(q.dtype)

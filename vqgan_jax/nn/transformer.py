@@ -1,7 +1,7 @@
 """The causal transformer over codes (section 3.2 of the paper): upstream's GPT, and its successors as switches."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,10 +11,12 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from vqgan_jax.nn import forms
 from vqgan_jax.nn.fields import check_known, derived
+from vqgan_jax.nn.network import Place, PriorNetwork
 from vqgan_jax.nn.precision import attention, dense_in, precision_of, product
 
-Turns = Float[Array, "_ 2 _"] | Float[Array, "b _ 2 _"]  # of every position or, in a cached step, of the first
+Rotations = Float[Array, "_ t 2 _"]  # cosines and sines, of all examples or of each
 
 NORMS = ("layer", "rms")
 MLPS = ("gelu", "swiglu")
@@ -58,30 +60,20 @@ class Norm(nn.Module):
 
 
 class Projection(nn.Module):
-    """Queries, keys and values out of one kernel (m, 3, n, p).
-
-    Of a sequence in three products, so that each is written as attention reads it: no copy, and on a TPU the bias is
-    added on the way. Of a cached step in one, which reads the kernel as it lies, and then only of its first position.
-    """
+    """Queries, keys and values out of one kernel (m, 3, n, p)."""
 
     num_heads: int
     use_bias: bool = True
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t m"], *, step: bool = False) -> tuple[Float[Array, "b _ n p"], ...]:
+    def __call__(self, x: Float[Array, "b t m"]) -> tuple[Float[Array, "b t n p"], ...]:
         shape = (3, self.num_heads, x.shape[-1] // self.num_heads)
         kernel = self.param("kernel", normal, (x.shape[-1], *shape)).astype(self.dtype)
         bias = jnp.zeros(shape, self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
-        if step:
-            flat = lambda w: w.reshape(*w.shape[:-2], -1)  # heads side by side, which `tensor` cuts alike
-            together = product("btm,mkc->btkc", x, flat(kernel)) + flat(bias)[None, None]
-            # Without the barrier the compiler would cut the input, and not compute the second position at all.
-            first = jax.lax.optimization_barrier(together)[:, :1]
-            return tuple(first[:, :, i].reshape(x.shape[0], 1, *shape[1:]) for i in range(3))
-        return tuple(product("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
+        return project(x, kernel, bias)
 
 
 class Block(nn.Module):
@@ -97,7 +89,7 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        dense = dense_in(self.dtype, use_bias=self.bias, kernel_init=normal)
+        dense = dense_in(self.dtype, use_bias=self.bias, kernel_init=normal, dot_general=multiply)
         norm = functools.partial(Norm, self.norm, self.dtype)
         self.norm1, self.norm2 = norm(), norm()
         self.qkv = Projection(self.num_heads, self.bias, self.dtype)
@@ -113,19 +105,17 @@ class Block(nn.Module):
         self.down = dense(self.width)
         self.drop = nn.Dropout(self.dropout)
 
-    def project(
-        self, x: Float[Array, "b t m"], turns: Turns | None, *, step: bool = False
-    ) -> tuple[Array, Array, Array]:
-        """Queries, keys and values, each b t n p, of a step b 1 n p; the first two turned by `turns`, see `rotate`."""
-        q, k, v = kept(self.qkv(self.norm1(x), step=step))
+    def project(self, x: Float[Array, "b t m"], rotations: Rotations | None) -> tuple[Array, Array, Array]:
+        """Returns queries, keys and values, each b t n p; the first two rotated, see `rotate`."""
+        q, k, v = kept(self.qkv(self.norm1(x)))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        return (q, k, v) if turns is None else (rotate(q, turns), rotate(k, turns), v)
+        return (q, k, v) if rotations is None else (rotate(q, rotations), rotate(k, rotations), v)
 
     def finish(
         self, x: Float[Array, "b t m"], attended: Float[Array, "b t n p"], *, train: bool = False
     ) -> Float[Array, "b t m"]:
-        """The rest of the block, after attention."""
+        """Returns the rest of the block, after attention."""
         x = kept(x + self.drop(self.proj(attended), deterministic=not train))
         hidden = self.norm2(x)
         if self.mlp == "swiglu":
@@ -135,9 +125,9 @@ class Block(nn.Module):
         return x + self.drop(self.down(hidden), deterministic=not train)
 
     def __call__(
-        self, x: Float[Array, "b t m"], mask: Bool[Array, "t t"], turns: Turns | None, train: bool
+        self, x: Float[Array, "b t m"], mask: Bool[Array, "t t"], rotations: Rotations | None, train: bool
     ) -> tuple[Float[Array, "b t m"], None]:
-        q, k, v = self.project(x, turns)
+        q, k, v = self.project(x, rotations)
         if train and self.dropout:
             weights = nn.dot_product_attention_weights(
                 q,
@@ -156,39 +146,41 @@ class Block(nn.Module):
         return self.finish(x, attended, train=train), None
 
 
-class Transformer(nn.Module):
+class Weights(NamedTuple):
+    """A transformer's parameters with the stack of layers taken apart."""
+
+    outer: dict[str, Any]
+    layers: tuple[dict[str, Any], ...]
+
+
+Cache = tuple[tuple[Float[Array, "b t m"], Float[Array, "b t m"]], ...]  # keys and values of each layer
+
+
+class Transformer(PriorNetwork):
     """Tokens to logits of the next one. In training the layers are one scan: any depth compiles once.
 
-    Its fields down to dtype are the keys of the config's section `transformer`; `Stage2.make_transformer`
-    fills in the rest.
+    The cached step has an array of keys and one of values for each layer, allocated once and updated in place. A scan
+    over stacked layers would copy the whole cache and slice all weights at every token.
 
     Attributes:
       depth, width, num_heads: layers, channels and heads.
-      max_len: longest input: prefix and tokens, without the last one; in a config 0 is as long as needed.
       bidirectional_prefix: so many first positions see each other both ways.
-      order: in which codes are tokens, a name of `ordering.ORDERS`; the network itself does not read it.
       norm, mlp: names of NORMS and MLPS.
-      positions: "learned", one vector a position, or "rope2d", "rope2d_blank" and "rope2d_line", which turn queries and
-        keys by `coordinates`. Only under "rope2d" do the tokens of a layout stand where they say instead: `places`.
+      positions: "learned", one vector a position, or "rope2d", "rope2d_blank" and "rope2d_line", which rotate queries
+        and keys by `coordinates`. Only under "rope2d" do the tokens of a layout stand where they say: priors of
+        "rope2d_line" were trained before that, with these tokens in a line to the left of the image.
       qk_norm: normalises queries and keys, head by head.
       bias: of the kernels; the head has none.
       dropout: of embeddings, attention weights and both residual branches.
       remat: what the backward pass computes again, a name of REMAT.
-      dtype: of products and activations; softmax, statistics of norms and logits are float32.
-      vocab_size: tokens that can be predicted.
-      extra_vocab: rows of the embedding behind the vocabulary, for a prefix that shares no row with the codes.
       coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
         "rope2d_blank" gives to a prefix, makes queries and keys there zero, as LlamaGen's models were trained.
-      rows: how a whole forward pass lies on the devices: cut like the batch. Left to itself XLA's partitioner follows
-        the embedding, which FSDP cuts along its width, and every layer sums activations over the devices.
     """
 
     depth: int = 24
     width: int = 1024
     num_heads: int = 16
-    max_len: int = 0
     bidirectional_prefix: int = 0
-    order: str = "raster"
     norm: str = "rms"
     mlp: str = "swiglu"
     positions: str = "rope2d"
@@ -196,11 +188,7 @@ class Transformer(nn.Module):
     bias: bool = False
     dropout: float = 0.1
     remat: str = "dots"
-    dtype: DTypeLike = "bfloat16"
-    vocab_size: int = derived(0)
-    extra_vocab: int = derived(0)
-    coordinates: tuple[tuple[int, int] | None, ...] = derived(())
-    rows: jax.sharding.NamedSharding | None = derived(None)
+    coordinates: tuple[Place | None, ...] = derived(())
 
     def check(self) -> None:
         """Raises ValueError for an unknown choice, or a width that its heads do not divide."""
@@ -214,6 +202,33 @@ class Transformer(nn.Module):
                 f"`config.transformer.width` must be a multiple of {heads}, which num_heads and positions ask for; got "
                 f"{self.width}. Set it to {-(-self.width // heads) * heads}."
             )
+
+    @property
+    def summary(self) -> str:
+        """Returns its size in a few words."""
+        return f"{self.depth} layers of {self.width}, {self.num_heads} heads"
+
+    @property
+    def takes_places(self) -> bool:
+        """Returns whether the tokens of a layout stand where they say."""
+        return self.positions == "rope2d"
+
+    def bind(self, *, vocab_size: int, extra_vocab: int, prefix: list[Place], codes: list[Place]) -> "Transformer":
+        """Returns the network of a run; see `PriorNetwork.bind`."""
+        if self.bidirectional_prefix > len(prefix):
+            raise ValueError(
+                f"`config.transformer.bidirectional_prefix` must end with the condition, which has {len(prefix)} "
+                f"tokens: codes that see each other have nothing to predict; got {self.bidirectional_prefix}. Lower it."
+            )
+        bound: Any = super().bind(vocab_size=vocab_size, extra_vocab=extra_vocab, prefix=prefix, codes=codes)
+        if self.positions == "learned":
+            return bound
+        before = [None] * len(prefix) if self.positions == "rope2d_blank" else prefix
+        return bound.clone(coordinates=(*before, *codes[:-1]))
+
+    def without_remat(self) -> "Transformer":
+        """Returns the network that computes nothing twice in a backward pass."""
+        return self.clone(remat="none")
 
     def setup(self):
         self.embedding = self.param("embedding", normal, (self.vocab_size + self.extra_vocab, self.width))
@@ -233,7 +248,7 @@ class Transformer(nn.Module):
         )
         self.layers = stack(**self.block_fields)
         self.norm_out = Norm(self.norm, self.dtype, name="norm")
-        self.head = dense_in(self.dtype, use_bias=False, kernel_init=normal)(self.vocab_size)
+        self.head = dense_in(self.dtype, use_bias=False, kernel_init=normal, dot_general=multiply)(self.vocab_size)
 
     @property
     def block_fields(self) -> dict:
@@ -241,52 +256,50 @@ class Transformer(nn.Module):
         names = ("width", "num_heads", "norm", "mlp", "qk_norm", "bias", "dropout", "dtype")
         return {name: getattr(self, name) for name in names}
 
-    @property
-    def turns(self) -> Float[np.ndarray, "t 2 _"] | None:
-        """Cosine and sine of each position's rotations, zero where it has no place; None with learned positions."""
+    def rotations(
+        self, start: int | Int[Array, ""], length: int, places: Float[Array, "b s 2"] | None = None
+    ) -> Rotations | None:
+        """Returns the rotations of `length` positions from `start` on; None with learned positions.
+
+        Where a position stands nowhere they are zero. `places`: see `__call__`, only with a start of 0.
+        """
         if self.positions == "learned":
             return None
-        angles = self.angles(np.array([place or (0, 0) for place in self.coordinates]))
-        known = np.array([place is not None for place in self.coordinates])[:, None, None]
-        return (np.stack([np.cos(angles), np.sin(angles)], axis=-2) * known).astype(np.float32)
+        coordinates = np.array([place or (0, 0) for place in self.coordinates])
+        somewhere = np.array([place is not None for place in self.coordinates])[:, None, None]
+        angles = self.angles(coordinates)
+        table = (np.stack([np.cos(angles), np.sin(angles)], axis=-2) * somewhere).astype(np.float32)
+        rotations = jax.lax.dynamic_slice_in_dim(jnp.asarray(table), start, length)[None]
+        if places is None:
+            return rotations
+        angles = self.angles(places)
+        own = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-2)
+        rest = rotations[:, places.shape[1] :]
+        return jnp.concatenate([own, jnp.broadcast_to(rest, (len(own), *rest.shape[1:]))], axis=1)
 
     def angles(self, places: Any) -> Any:
-        """By which the pairs of a head's channels turn at places (... 2), half of them by row and half by column."""
+        """Returns the angles of the pairs of a head's channels at places (... 2), half by row and half by column."""
         pairs = self.width // self.num_heads // 4
         rates = 10_000.0 ** (-np.arange(pairs) / pairs)
         return (places.reshape(-1, 1) * rates[None]).reshape(*places.shape[:-1], 2 * pairs)
 
-    def turns_at(
-        self, start: int | Int[Array, ""], length: int, places: Float[Array, "b s 2"] | None = None
-    ) -> Turns | None:
-        """Those of `length` positions from `start` on; `places`: see `__call__`, only with a start of 0."""
-        if self.turns is None:
-            return None
-        turns = jax.lax.dynamic_slice_in_dim(jnp.asarray(self.turns), start, length)
-        if places is None:
-            return turns
-        angles = self.angles(places)
-        own = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-2)
-        rest = turns[places.shape[1] :]
-        return jnp.concatenate([own, jnp.broadcast_to(rest[None], (len(own), *rest.shape))], axis=1)
-
     def embed(
         self, tokens: Int[Array, "b t"], start: int | Int[Array, ""] = 0, *, train: bool = False
     ) -> Float[Array, "b t m"]:
-        """Embeds tokens that stand at `start` and after."""
+        """Returns the embeddings of tokens that stand at `start` and after."""
         x = self.embedding[tokens]
         if self.positions == "learned":
             x = x + jax.lax.dynamic_slice_in_dim(self.position_embedding, start, tokens.shape[1])[None]
         return self.drop(x.astype(self.dtype), deterministic=not train)
 
     def readout(self, x: Float[Array, "b t m"]) -> Float[Array, "b t v"]:
-        """Float32 logits."""
+        """Returns float32 logits."""
         return self.head(self.norm_out(x)).astype(jnp.float32)
 
     def __call__(
         self, tokens: Int[Array, "b t"], *, places: Float[Array, "b s 2"] | None = None, train: bool = False
     ) -> Float[Array, "b t v"]:
-        """Logits of the token after each.
+        """Returns the logits of the token after each.
 
         Args:
           tokens: prefix and tokens.
@@ -302,14 +315,79 @@ class Transformer(nn.Module):
             raise ValueError(f"the input must have at most max_len {self.max_len} tokens; got {length}. Cut it.")
         x = self.embed(tokens, train=train)
         x = x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)
-        x, _ = self.layers(x, causal_mask(length, self.bidirectional_prefix), self.turns_at(0, length, places), train)
+        x, _ = self.layers(x, causal_mask(length, self.bidirectional_prefix), self.rotations(0, length, places), train)
         return self.readout(x)
 
+    # One token at a time
 
+    @nn.nowrap
+    def prepare(self, params: dict[str, Any]) -> Weights:
+        """Returns the parameters of each layer apart, those of products in their dtype; see `PriorNetwork.prepare`."""
+        is_product = lambda node: isinstance(node, dict) and "kernel" in node
+        cast = lambda node: jax.tree.map(lambda x: x.astype(self.dtype), node) if is_product(node) else node
+        params = jax.tree.map(cast, params, is_leaf=is_product)
+        outer = {name: leaf for name, leaf in params.items() if name != "layers"}
+        layers = tuple(jax.tree.map(lambda leaf: leaf[i], params["layers"]) for i in range(self.depth))  # noqa: B023
+        return Weights(outer, layers)
+
+    @nn.nowrap
+    def prefill(
+        self,
+        weights: Weights,
+        prefix: Int[Array, "b s"],
+        length: int,
+        places: Float[Array, "b p 2"] | None = None,
+        last: Int[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "b v"], Cache]:
+        """Runs the whole prefix and keeps its keys and values; see `PriorNetwork.prefill`."""
+        outer, block = {"params": weights.outer}, Block(**self.block_fields)
+        mask = causal_mask(prefix.shape[1], self.bidirectional_prefix)[None, None]
+        rotations, cache = self.rotations(0, prefix.shape[1], places), []
+        x: Any = self.apply(outer, prefix, method="embed")
+        for params in weights.layers:
+            q, k, v = block.apply({"params": params}, x, rotations, method="project")
+            x = block.apply({"params": params}, x, attention(q, k, v, mask), method="finish")
+            cache.append((start_cache(k, length), start_cache(v, length)))
+        x = x[:, -1:] if last is None else jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
+        logits: Any = self.apply(outer, x, method="readout")
+        return logits[:, 0], tuple(cache)
+
+    @nn.nowrap
+    def step(
+        self, weights: Weights, cache: Cache, tokens: Int[Array, "b"], position: Int[Array, ""]
+    ) -> tuple[Float[Array, "b v"], Cache]:
+        """Feeds one token, which sees every position before and itself; see `PriorNetwork.step`."""
+        outer, block = {"params": weights.outer}, Block(**self.block_fields)
+        rotations, filled = self.rotations(position, 1), []
+        x: Any = self.apply(outer, tokens[:, None], position, method="embed")
+        for params, (keys, values) in zip(weights.layers, cache, strict=True):
+            q, k, v = block.apply({"params": params}, x, rotations, method="project")
+            keys, values = put(keys, k, position), put(values, v, position)
+            x = block.apply({"params": params}, x, attend(q, keys, values, position), method="finish")
+            filled.append((keys, values))
+        logits: Any = self.apply(outer, x, method="readout")
+        return logits[:, 0], tuple(filled)
+
+
+@forms.use(forms.multiply_two, where=forms.is_step_of_few)
+def multiply(x: Float[Array, "b t *c"], kernel: Array, dimensions: Any, **options: Any) -> Array:
+    """Multiplies by a kernel, as `jax.lax.dot_general` does."""
+    return jax.lax.dot_general(x, kernel, dimensions, **options)
+
+
+@forms.use(forms.project, where=lambda x, *_: x.shape[1] > 1)
+def project(
+    x: Float[Array, "b t m"], kernel: Float[Array, "m 3 n p"], bias: Float[Array, "3 n p"]
+) -> tuple[Float[Array, "b t n p"], ...]:
+    """Returns queries, keys and values."""
+    together = multiply(x, kernel, (((2,), (0,)), ((), ())), precision=precision_of(x.dtype)) + bias[None, None]
+    return tuple(together[:, :, i] for i in range(3))
+
+
+@forms.use(forms.gelu)
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Exact, by erf in float32, as PyTorch computes it; `jax.nn.gelu` takes erfc, which costs a TPU twice as much."""
-    wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1.0 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+    """Computes GELU exactly, as PyTorch does."""
+    return jax.nn.gelu(x, approximate=False)
 
 
 def causal_mask(length: int, bidirectional_prefix: int = 0) -> Bool[Array, "t t"]:
@@ -319,8 +397,28 @@ def causal_mask(length: int, bidirectional_prefix: int = 0) -> Bool[Array, "t t"
     return jnp.asarray((position[:, None] >= position[None]) | (prefix[:, None] & prefix[None]))
 
 
-def rotate(x: Float[Array, "b t n p"], turns: Turns) -> Float[Array, "b t n p"]:
-    """Turns the pairs of neighbouring channels (even, odd) of each head, in float32; `turns` are cosines and sines."""
+def rotate(x: Float[Array, "b t n p"], rotations: Rotations) -> Float[Array, "b t n p"]:
+    """Rotates the pairs of neighbouring channels (even, odd) of each head, in float32."""
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
-    cos, sin = jnp.moveaxis(turns.reshape(-1, *turns.shape[-3:]), 2, 0)[:, :, :, None]
+    cos, sin = rotations[:, :, 0, None], rotations[:, :, 1, None]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
+
+
+def start_cache(x: Float[Array, "b s n p"], length: int) -> Float[Array, "b t m"]:
+    """Returns keys, or values, of the first positions, with room for `length`; heads stand side by side."""
+    return jnp.pad(x.reshape(*x.shape[:2], -1), ((0, 0), (0, length - x.shape[1]), (0, 0)))
+
+
+def put(cache: Float[Array, "b t m"], x: Float[Array, "b 1 n p"], position: Int[Array, ""]) -> Float[Array, "b t m"]:
+    """Returns the cache with one position written."""
+    return jax.lax.dynamic_update_slice_in_dim(cache, x.reshape(x.shape[0], 1, -1), position, axis=1)
+
+
+@forms.use(forms.attend)
+def attend(
+    q: Float[Array, "b 1 n p"], keys: Float[Array, "b t m"], values: Float[Array, "b t m"], position: Int[Array, ""]
+) -> Float[Array, "b 1 n p"]:
+    """Computes the attention of one position over positions 0 to `position` of a cache."""
+    keys, values = (x.reshape(*x.shape[:2], *q.shape[2:]) for x in (keys, values))
+    seen = (jnp.arange(keys.shape[1]) <= position)[None, None, None]
+    return attention(q, keys, values, seen)

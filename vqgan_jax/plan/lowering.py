@@ -119,14 +119,17 @@ CALLS: dict[str, tuple[tuple[int, ...], Callable[..., Call]]] = {  # by `what`: 
 def token_bytes(config: configs.Stage2, mesh: jax.sharding.Mesh) -> float:
     """What a device must read to draw a token of each of its rows: parameters, and half of all keys and values.
 
-    In the dtype of the transformer. Half, because that many are there on average.
+    In the dtype of the network. Half, because that many are there on average.
     """
-    module, prior = config.make_transformer(), priors.from_config(config)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(program.abstract_state(config, mesh).params["transformer"]))
+    prior, state = priors.from_config(config), program.abstract_state(config, mesh)
+    network, params = prior.network, state.params["transformer"]
+    prefix, length = jax.ShapeDtypeStruct((1, prior.condition.length), jnp.int32), prior.forward.size - 1
+    fill = lambda params, prefix: network.prefill(network.prepare(params), prefix, prefix.shape[1] + length)[1]
     guided = config.sampling.settings.guidance is not None
     rows = (2 if guided else 1) * config.batch_size / (mesh.shape["data"] * mesh.shape["fsdp"])
-    cache = 2 * module.depth * module.width * (prior.condition.length + prior.forward.size - 1) * rows
-    return (parameters + cache / 2) / mesh.shape["tensor"] * jnp.dtype(module.dtype).itemsize
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(params)) * jnp.dtype(network.dtype).itemsize
+    cache = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(fill, params, prefix)))
+    return (parameters + rows * cache / 2) / mesh.shape["tensor"]
 
 
 def place(tree: Any, where: jax.sharding.Sharding) -> Any:

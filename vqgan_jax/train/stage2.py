@@ -31,9 +31,9 @@ class Stage2:
     """What a run of stage 2 never changes: modules, optimiser and the numbers of the loss.
 
     Attributes:
-      prior: transformer, condition, grid and order.
+      prior: network, condition, grid and order.
       tokenizer: encodes images; None where only token caches come in.
-      optimizer: of the transformer.
+      optimizer: of the network.
       loss: how inputs and targets are softened.
       drop: probability of the null condition.
       ema_decay: of the running average of the parameters; 0 is off.
@@ -71,11 +71,11 @@ class Stage2:
         Args:
           config: of the run.
           tokenizer, condition_tokenizer: needed where images, and maps, come in.
-          rows: how a batch lies on the devices; see `nn.transformer.Transformer`.
+          rows: how a batch lies on the devices; see `nn.network.PriorNetwork`.
         """
         prior = priors.from_config(config, condition_tokenizer)
         return cls(
-            prior=dataclasses.replace(prior, transformer=prior.transformer.clone(rows=rows)),
+            prior=dataclasses.replace(prior, network=prior.network.clone(rows=rows)),
             tokenizer=tokenizer,
             optimizer=make_optimizer(config.optimizer, config.optimizer.learning_rate, config.steps),
             loss=config.loss,
@@ -89,7 +89,7 @@ class Stage2:
     @staticmethod
     def without_remat(config: Any) -> Any:
         """Returns the config of the same run that computes nothing twice."""
-        return dataclasses.replace(config, transformer=dataclasses.replace(config.transformer, remat="none"))
+        return dataclasses.replace(config, transformer=config.transformer.without_remat())
 
     @property
     def items(self) -> int:
@@ -116,8 +116,8 @@ class Stage2:
 
     def init(self, key: jax.Array, images: None = None) -> TrainState:
         """Returns a fresh state; no `images` are needed."""
-        alone = self.prior.transformer.clone(rows=None)  # one sequence cannot be cut into rows
-        variables = alone.init(key, jnp.zeros((1, self.prior.transformer.max_len), jnp.int32))
+        alone = self.prior.network.clone(rows=None)  # one sequence cannot be cut into rows
+        variables = alone.init(key, jnp.zeros((1, self.prior.network.max_len), jnp.int32))
         params = {"transformer": variables["params"]}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
@@ -132,7 +132,7 @@ class Stage2:
         return {"transformer": self.optimizer.init(params["transformer"])}
 
     def train_step(self, state: TrainState, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
-        """Updates the transformer once (equation 8 of the paper).
+        """Updates the network once (equation 8 of the paper).
 
         A batch in `accumulate` parts has the same loss and gradients; only chance is drawn anew for each part.
 
@@ -161,7 +161,7 @@ class Stage2:
         condition, indices = codes(self.prior, self.tokenizer, frozen, batch)
         tokens = indices.reshape(len(indices), -1)[:, self.prior.forward]
         condition = dropped(condition, self.prior.null(condition), self.drop, keys[0])
-        inputs = corrupted(tokens, self.loss.keep, self.prior.transformer.vocab_size, keys[1])
+        inputs = corrupted(tokens, self.loss.keep, self.prior.network.vocab_size, keys[1])
 
         def loss_fn(params: Tree) -> tuple[Float[Array, ""], Float[Array, ""]]:
             logits = priors.logits(self.prior, params, condition, inputs, train=True, dropout=keys[2])

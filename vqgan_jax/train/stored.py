@@ -12,7 +12,7 @@ from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.nn import fields
 from vqgan_jax.nn.fields import section_of
 
-VERSION = 2
+VERSION = 3
 
 # Keys that came while configs had no version yet, each with what the program did before it.
 SHARED: dict[str, Any] = {
@@ -133,5 +133,10 @@ def from_version_1(nested: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def from_version_2(nested: dict[str, Any]) -> dict[str, Any]:
+    """Returns version 3: the prior's network has a kind."""
+    return nested if nested.get("stage") == 1 else with_added(nested, {"transformer": {"kind": "transformer"}})
+
+
 # Number n leads to version n + 1.
-STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (from_no_version, from_version_1)
+STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (from_no_version, from_version_1, from_version_2)
