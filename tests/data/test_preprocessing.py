@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqgan_jax.data.preprocessing import Augmentation, apply_geometry, choose_geometry, evaluation
+from vqgan_jax.data.views import Augmentation, apply_geometry, choose_geometry, evaluation
 
 PLAIN = Augmentation(image_size=32, resize=(32, 32), crop="random", flip=False, small="upscale")
 

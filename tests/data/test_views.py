@@ -7,8 +7,8 @@ import pytest
 
 from vqgan_jax.conditions.objects import Layout
 from vqgan_jax.data import evaluation_batches, training_batches, views
-from vqgan_jax.data.preprocessing import Augmentation, Geometry, choose_geometry
 from vqgan_jax.data.scenes import Scenes, segment_by_color
+from vqgan_jax.data.views import Augmentation, Geometry, choose_geometry
 
 AUGMENTATION = Augmentation(image_size=16, resize=(16, 40), crop="random", flip=True, small="upscale")
 LAYOUT = Layout(num_categories=8, num_tokens=8192, max_objects=6)
@@ -30,6 +30,11 @@ def cut(example, *, box=None, size=(16, 16), flip=False):
     height, width, _ = example["image"].shape
     geometry = Geometry(box or (0.0, 0.0, float(width), float(height)), size, flip)
     return views.cut(example, geometry, np.random.default_rng(0))
+
+
+def look(example, geometry, rng):
+    """Every view of one cut."""
+    return {name: view(views.cut(example, geometry, rng)) for name, view in ALL.items()}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +113,7 @@ def test_maps_of_scenes_agree_with_their_picture(scenes):
     for i in range(20):
         example = scenes[i]
         geometry = choose_geometry(96, 96, AUGMENTATION, rng)
-        seen = views.look(example, geometry, rng, ALL)
+        seen = look(example, geometry, rng)
         agreed.append(np.mean(segment_by_color(seen["image"]) == seen["segmentation"]))
         objects = seen["segmentation"] > 0
         assert seen["depth"].min() >= -1
@@ -135,7 +140,7 @@ def test_boxes_are_those_of_the_crop_and_its_flip(scenes):
 
 
 def test_low_resolution_keeps_what_is_coarse_and_edges_what_is_sharp(scenes):
-    seen = views.look(scenes[1], Geometry((0.0, 0.0, 96.0, 96.0), (96, 96), False), np.random.default_rng(0), ALL)
+    seen = look(scenes[1], Geometry((0.0, 0.0, 96.0, 96.0), (96, 96), False), np.random.default_rng(0))
     small = lambda image: image.reshape(12, 8, 12, 8, 3).astype(float).mean((1, 3)).reshape(-1)
     assert np.corrcoef(small(seen["low_resolution"]), small(seen["image"]))[0, 1] > 0.99
     detail = lambda image: np.abs(np.diff(image.astype(int), axis=0)).mean()
@@ -148,7 +153,7 @@ def test_low_resolution_keeps_what_is_coarse_and_edges_what_is_sharp(scenes):
 
 
 def test_batches_carry_every_field_and_depend_on_nothing_but_their_number(scenes):
-    options = {"image_size": 16, "resize": (16, 40), "crop": "random", "flip": True, "small": "upscale", "seed": 3}
+    options = {"augmentation": AUGMENTATION, "seed": 3}
     batches = [
         list(zip(range(2), training_batches(scenes, batch_size=4, fields=ALL, num_threads=n, **options), strict=False))
         for n in (1, 3)
