@@ -26,8 +26,8 @@ from turns import print_load
 
 from vqgan_jax.data import photos
 from vqgan_jax.data.loader import training_batches
-from vqgan_jax.data.preprocessing import Geometry, apply_geometry
 from vqgan_jax.data.sources import Source, open_source
+from vqgan_jax.data.views import Augmentation, Geometry, apply_geometry
 
 SIZE, BATCH = 256, 20
 HEIGHT, WIDTH, QUALITY = 375, 500, 95
@@ -79,10 +79,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = open_photos(Path(folder), flags.count)
         pixels = statistics.mean(source[i]["image"][..., 0].size for i in range(0, len(source), 7))
-        batches = training_batches(
-            source, image_size=SIZE, resize=(SIZE, SIZE), crop="random", flip=True, small="upscale",
-            batch_size=BATCH, seed=0, num_threads=1, prefetch=1,
-        )  # fmt: skip
+        crops = Augmentation(image_size=SIZE, resize=(SIZE, SIZE), crop="random", flip=True, small="upscale")
+        batches = training_batches(source, augmentation=crops, batch_size=BATCH, seed=0, num_threads=1)
         steps = max(1, flags.count // BATCH)
         runs = {
             "decoded": lambda: [source[i % len(source)]["image"] for i in range(steps * BATCH)],

@@ -50,6 +50,13 @@ class Data:
     num_threads: int = 16
     timeout_seconds: int = 600  # that a training batch may take to come; 0 waits for ever
 
+    @property
+    def augmentation(self) -> views.Augmentation:
+        """How squares are cut from training images."""
+        return views.Augmentation(
+            image_size=self.image_size, resize=self.resize, crop=self.crop, flip=self.flip, small=self.small
+        )
+
     def check(self) -> None:
         """Raises ValueError for an unknown choice, or a crop that is larger than the resized image."""
         check_known("data.crop", self.crop, ("random", "center"))

@@ -14,7 +14,7 @@ import vqgan_jax as vq
 from vqgan_jax import cli
 from vqgan_jax.__main__ import main
 from vqgan_jax.conditions.text import Text
-from vqgan_jax.data import evaluation_batches, open_source, open_tokens, training_batches
+from vqgan_jax.data import Augmentation, evaluation_batches, open_source, open_tokens, training_batches
 from vqgan_jax.data.scenes import Scenes
 from vqgan_jax.evaluate import drawing, of_prior
 
@@ -62,12 +62,12 @@ def test_ids_of_another_tokenizer_are_padded_behind_them():
 
 def test_a_caption_of_the_data_is_drawn_by_chance_and_cut(captions):
     source, fields = open_source(f"folder:{captions}", split="train", image_size=16), TEXT.views(None)
-    options = {"image_size": 16, "batch_size": 4, "fields": fields, "num_threads": 1}
-    crops = {"resize": (16, 16), "crop": "center", "flip": False, "small": "upscale", "seed": 0}
-    batches = training_batches(source, **options, **crops)
+    options = {"batch_size": 4, "fields": fields, "num_threads": 1}
+    crops = Augmentation(image_size=16, resize=(16, 16), crop="center", flip=False, small="upscale")
+    batches = training_batches(source, augmentation=crops, seed=0, **options)
     seen = {said(row) for _ in range(8) for row in next(batches)["text"]}
     assert seen == {"scene "} | {f"é {i}" for i in range(4)}
-    first, again = (next(evaluation_batches(source, **options))["text"] for _ in range(2))
+    first, again = (next(evaluation_batches(source, image_size=16, **options))["text"] for _ in range(2))
     np.testing.assert_array_equal(first, again)
 
 

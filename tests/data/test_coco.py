@@ -67,12 +67,8 @@ def test_small_objects_and_then_empty_and_crowded_images_are_left_out(tmp_path):
     counts = {1: [large], 2: [large] * 2, 3: [large, small], 4: [large] * 30 + [small], 5: [large] * 31, 6: []}
     annotations = [annotation(image, 1, box) for image, boxes in counts.items() for box in boxes]
     write(tmp_path, "instances", THINGS, annotations, images=counts)
-    found = lambda **options: {
-        int(r.file_name[:-4]): len(r.boxes) for r in read_records(objects_files(tmp_path, "val2017"), **options)
-    }
-    assert found() == {2: 2, 4: 30}
-    assert found(min_objects=0) == {1: 1, 2: 2, 3: 1, 4: 30, 6: 0}
-    assert found(min_area=0.0, max_objects=31) == {2: 2, 3: 2, 4: 31, 5: 31}
+    records = read_records(objects_files(tmp_path, "val2017"))
+    assert {int(record.file_name[:-4]): len(record.boxes) for record in records} == {2: 2, 4: 30}
 
 
 def test_a_box_may_overhang_by_a_pixel_which_is_cut_off(tmp_path):

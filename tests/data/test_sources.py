@@ -1,5 +1,6 @@
 import io
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from PIL import Image
 from tensorflow_datasets.core import registered
 
 from vqgan_jax.data import ImageError, open_source, spread
+from vqgan_jax.data.tfds import _maps_in, _objects_in
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
@@ -78,32 +80,31 @@ def test_tfds_split_texts_part_the_examples(colours):
     assert [len(open_colours(colours, split)) for split in ("test", "train[:75%]", "train[75%:]")] == [3, 9, 3]
 
 
-def test_tfds_reads_the_files_also_where_the_name_is_registered(tmp_path):
-    write_tfds(tmp_path, dataset="mnist", version="0.1.0")
-    source = open_colours(tmp_path, name="mnist")
-    assert (len(source), source.class_names) == (12, tuple(COLOURS))
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    """Two versions of a dataset whose name is registered in TFDS; the older one has no labels."""
+    data_dir = tmp_path_factory.mktemp("versions")
+    write_tfds(data_dir, dataset="mnist", version="1.9.0", copies=1, labelled=False)
+    write_tfds(data_dir, dataset="mnist", version="1.10.0", copies=2)
+    return data_dir
 
 
-def test_tfds_in_another_format_says_how_to_prepare_it(tmp_path):
-    write_tfds(tmp_path)
-    info = tmp_path / "colours/1.0.0/dataset_info.json"
+def test_tfds_reads_the_files_of_the_newest_version_also_where_the_name_is_registered(mnist):
+    source = open_colours(mnist, name="mnist")
+    assert (len(source), source.class_names) == (6, tuple(COLOURS))
+
+
+def test_tfds_reads_another_version_and_without_labels_all_are_zero(mnist):
+    source = open_colours(mnist, name="mnist:1.9.0")
+    assert (len(source), source.class_names, source[1]["label"]) == (3, (), 0)
+
+
+def test_tfds_in_another_format_says_how_to_prepare_it(colours, tmp_path):
+    shutil.copytree(colours, tmp_path / "copy")
+    info = tmp_path / "copy/colours/1.0.0/dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(ValueError, match=r"found files in the format.*tfds build colours --file_format=array_record"):
-        open_colours(tmp_path)
-
-
-def test_tfds_without_labels_is_all_zero(tmp_path):
-    write_tfds(tmp_path, labelled=False)
-    source = open_colours(tmp_path)
-    assert source.class_names == ()
-    assert source[1]["label"] == 0
-
-
-def test_tfds_takes_the_newest_version_unless_told(tmp_path):
-    for version, copies in (("1.9.0", 1), ("1.10.0", 2)):
-        write_tfds(tmp_path, version=version, copies=copies)
-    assert len(open_colours(tmp_path)) == 6
-    assert len(open_colours(tmp_path, name="colours:1.9.0")) == 3
+        open_colours(tmp_path / "copy")
 
 
 def test_tfds_that_is_missing_says_how_to_prepare_it(tmp_path):
@@ -127,10 +128,10 @@ def test_tfds_unknown_split_names_the_known(colours, split):
 def test_tfds_needs_no_tensorflow(colours):
     program = f"""
 import sys
-from vqgan_jax.data import open_source, training_batches
+from vqgan_jax.data import Augmentation, open_source, training_batches
 source = open_source("tfds:colours", split="train", data_dir={colours!r}, image_size=8)
-options = dict(image_size=8, resize=(8, 8), crop="random", flip=True, small="upscale")
-batch = next(training_batches(source, batch_size=4, seed=0, **options))
+augmentation = Augmentation(image_size=8, resize=(8, 8), crop="random", flip=True, small="upscale")
+batch = next(training_batches(source, augmentation=augmentation, batch_size=4, seed=0))
 assert batch["image"].shape == (4, 8, 8, 3)
 assert "tensorflow" not in sys.modules
 """
@@ -145,102 +146,101 @@ def write_with(data_dir, features, values):
 
 
 LABELS = np.arange(30, dtype=np.uint8).reshape(5, 6) * np.uint8(8)
+METRES = np.linspace(-0.5, 9.5, 30).reshape(5, 6).astype(np.float16)
 
 
-@pytest.mark.parametrize(
-    ("feature", "declared"),
-    [("annotation", {}), ("segmentation", {"shape": (5, 6, 1)}), ("segmentation_label", {"shape": (None, None, 1)})],
-)
-def test_tfds_label_maps_are_the_stored_numbers(tmp_path, feature, declared):
-    palette = Image.fromarray(LABELS)
-    palette.putpalette([255 - i // 3 for i in range(768)])  # TFDS keeps the file as it is
-    source = write_with(
-        tmp_path, {feature: tfds.features.Image(encoding_format="png", **declared)}, {feature: png(palette)}
-    )
-    np.testing.assert_array_equal(source[0]["segmentation"], LABELS, strict=True)
-    assert set(source[0]) == {"image", "label", "segmentation"}
+def image_feature(**declared):
+    return tfds.features.Image(encoding_format="png", **declared)
 
 
-def test_tfds_label_maps_may_have_16_bits(tmp_path):
-    feature = tfds.features.Image(shape=(5, 6, 1), dtype=np.uint16, encoding_format="png")
-    wide = png(Image.fromarray(LABELS.astype(np.uint16) * 200))
-    source = write_with(tmp_path, {"segmentation": feature}, {"segmentation": wide})
-    np.testing.assert_array_equal(source[0]["segmentation"], LABELS.astype(np.uint16) * 200, strict=True)
-
-
-@pytest.mark.parametrize(("shape", "dtype"), [((5, 6), np.float16), ((5, 6, 1), np.float32), ((5, 6), np.float64)])
-def test_tfds_depth_may_be_a_tensor(tmp_path, shape, dtype):
-    metres = np.linspace(-0.5, 9.5, 30).reshape(shape).astype(dtype)
-    source = write_with(tmp_path, {"depth": tfds.features.Tensor(shape=shape, dtype=dtype)}, {"depth": metres})
-    np.testing.assert_array_equal(source[0]["depth"], metres.reshape(5, 6).astype(np.float32), strict=True)
-
-
-def test_tfds_depth_may_be_an_image(tmp_path):
-    feature = tfds.features.Image(shape=(5, 6, 1), dtype=np.uint16, encoding_format="png")
-    millimetres = LABELS.astype(np.uint16) * 250
-    source = write_with(tmp_path, {"depth": feature}, {"depth": png(Image.fromarray(millimetres))})
-    np.testing.assert_array_equal(source[0]["depth"], millimetres.astype(np.float32), strict=True)
-
-
-def objects_feature(*, names=("cat", "dog"), **more):
-    return tfds.features.Sequence(
-        {
-            "bbox": tfds.features.BBoxFeature(),
-            "label": tfds.features.ClassLabel(names=list(names)),
-            "id": np.int64,
-            **more,
-        }
-    )
+def objects_feature(**more):
+    each = {"bbox": tfds.features.BBoxFeature(), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
+    return tfds.features.Sequence({**each, "id": np.int64, **more})
 
 
 def box(ymin, xmin, ymax, xmax):
     return tfds.features.BBox(ymin=ymin, xmin=xmin, ymax=ymax, xmax=xmax)
 
 
-def test_tfds_objects_are_boxes_with_categories(tmp_path):
+@pytest.fixture(scope="module")
+def conditions(tmp_path_factory):
+    """Two datasets of one image that hold every condition, in one way each."""
+    palette = Image.fromarray(LABELS)
+    palette.putpalette([255 - i // 3 for i in range(768)])  # TFDS keeps the file as it is
     objects = [
         {"bbox": box(0.25, 0.5, 0.5, 0.625), "label": "dog", "id": 7, "is_crowd": False},
         {"bbox": box(0.0, 0.0, 1.0, 1.0), "label": "cat", "id": 8, "is_crowd": True},
     ]
-    source = write_with(tmp_path, {"objects": objects_feature(is_crowd=np.bool_)}, {"objects": objects})
-    assert (source.category_names, source.class_names) == (("cat", "dog"), ())
-    example = source[0]
+    plain = write_with(
+        tmp_path_factory.mktemp("plain"),
+        {
+            "annotation": image_feature(),
+            "depth": tfds.features.Tensor(shape=(5, 6), dtype=np.float16),
+            "objects": objects_feature(is_crowd=np.bool_),
+        },
+        {"annotation": png(palette), "depth": METRES, "objects": objects},
+    )
+    wide = {"shape": (5, 6, 1), "dtype": np.uint16}
+    numbers = lambda factor: png(Image.fromarray(LABELS.astype(np.uint16) * factor))
+    coded = write_with(
+        tmp_path_factory.mktemp("coded"),
+        {"segmentation": image_feature(**wide), "depth": image_feature(**wide), "objects": objects_feature()},
+        {"segmentation": numbers(200), "depth": numbers(250), "objects": []},
+    )
+    return plain, coded
+
+
+def test_tfds_label_maps_are_the_stored_numbers_of_8_or_16_bits(conditions):
+    plain, coded = (source[0]["segmentation"] for source in conditions)
+    np.testing.assert_array_equal(plain, LABELS, strict=True)
+    np.testing.assert_array_equal(coded, LABELS.astype(np.uint16) * 200, strict=True)
+
+
+def test_tfds_depth_may_be_a_tensor_or_an_image(conditions):
+    plain, coded = (source[0]["depth"] for source in conditions)
+    np.testing.assert_array_equal(plain, METRES.astype(np.float32), strict=True)
+    np.testing.assert_array_equal(coded, LABELS.astype(np.float32) * 250, strict=True)
+
+
+def test_tfds_objects_are_boxes_with_categories(conditions):
+    plain, coded = conditions
+    assert (plain.category_names, plain.class_names) == (("cat", "dog"), ())
+    example = plain[0]
+    assert set(example) == {"image", "label", "segmentation", "depth", "boxes", "categories", "modifiers"}
     np.testing.assert_array_equal(example["boxes"], np.array([[0.5, 0.25, 0.125, 0.25], [0, 0, 1, 1.0]]), strict=True)
     np.testing.assert_array_equal(example["categories"], np.array([1, 0], np.int32), strict=True)
     np.testing.assert_array_equal(example["modifiers"], np.array([0, 1], np.int32), strict=True)
-
-
-def test_tfds_images_may_be_without_objects_and_objects_never_groups(tmp_path):
-    example = write_with(tmp_path, {"objects": objects_feature()}, {"objects": []})[0]
+    example = coded[0]  # an image without objects, of a dataset without groups
     assert example["boxes"].shape == (0, 4)
     assert example["categories"].shape == example["modifiers"].shape == (0,)
 
 
-def test_tfds_features_of_these_names_but_another_kind_are_no_conditions(tmp_path):
-    features = {
-        "annotation": tfds.features.Text(),
-        "depth": tfds.features.Text(),
-        "objects": tfds.features.Sequence(tfds.features.Text()),
-    }
-    values = {"annotation": "a cat", "depth": "shallow", "objects": ["cat"]}
-    assert set(write_with(tmp_path, features, values)[0]) == {"image", "label"}
+@pytest.mark.parametrize(
+    ("features", "fields"),
+    [
+        ({"annotation": image_feature(), "label": tfds.features.Text()}, {"annotation": "segmentation"}),
+        ({"segmentation": image_feature(shape=(5, 6, 1))}, {"segmentation": "segmentation"}),
+        ({"segmentation_label": image_feature(shape=(None, None, 1))}, {"segmentation_label": "segmentation"}),
+        ({"depth": tfds.features.Tensor(shape=(5, 6, 1), dtype=np.float32)}, {"depth": "depth"}),
+        ({"depth": tfds.features.Scalar(np.float32), "annotation": tfds.features.Text()}, {}),
+        ({"depth": tfds.features.Text(), "objects": tfds.features.Sequence(tfds.features.Text())}, {}),
+    ],
+)
+def test_tfds_maps_are_features_of_known_names_and_kinds(features, fields):
+    assert {key: field for key, (field, _) in _maps_in(features).items()} == fields
+    assert _objects_in(features) is None
 
 
 def test_tfds_maps_that_do_not_fit_say_which(tmp_path):
     depth = np.ones((6, 5), np.float32)
+    source = write_with(tmp_path, {"depth": tfds.features.Tensor(shape=(6, 5), dtype=np.float32)}, {"depth": depth})
     with pytest.raises(ImageError, match=r"6 x 5 pixels; `depth` of tfds:colours/train number 0 is 5 x 6"):
-        write_with(tmp_path / "a", {"depth": tfds.features.Tensor(shape=(6, 5), dtype=np.float32)}, {"depth": depth})[0]
-    colours = png(Image.new("RGB", (6, 5)))
-    with pytest.raises(ImageError, match=r"one channel.*`annotation` of tfds:colours/train number 0 is of mode RGB"):
-        write_with(tmp_path / "b", {"annotation": tfds.features.Image()}, {"annotation": colours})[0]
+        source[0]
 
 
 @pytest.mark.parametrize("kind", ["scenes", "categories"])
-def test_what_is_spread_keeps_the_names_of_categories(kind, tmp_path):
-    if kind == "scenes":
-        source = open_source("scenes", split="train", image_size=32)
-    else:
-        source = write_with(tmp_path, {"objects": objects_feature()}, {"objects": []})
+def test_what_is_spread_keeps_the_names_of_categories(kind, conditions):
+    source = open_source("scenes", split="train", image_size=32) if kind == "scenes" else conditions[0]
     assert spread(source, 1).category_names == source.category_names
 
 

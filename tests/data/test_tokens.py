@@ -7,17 +7,14 @@ import numpy as np
 import pytest
 
 from vqgan_jax.data import (
+    Augmentation,
+    ImageError,
     evaluation_batches,
-    evaluation_token_batches,
-    open_source,
     open_tokens,
     spread,
-    token_batches,
+    training_batches,
 )
-from vqgan_jax.data.images import ImageError
-from vqgan_jax.data.preprocessing import Augmentation
-from vqgan_jax.data.token_writer import dtype_for, finish, split_up, write
-from vqgan_jax.data.tokens import CachePlan
+from vqgan_jax.data.tokens import CachePlan, dtype_for, finish, split_up, write
 
 AUGMENTATION = Augmentation(image_size=8, resize=(8, 12), crop="random", flip=True, small="upscale")
 K = 1000
@@ -88,10 +85,10 @@ def plan_for(sources, *, crops=2, per_shard=6, **changes):
     return CachePlan(**{**fields, **changes})
 
 
-def make(folder, sources=SOURCES, encode=encode, hosts=1, **changes):
+def make(folder, sources=SOURCES, encode=encode, hosts=1, num_threads=2, **changes):
     plan = plan_for(sources, **changes)
     for process in reversed(range(hosts)):
-        write(folder, plan, sources, encode, process_index=process, process_count=hosts, num_threads=2)
+        write(folder, plan, sources, encode, process_index=process, process_count=hosts, num_threads=num_threads)
     return finish(folder, plan)
 
 
@@ -101,10 +98,6 @@ def contents(folder):
 
 def rows(source):
     return np.stack([source[i]["tokens"] for i in range(len(source))])
-
-
-def take(batches, count):
-    return [batch["tokens"] for batch in itertools.islice(batches, count)]
 
 
 @pytest.fixture(scope="module")
@@ -138,37 +131,21 @@ def test_what_was_encoded_is_what_is_read(tmp_path):
     np.testing.assert_array_equal(validation, encode_alone(views))
 
 
-def test_a_training_image_is_seen_once_in_each_round_of_crops_and_never_alike(tmp_path):
-    make(tmp_path, encode=encode_alone, crops=3)
-    tokens = rows(open_tokens(tmp_path, split="train")).reshape(3, 13, 5)
+def test_the_seed_and_an_image_alone_decide_the_codes_of_its_crops(tmp_path):
+    changes = {"one": {}, "shards": {"per_shard": 11}, "seed": {"seed": 4}}
+    for name, change in changes.items():
+        make(tmp_path / name, encode=encode_alone, crops=3, **change)
+    one, shards, seed = (rows(open_tokens(tmp_path / name, split="train")) for name in changes)
+    np.testing.assert_array_equal(one, shards)
+    assert (one[:, 1:] != seed[:, 1:]).any(axis=1).all()
+    tokens = one.reshape(3, 13, 5)
     np.testing.assert_array_equal(tokens[..., 0], np.tile(np.arange(13) % 7, (3, 1)))
     assert all(len({tokens[crop, image, 1:].tobytes() for crop in range(3)}) == 3 for image in range(13))
 
 
-def test_an_image_alone_decides_the_codes_of_its_crops(tmp_path):
-    make(tmp_path / "one", encode=encode_alone)
-    make(tmp_path / "other", encode=encode_alone, per_shard=11)
-    some, others = (rows(open_tokens(tmp_path / name, split="train")) for name in ("one", "other"))
-    np.testing.assert_array_equal(some, others)
-
-
-def test_the_seed_decides_the_crops(tmp_path):
-    make(tmp_path / "one")
-    make(tmp_path / "other", seed=4)
-    some, others = (rows(open_tokens(tmp_path / name, split="train")) for name in ("one", "other"))
-    assert (some[:, 1:] != others[:, 1:]).any(axis=1).all()
-
-
-@pytest.mark.parametrize("hosts", [2, 3, 9])
-def test_files_do_not_depend_on_the_number_of_processes(cache, tmp_path, hosts):
-    make(tmp_path, hosts=hosts)
-    assert contents(tmp_path) == contents(cache)
-
-
-def test_files_do_not_depend_on_threads(cache, tmp_path):
-    plan = plan_for(SOURCES)
-    write(tmp_path, plan, SOURCES, encode, num_threads=7)
-    finish(tmp_path, plan)
+@pytest.mark.parametrize(("hosts", "threads"), [(2, 2), (3, 7), (9, 1)])
+def test_files_do_not_depend_on_processes_and_threads(cache, tmp_path, hosts, threads):
+    make(tmp_path, hosts=hosts, num_threads=threads)
     assert contents(tmp_path) == contents(cache)
 
 
@@ -227,24 +204,6 @@ def test_a_complete_cache_is_left_as_it_is(cache, tmp_path):
     make(tmp_path)
     make(tmp_path, encode=lambda batch: pytest.fail("nothing is left to encode"))
     assert contents(tmp_path) == contents(cache)
-
-
-def test_scenes(tmp_path):
-    sources = {split: open_source("scenes", split=split, image_size=16) for split in ("train", "validation")}
-    few = {split: _First(source, 5) for split, source in sources.items()}
-    make(tmp_path, few, crops=1, class_names=few["train"].class_names)
-    assert rows(open_tokens(tmp_path, split="train"))[:, 0].tolist() == [few["train"][i]["label"] for i in range(5)]
-
-
-class _First:
-    def __init__(self, source, count):
-        self.source, self.count, self.name, self.class_names = source, count, source.name, source.class_names
-
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, index, /):
-        return self.source[index]
 
 
 # Bad images
@@ -381,100 +340,26 @@ def test_a_damaged_shard_is_named_and_can_be_made_again(cache, tmp_path, damage,
     assert contents(tmp_path) == contents(cache)
 
 
-def test_another_tokenizer_is_refused(cache):
+def test_another_tokenizer_split_or_version_is_refused(cache, tmp_path):
     assert len(open_tokens(cache, split="train", fingerprint="abc123")) == 26
     with pytest.raises(ValueError, match=r"made with abc123, this tokenizer is xyz.*into another folder"):
         open_tokens(cache, split="train", fingerprint="xyz")
-
-
-def test_an_unknown_split_is_refused(cache):
     with pytest.raises(ValueError, match=r"one of train, validation .*got 'test'"):
         open_tokens(cache, split="test")
-
-
-def test_another_version_of_the_format_is_refused(tmp_path):
-    make(tmp_path)
-    path = tmp_path / "tokens.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    (tmp_path / "tokens.json").write_text((cache / "tokens.json").read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(ValueError, match="version must be 1; got 2"):
         open_tokens(tmp_path, split="train")
 
 
-# Batches
+# Batches, which are made as those of images are
 
 
-def train(cache, **changes):
-    source = open_tokens(cache, split="train")
-    return token_batches(source, **{"batch_size": 4, "seed": 5, "num_threads": 2, "prefetch": 2, **changes})
-
-
-def on_hosts(make, count):
-    shares = [make(process_index=i, process_count=count) for i in range(count)]
-    for parts in zip(*shares, strict=True):
-        yield {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-
-
-def test_each_epoch_has_each_example_once_in_another_order(cache):
-    tokens = np.concatenate(take(train(cache, batch_size=2), 39))
-    assert (tokens.shape, tokens.dtype) == ((78, 5), np.int32)
-    epochs = [list(map(tuple, epoch)) for epoch in tokens.reshape(3, 26, 5).tolist()]
-    expected = sorted(map(tuple, rows(open_tokens(cache, split="train")).tolist()))
-    assert all(sorted(epoch) == expected for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
-
-
-def test_the_order_is_the_seed(cache):
-    np.testing.assert_array_equal(take(train(cache), 9), take(train(cache, num_threads=5), 9))
-    assert not np.array_equal(take(train(cache), 3), take(train(cache, seed=6), 3))
-
-
-@pytest.mark.parametrize("hosts", [2, 4])
-def test_global_batches_are_equal_for_any_number_of_processes(cache, hosts):
-    together = on_hosts(lambda **share: train(cache, **share), hosts)
-    np.testing.assert_array_equal(take(train(cache), 9), take(together, 9))
-
-
-def test_batches_resume_exactly_also_on_another_number_of_processes(cache):
-    running = train(cache, process_index=1, process_count=2)
-    take(running, 5)
-    state = json.loads(json.dumps(running.get_state()))
-    assert state == {"next_index": 5}
-
-    def resumed(**share):
-        batches = train(cache, **share)
-        batches.set_state(state)
-        return batches
-
-    expected = take(train(cache), 8)[5:]
-    for hosts in (1, 2, 4):
-        np.testing.assert_array_equal(take(on_hosts(resumed, hosts), 3), expected)
-
-
-@pytest.mark.parametrize("hosts", [1, 2, 4])
-@pytest.mark.parametrize("count", [None, 4, 6])
-def test_evaluation_takes_each_example_once_in_order_and_pads(cache, count, hosts):
-    source = open_tokens(cache, split="validation")
-    make = lambda **share: evaluation_token_batches(source, batch_size=4, num_examples=count, **share)
-    batches = list(on_hosts(make, hosts))
-    count = count or 9
-    assert len(batches) == -(-count // 4)
-    mask = np.concatenate([batch["mask"] for batch in batches])
-    np.testing.assert_array_equal(mask, np.arange(4 * len(batches)) < count)
-    tokens = np.concatenate([batch["tokens"] for batch in batches])
-    np.testing.assert_array_equal(tokens[mask], rows(source)[:count])
-    assert not tokens[~mask].any()
+def test_batches_hold_the_rows_of_a_split(cache):
+    train, validation = (open_tokens(cache, split=split) for split in ("train", "validation"))
+    batches = training_batches(train, augmentation=AUGMENTATION, batch_size=13, seed=5)
+    tokens = np.concatenate([batch["tokens"] for batch in itertools.islice(batches, 2)])
     assert tokens.dtype == np.int32
-
-
-def test_evaluation_of_some_examples_spread_over_the_split(cache):
-    source = open_tokens(cache, split="validation")
-    (batch,) = evaluation_token_batches(spread(source, 3), batch_size=4)
-    np.testing.assert_array_equal(batch["tokens"][:3], rows(source)[[0, 4, 8]])
+    assert sorted(map(tuple, tokens.tolist())) == sorted(map(tuple, rows(train).tolist()))
+    (batch,) = evaluation_batches(spread(validation, 3), image_size=8, batch_size=4)
+    np.testing.assert_array_equal(batch["tokens"], [*rows(validation)[[0, 4, 8]], np.zeros(5)])
     assert batch["mask"].tolist() == [True, True, True, False]
-
-
-def test_impossible_batches_are_refused(cache):
-    with pytest.raises(ValueError, match="positive multiple of the 4 processes; got 6"):
-        train(cache, batch_size=6, process_count=4)
-    with pytest.raises(ValueError, match=r"`num_examples` must be in 1 \.\. 9 for tokens:.*got 10"):
-        evaluation_token_batches(open_tokens(cache, split="validation"), batch_size=4, num_examples=10)

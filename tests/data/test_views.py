@@ -1,14 +1,108 @@
-"""Maps follow their image: what a pixel of a cut says is what the image has there."""
+"""Squares are cut as if the whole image were resized, and maps follow their image."""
 
+import dataclasses
 import functools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vqgan_jax.conditions.objects import Layout
 from vqgan_jax.data import evaluation_batches, training_batches, views
-from vqgan_jax.data.preprocessing import Augmentation, Geometry, choose_geometry
 from vqgan_jax.data.scenes import Scenes, segment_by_color
+from vqgan_jax.data.views import Augmentation, Geometry, apply_geometry, choose_geometry, evaluation
+
+SQUARES = Augmentation(image_size=32, resize=(32, 32), crop="random", flip=False, small="upscale")
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def augment(image: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    return apply_geometry(image, choose_geometry(*image.shape[:2], augmentation, rng))
+
+
+def resize_then_crop(image: np.ndarray, short: int, size: int, crop: str) -> list[np.ndarray]:
+    """Every crop the slow way: the whole image is resized, then cut."""
+    height, width = (round(side * short / min(image.shape[:2])) for side in image.shape[:2])
+    whole = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC))
+    ys, xs = range(height - size + 1), range(width - size + 1)
+    if crop == "center":
+        ys, xs = [(height - size) // 2], [(width - size) // 2]
+    return [whole[y : y + size, x : x + size] for y in ys for x in xs]
+
+
+@pytest.mark.parametrize("crop", ["random", "center"])
+@pytest.mark.parametrize(("shape", "short"), [((90, 140), 40), ((140, 91), 35), ((20, 33), 48), ((32, 32), 32)])
+def test_equals_resizing_the_whole_and_cropping(shape, short, crop):
+    image, augmentation = noise(*shape), dataclasses.replace(SQUARES, resize=(short, short), crop=crop)
+    expected = np.stack(resize_then_crop(image, short, 32, crop)).astype(int)
+    for seed in range(8):
+        square = augment(image, augmentation, np.random.default_rng(seed))
+        assert np.abs(expected - square).max(axis=(1, 2, 3)).min() <= 1
+
+
+def test_flip_mirrors_half_of_the_squares_and_nothing_else():
+    image, rng = noise(50, 60), np.random.default_rng
+    flipping = dataclasses.replace(SQUARES, flip=True)
+    pairs = [(augment(image, SQUARES, rng(seed)), augment(image, flipping, rng(seed))) for seed in range(200)]
+    mirrored = [np.array_equal(plain[:, ::-1], other) for plain, other in pairs]
+    assert all(np.array_equal(plain, other) for (plain, other), m in zip(pairs, mirrored, strict=True) if not m)
+    assert 70 < sum(mirrored) < 130
+
+
+def test_places_and_short_sides_cover_their_ranges_and_stay_inside():
+    augmentation, rng = dataclasses.replace(SQUARES, resize=(33, 36)), np.random.default_rng(0)
+    boxes = np.array([choose_geometry(66, 99, augmentation, rng).box for _ in range(500)])
+    assert boxes.min() == 0
+    assert boxes[:, 2].max() == pytest.approx(99)
+    assert boxes[:, 3].max() == pytest.approx(66)
+    heights = np.unique(np.round(boxes[:, 3] - boxes[:, 1], 6))
+    np.testing.assert_allclose(heights, [32 * 66 / short for short in (36, 35, 34, 33)], atol=1e-5)
+
+
+def test_evaluation_is_the_centre_and_takes_no_chance():
+    image = noise(64, 96)
+    squares = [augment(image, evaluation(64), np.random.default_rng(seed)) for seed in (0, 1)]
+    for square in squares:
+        np.testing.assert_array_equal(square, image[:, 16:80])
+
+
+def test_shrinking_is_antialiased():
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    square = augment(stripes, evaluation(8), np.random.default_rng(0))
+    assert np.abs(square.astype(int) - 127).max() <= 20
+
+
+def test_small_images_are_upscaled_or_refused():
+    image, rng = noise(20, 40), np.random.default_rng(0)
+    assert augment(image, SQUARES, rng).shape == (32, 32, 3)
+    with pytest.raises(ValueError, match="20 x 40"):
+        augment(image, dataclasses.replace(SQUARES, small="refuse"), rng)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1)])
+def test_extreme_shapes_still_give_squares(shape):
+    assert augment(noise(*shape), SQUARES, np.random.default_rng(0)).shape == (32, 32, 3)
+
+
+def test_a_second_map_can_follow_the_same_geometry():
+    image = noise(50, 70)
+    geometry = choose_geometry(50, 70, dataclasses.replace(SQUARES, flip=True), np.random.default_rng(3))
+    inverse = apply_geometry(255 - image, geometry)
+    np.testing.assert_allclose(255 - inverse.astype(int), apply_geometry(image, geometry), atol=1)
+
+
+@pytest.mark.parametrize("change", [{"resize": (31, 40)}, {"resize": (40, 39)}, {"crop": "left"}, {"small": "skip"}])
+def test_impossible_augmentations_are_refused(change):
+    (name,) = change
+    with pytest.raises(ValueError, match=f"`{name}` must be"):
+        dataclasses.replace(SQUARES, **change)
+
+
+# Views
 
 AUGMENTATION = Augmentation(image_size=16, resize=(16, 40), crop="random", flip=True, small="upscale")
 LAYOUT = Layout(num_categories=8, num_tokens=8192, max_objects=6)
@@ -30,6 +124,11 @@ def cut(example, *, box=None, size=(16, 16), flip=False):
     height, width, _ = example["image"].shape
     geometry = Geometry(box or (0.0, 0.0, float(width), float(height)), size, flip)
     return views.cut(example, geometry, np.random.default_rng(0))
+
+
+def look(example, geometry, rng):
+    """Every view of one cut."""
+    return {name: view(views.cut(example, geometry, rng)) for name, view in ALL.items()}
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +207,7 @@ def test_maps_of_scenes_agree_with_their_picture(scenes):
     for i in range(20):
         example = scenes[i]
         geometry = choose_geometry(96, 96, AUGMENTATION, rng)
-        seen = views.look(example, geometry, rng, ALL)
+        seen = look(example, geometry, rng)
         agreed.append(np.mean(segment_by_color(seen["image"]) == seen["segmentation"]))
         objects = seen["segmentation"] > 0
         assert seen["depth"].min() >= -1
@@ -135,7 +234,7 @@ def test_boxes_are_those_of_the_crop_and_its_flip(scenes):
 
 
 def test_low_resolution_keeps_what_is_coarse_and_edges_what_is_sharp(scenes):
-    seen = views.look(scenes[1], Geometry((0.0, 0.0, 96.0, 96.0), (96, 96), False), np.random.default_rng(0), ALL)
+    seen = look(scenes[1], Geometry((0.0, 0.0, 96.0, 96.0), (96, 96), False), np.random.default_rng(0))
     small = lambda image: image.reshape(12, 8, 12, 8, 3).astype(float).mean((1, 3)).reshape(-1)
     assert np.corrcoef(small(seen["low_resolution"]), small(seen["image"]))[0, 1] > 0.99
     detail = lambda image: np.abs(np.diff(image.astype(int), axis=0)).mean()
@@ -148,7 +247,7 @@ def test_low_resolution_keeps_what_is_coarse_and_edges_what_is_sharp(scenes):
 
 
 def test_batches_carry_every_field_and_depend_on_nothing_but_their_number(scenes):
-    options = {"image_size": 16, "resize": (16, 40), "crop": "random", "flip": True, "small": "upscale", "seed": 3}
+    options = {"augmentation": AUGMENTATION, "seed": 3}
     batches = [
         list(zip(range(2), training_batches(scenes, batch_size=4, fields=ALL, num_threads=n, **options), strict=False))
         for n in (1, 3)

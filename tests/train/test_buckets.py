@@ -19,8 +19,7 @@ from etils import epath
 
 import vqgan_jax as vq
 from vqgan_jax.__main__ import main
-from vqgan_jax.data import open_tokens, storage, token_writer
-from vqgan_jax.data.preprocessing import Augmentation
+from vqgan_jax.data import Augmentation, open_tokens, storage, tokens
 from vqgan_jax.data.tokens import CachePlan
 from vqgan_jax.train import checkpoint, metrics
 from vqgan_jax.train.checkpoint import Checkpoints
@@ -276,11 +275,11 @@ def cached(folder: epath.Path) -> list[np.ndarray]:
         fingerprint="0" * 16, codebook_size=256, grid=(2, 2), prefix=1, condition={"kind": "class"},
         class_names=Grey.class_names, dtype="uint16", source="grey", crops=1, seed=0,
         augmentation=Augmentation(image_size=8, resize=(8, 8), crop="center", flip=False, small="upscale"),
-        batch_size=2, splits=token_writer.split_up(sources, crops=1, per_shard=6),
+        batch_size=2, splits=tokens.split_up(sources, crops=1, per_shard=6),
     )  # fmt: skip
     encode = lambda batch: np.concatenate([batch["label"][:, None], batch["image"][:, :4, 0, 0]], 1).astype(np.int32)
-    token_writer.write(folder, plan, sources, encode, num_threads=1)
-    token_writer.finish(folder, plan)
+    tokens.write(folder, plan, sources, encode, num_threads=1)
+    tokens.finish(folder, plan)
     source = open_tokens(folder, split="train", fingerprint="0" * 16)
     return [source[i]["tokens"] for i in range(len(source))]
 

@@ -139,8 +139,10 @@ def check_same_data(workdir, step):
         json.loads((workdir / "config.json").read_text()),
     )
     assert state == {"next_index": step}
-    options = {name: config["data"][name] for name in ("image_size", "resize", "crop", "flip", "small", "num_threads")}
-    options |= {"resize": tuple(options["resize"]), "batch_size": config["batch_size"], "seed": config["seed"]}
+    crops = {name: config["data"][name] for name in ("image_size", "crop", "flip", "small")}
+    augmentation = data.Augmentation(**crops, resize=tuple(config["data"]["resize"]))
+    options = {"augmentation": augmentation, "batch_size": config["batch_size"], "seed": config["seed"]}
+    options |= {"num_threads": config["data"]["num_threads"]}
     source = data.open_source("scenes", split="train", data_dir="", image_size=config["data"]["image_size"])
     shares = [(0, 1), (0, 2), (1, 2)]
     readers = [data.training_batches(source, process_index=i, process_count=n, **options) for i, n in shares]

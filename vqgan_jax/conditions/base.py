@@ -211,17 +211,24 @@ class Condition:
         Raises:
           ValueError: it is missing, another one is given, or it is not as many as the images.
         """
-        arguments = {"labels": labels, "condition": condition}
-        for name, value in arguments.items():
-            if (value is not None) != (name == self.argument):
-                raise ValueError(self._explain(name))
+        for name, value, owner in (
+            ("labels", labels, "are for a class-conditional prior"),
+            ("condition", condition, "is for a prior over maps or objects or captions"),
+        ):
+            if value is not None and name != self.argument:
+                raise ValueError(f"`{name}` {owner}; the condition of this one is {self.kind!r}. Leave it out.")
         if self.argument == "count":
             if count is None or count < 1:
                 raise ValueError(
                     f"a prior without a condition of yours needs `count`, the number of images; got {count}."
                 )
             return count
-        value = arguments[self.argument]
+        value = labels if self.argument == "labels" else condition
+        if value is None:
+            raise ValueError(
+                f"this prior's condition is {self.kind!r}: it needs `{self.argument}`, the {self.kind} of each image; "
+                "none were given."
+            )
         length = len(value) if np.ndim(value) else None
         if count is not None and count != length:
             raise ValueError(f"`{self.argument}` must be as many as the images, {count}; got {length}.")
@@ -286,16 +293,6 @@ class Condition:
         rows, columns = (own * side // part for own, side, part in zip(self.grid, grid, self.window, strict=True))
         return tokens.reshape(-1, rows, columns)
 
-    def _explain(self, name: str) -> str:
-        """Returns what is wrong with an argument that is missing or belongs to a prior of another kind."""
-        if name == self.argument:
-            needs = {"labels": "the class of each image", "condition": f"the {self.kind} of each image"}
-            return f"this prior's condition is {self.kind!r}: it needs `{name}`, {needs[name]}; none were given."
-        this = f"the condition of this one is {self.kind!r}"
-        if name == "labels":
-            return f"`labels` are for a class-conditional prior; {this}. Leave them out."
-        return f"`condition` is for a prior over maps or objects or captions; {this}. Leave it out."
-
 
 @functools.partial(jax.jit, static_argnums=0)
 def jitted_encode(condition: Condition, frozen: Params, batch: dict[str, Any]) -> Any:
@@ -306,6 +303,12 @@ def jitted_encode(condition: Condition, frozen: Params, batch: dict[str, Any]) -
 def on_host(values: Any) -> bool:
     """Whether values can be looked at without waiting for a device: NumPy's and Python's, but no `jax.Array`."""
     return not isinstance(values, jax.Array)
+
+
+def in_range(name: str, values: Any, limit: int) -> Int[Array, "..."]:
+    """Returns values as int32: those outside [0, limit) raise ValueError on the host, and are -1 on a device."""
+    check_range(name, values, limit)
+    return mark_out_of_range(values, limit)
 
 
 def check_range(name: str, values: Any, limit: int, hint: str = "Leave the others out.") -> None:

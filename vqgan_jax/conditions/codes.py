@@ -23,7 +23,7 @@ from vqgan_jax.conditions.base import (
     check_range,
     jitted_encode,
 )
-from vqgan_jax.data import images, maps, views
+from vqgan_jax.data import images, views
 from vqgan_jax.data.views import View
 from vqgan_jax.nn.fields import derived
 from vqgan_jax.nn.pixels import to_input, to_output
@@ -36,7 +36,6 @@ class Codes(Condition):
     argument = "condition"
     form: ClassVar[str] = "uint8 of shape (b, H, W, 3)"
     number: ClassVar[Any] = np.uint8  # of its pixels
-    rank: ClassVar[int] = 4  # with the batch
     decode: ClassVar[Callable[..., np.ndarray]] = staticmethod(images.decode)  # a file
 
     size: int = 0  # pixels to which a map of the training size is brought first, by the nearest one; 0 leaves it
@@ -47,7 +46,7 @@ class Codes(Condition):
 
     @property
     def channels(self) -> int:
-        """Of the map."""
+        """Channels that the map's tokenizer must read."""
         return views.FIELDS[self.kind].channels
 
     @property
@@ -134,8 +133,8 @@ class Codes(Condition):
     def _check(self, value: Any) -> None:
         """Raises ValueError for maps of another shape, type or range."""
         dtype, shape = jnp.result_type(value), jnp.shape(value)
-        fine = jnp.issubdtype(dtype, self.number) and len(shape) == self.rank
-        if not fine or shape[3:] not in ((), (self.channels,)):
+        channels = () if views.FIELDS[self.kind].is_categories else (self.channels,)
+        if not jnp.issubdtype(dtype, self.number) or len(shape) < 3 or shape[3:] != channels:
             raise ValueError(
                 f"`condition` must be the {self.kind} of each image, {self.form}; got {dtype} of shape {shape}."
             )
@@ -176,27 +175,22 @@ class Codes(Condition):
         return to_output(recon, jnp.zeros(recon.shape, jnp.uint8 if recon.shape[-1] == 3 else jnp.float32))
 
     def beside(self, frozen: Params, values: np.ndarray, size: Size, names: Sequence[str] = ()) -> tuple[Pictures, ...]:
-        """Returns maps as they are and as the prior sees them."""
-        return pictures.shown(values), self.reconstruct(frozen, values)
-
-    def reconstruct(self, frozen: Params, values: Num[np.ndarray, "n H W ..."]) -> Pictures:
-        """Returns what a prior sees of maps: what their tokenizer keeps of the whole, or of windows side by side.
+        """Returns maps as they are and as the prior sees them: the codes of the whole, or of windows side by side.
 
         Raises:
           ValueError: maps of a size of which the prior draws no images.
         """
         self.grid_of(values.shape[1:3])
+        encode = lambda part: np.asarray(jitted_encode(self, frozen, {self.field: part}))
         if self.is_cut:
             rows, columns = (length // self.encoder.downsample_factor for length in values.shape[1:3])
-            tokens = np.asarray(jitted_encode(self, frozen, {self.field: values}))
-            return self._decoded(frozen, tokens.reshape(-1, rows, columns))
-        side, shown = self.image_size, np.empty((*values.shape[:3], 3), np.uint8)
+            return pictures.shown(values), self._decoded(frozen, encode(values).reshape(-1, rows, columns))
+        side, kept = self.image_size, np.empty((*values.shape[:3], 3), np.uint8)
         starts = [[*range(0, length - side, side), length - side] for length in values.shape[1:3]]
         for top, left in itertools.product(*starts):
             part = np.s_[:, top : top + side, left : left + side]
-            tokens = jitted_encode(self, frozen, {self.field: values[part]})
-            shown[part] = self.picture(frozen, np.asarray(tokens), side)
-        return shown
+            kept[part] = self.picture(frozen, encode(values[part]), side)
+        return pictures.shown(values), kept
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -205,8 +199,8 @@ class Segmentation(Codes):
 
     kind = field = "segmentation"
     form = "integers of shape (b, H, W), below the number of classes"
-    number, rank = jnp.integer, 3
-    decode = staticmethod(maps.decode_labels)
+    number = jnp.integer
+    decode = staticmethod(images.decode_labels)
 
     num_classes: int = 1000
 
@@ -231,7 +225,7 @@ class Depth(Codes):
     kind = field = "depth"
     form = "floats in [-1, 1] of shape (b, H, W, 1)"
     number = jnp.floating
-    decode = staticmethod(maps.decode_depth)
+    decode = staticmethod(images.decode_depth)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, check_range, mark_out_of_range
+from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, in_range
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,7 @@ class ClassLabel(Condition):
                 f"`labels` must be integers of shape (b,), the class of each image; got {dtype} of shape "
                 f"{jnp.shape(value)}."
             )
-        check_range("labels", value, self.num_classes)
-        return mark_out_of_range(value, self.num_classes)[:, None]
+        return in_range("labels", value, self.num_classes)[:, None]
 
     def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns the class's name, or its number where it has none."""

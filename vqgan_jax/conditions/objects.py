@@ -22,16 +22,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Int64, Integer
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import (
-    Condition,
-    Grid,
-    HostTokens,
-    Params,
-    Pictures,
-    Size,
-    check_range,
-    mark_out_of_range,
-)
+from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, Size, in_range
 from vqgan_jax.data import views
 from vqgan_jax.data.views import View
 
@@ -93,8 +84,7 @@ class Objects(Condition):
                 f"`condition` must be integers of shape {('b', *shape)}, as `Layout.{made_by}` gives them; got "
                 f"{jnp.result_type(value)} of shape {jnp.shape(value)}."
             )
-        check_range("condition", value, self.num_values)
-        return mark_out_of_range(value, self.num_values)
+        return in_range("condition", value, self.num_values)
 
     def places(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s 2"]:
         """Returns where each token stands in the grid of codes, in rows and columns of the part that is looked at.
@@ -262,11 +252,13 @@ class Layout:
             boxes = self._rescaled(boxes, part)
         if flip:
             boxes, part = _mirrored(boxes), _mirrored(part)
-        rows = np.column_stack([numbers[chosen], self._centers(boxes) if self.centers else self._corners(boxes)])
+        start, extent = boxes[:, :2], boxes[:, 2:]
+        places = [start + extent / 2] if self.centers else [start, start + extent]
+        rows = np.column_stack([numbers[chosen], *map(self._points, places)])
         tokens = np.full(self.length, self.none, np.int32)
         tokens[: rows.size] = rows.ravel()
         if self.crop_points:
-            tokens[-2:] = self._corners(part)[0]
+            tokens[-2:] = self._points(np.concatenate([part[:, :2], part[:, :2] + part[:, 2:]]))
         return tokens
 
     def decode(self, tokens: Integer[np.ndarray, "t"]) -> list[tuple[int, Box]]:
@@ -278,7 +270,8 @@ class Layout:
         Raises:
           ValueError: if the tokens are not as many as a layout has.
         """
-        self._check_length(tokens)
+        if tokens.shape != (self.length,):
+            raise ValueError(f"a layout must have {self.length} tokens; got shape {tokens.shape}. Give one at a time.")
         rows = tokens[: self.max_objects * self._width].reshape(-1, self._width)
         return [(int(row[0]), self._box(row[1], row[-1])) for row in rows if row[0] != self.none]
 
@@ -345,21 +338,11 @@ class Layout:
         x, y = np.rint(places * (self.sections - 1)).astype(np.int64).T
         return y * self.sections + x
 
-    def _corners(self, boxes: Float64[np.ndarray, "n 4"]) -> Int64[np.ndarray, "n 2"]:
-        return np.column_stack([self._points(boxes[:, :2]), self._points(boxes[:, :2] + boxes[:, 2:])])
-
-    def _centers(self, boxes: Float64[np.ndarray, "n 4"]) -> Int64[np.ndarray, "n"]:
-        return self._points(boxes[:, :2] + boxes[:, 2:] / 2)
-
     def _box(self, first: np.integer, last: np.integer) -> Box:
         """From the points of the upper left and lower right corner."""
         (y0, x0), (y1, x1) = divmod(int(first), self.sections), divmod(int(last), self.sections)
         steps = self.sections - 1
         return x0 / steps, y0 / steps, (x1 - x0) / steps, (y1 - y0) / steps
-
-    def _check_length(self, tokens: np.ndarray) -> None:
-        if tokens.shape != (self.length,):
-            raise ValueError(f"a layout must have {self.length} tokens; got shape {tokens.shape}. Give one at a time.")
 
 
 def _check_boxes(name: str, boxes: Float64[np.ndarray, "n 4"], chosen: Int64[np.ndarray, "m"]) -> None:

@@ -18,9 +18,8 @@ from vqgan_jax.conditions.base import (
     Pictures,
     Size,
     check_range,
-    mark_out_of_range,
+    in_range,
 )
-from vqgan_jax.data import views
 from vqgan_jax.data.folder import CAPTIONS, read_captions
 from vqgan_jax.data.views import Cut, View
 
@@ -70,7 +69,7 @@ class Text(Condition):
         return {self.field: self._view}
 
     def _view(self, cut: Cut) -> Int32[np.ndarray, "s"]:
-        captions = views.get_field(cut, "text")()
+        captions = cut.field("text")()
         if not len(captions):
             raise ValueError("every image must have a caption, which the config asks for; this one has none. Add one.")
         return self.row(captions[cut.rng.integers(len(captions))], cut=True)
@@ -108,9 +107,8 @@ class Text(Condition):
                 "`condition` must be the text of each image, a list of captions or integers of shape (b, s), s up to "
                 f"{self.max_tokens}; got {type(value).__name__} of shape {shape}. Put a single one in a list."
             )
-        check_range("condition", value, self.num_values)
-        padding = ((0, 0), (0, self.max_tokens - shape[1]))
-        return jnp.pad(mark_out_of_range(value, self.num_values), padding, constant_values=self.padding)
+        tokens, padding = in_range("condition", value, self.num_values), ((0, 0), (0, self.max_tokens - shape[1]))
+        return jnp.pad(tokens, padding, constant_values=self.padding)
 
     def read(self, names: Sequence[str], size: Size, data: Any) -> Int32[np.ndarray, "n s"]:
         """Returns the tokens of captions, and of those in files.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int32, UInt8
 from PIL import Image, ImageDraw
 
-from vqgan_jax.data import images, maps
+from vqgan_jax.data import images
 from vqgan_jax.data.images import ImageError
 from vqgan_jax.data.paired import named
 
@@ -22,28 +22,12 @@ SPLITS = {"train": "train2017", "validation": "val2017"}
 MIN_AREA = 1e-5
 MIN_OBJECTS, MAX_OBJECTS = 2, 30
 
-# Pairs of joints, counted from 0: ankle, knee, hip and so on of COCO's own skeleton.
-LIMBS = (
-    (15, 13),
-    (13, 11),
-    (16, 14),
-    (14, 12),
-    (11, 12),
-    (5, 11),
-    (6, 12),
-    (5, 6),
-    (5, 7),
-    (6, 8),
-    (7, 9),
-    (8, 10),
-    (1, 2),
-    (0, 1),
-    (0, 2),
-    (1, 3),
-    (2, 4),
-    (3, 5),
-    (4, 6),
-)
+# Pairs of joints, counted from 0 as in COCO's own skeleton.
+LEGS = ((15, 13), (13, 11), (16, 14), (14, 12))
+TRUNK = ((11, 12), (5, 11), (6, 12), (5, 6))
+ARMS = ((5, 7), (6, 8), (7, 9), (8, 10))
+HEAD = ((1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6))
+LIMBS = LEGS + TRUNK + ARMS + HEAD
 _COLOURS = [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(i / len(LIMBS), 1.0, 1.0)) for i in range(len(LIMBS))]
 
 Document = Mapping[str, Any]  # an annotation file
@@ -94,8 +78,10 @@ class Coco:
         if self._has_segmentations:
             _check_there(self._segmentations, [_label_map(file) for file in files])
         self._captions_file = root / "annotations" / f"captions_{split}.json"
-        people = root / "annotations" / f"person_keypoints_{split}.json"
-        self._people = _joints(_read(people)) if people.exists() else None
+        self._people, people = None, root / "annotations" / f"person_keypoints_{split}.json"
+        if people.exists():
+            joints = _by_file(_read(people), "keypoints").items()
+            self._people = {file: np.array(values, np.float64).reshape(-1, 17, 3) for file, values in joints}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -121,11 +107,11 @@ class Coco:
         example = {"image": image, "label": np.int32(0), "boxes": record.boxes}
         example |= {"categories": record.categories, "modifiers": record.modifiers}
         if self._captions_file.exists():
-            example["text"] = lambda: self._captions.get(record.file_name, [])
+            example["text"] = lambda: [caption.strip() for caption in self._captions.get(record.file_name, [])]
         if self._has_segmentations:
             file = self._segmentations / _label_map(record.file_name)
-            example["segmentation"] = maps.decode_labels(file)
-            maps.check_size(example["segmentation"], image, name=os.fspath(file))
+            example["segmentation"] = images.decode_labels(file)
+            images.check_size(example["segmentation"], image, name=os.fspath(file))
         if self._people is not None:
             example["keypoints"] = draw_limbs(self._people.get(record.file_name, np.zeros((0, 17, 3))), record.size)
         return example
@@ -133,12 +119,7 @@ class Coco:
     @functools.cached_property
     def _captions(self) -> dict[str, list[str]]:
         """Of each image by its file name; read when the first one is asked for."""
-        document = _read(self._captions_file)
-        names = {header["id"]: header["file_name"] for header in document["images"]}
-        captions: dict[str, list[str]] = {}
-        for annotation in document["annotations"]:
-            captions.setdefault(names[annotation["image_id"]], []).append(annotation["caption"].strip())
-        return captions
+        return _by_file(_read(self._captions_file), "caption")
 
 
 def objects_files(root: Path, split: str) -> list[Document]:
@@ -166,13 +147,8 @@ def _ranked(documents: Iterable[Document]) -> dict[int, str]:
     return {key: names[key] for key in sorted(names, key=str) if names[key] != "other"}
 
 
-def read_records(
-    documents: list[Document],
-    min_area: float = MIN_AREA,
-    min_objects: int = MIN_OBJECTS,
-    max_objects: int = MAX_OBJECTS,
-) -> list[Record]:
-    """The objects of COCO's images; those below a part of their image, and images with too few or many, are left out.
+def read_records(documents: list[Document]) -> list[Record]:
+    """The objects of COCO's images; very small ones, and images with too few or many, are left out.
 
     The number of a category is the rank of its id among those of things and stuff together, sorted as texts; stuff's
     "other" is left out. That is how the published checkpoints number them.
@@ -187,14 +163,14 @@ def read_records(
         for annotation in document["annotations"]:
             if annotation["category_id"] in numbers:
                 annotations[annotation["image_id"]].append(annotation)
-    records = (_record(header, annotations[key], numbers, min_area) for key, header in headers.items())
-    return [record for record in records if min_objects <= len(record.boxes) <= max_objects]
+    records = (_record(header, annotations[key], numbers) for key, header in headers.items())
+    return [record for record in records if MIN_OBJECTS <= len(record.boxes) <= MAX_OBJECTS]
 
 
-def _record(header: Document, annotations: list[Document], numbers: Mapping[int, int], min_area: float) -> Record:
+def _record(header: Document, annotations: list[Document], numbers: Mapping[int, int]) -> Record:
     size = (header["width"], header["height"])
     boxes = _relative_boxes(header["file_name"], size, annotations)
-    kept = boxes[:, 2] * boxes[:, 3] > min_area
+    kept = boxes[:, 2] * boxes[:, 3] > MIN_AREA
     categories = np.array([numbers[a["category_id"]] for a in annotations], np.int32)
     crowds = np.array([a["iscrowd"] for a in annotations], np.int32)
     return Record(header["file_name"], size, boxes[kept], categories[kept], crowds[kept])
@@ -214,13 +190,13 @@ def _relative_boxes(file_name: str, size: tuple[int, int], annotations: list[Doc
     return np.concatenate([low, high - low], axis=1) / (*size, *size)
 
 
-def _joints(document: Document) -> dict[str, Float[np.ndarray, "p 17 3"]]:
-    """People of each image by its file name: x, y and visibility of their joints."""
+def _by_file(document: Document, key: str) -> dict[str, list[Any]]:
+    """The annotations' values of `key`, by the file name of their image."""
     names = {header["id"]: header["file_name"] for header in document["images"]}
-    people: dict[str, list[list[float]]] = {}
+    values: dict[str, list[Any]] = {}
     for annotation in document["annotations"]:
-        people.setdefault(names[annotation["image_id"]], []).append(annotation["keypoints"])
-    return {file: np.array(joints, np.float64).reshape(-1, 17, 3) for file, joints in people.items()}
+        values.setdefault(names[annotation["image_id"]], []).append(annotation[key])
+    return values
 
 
 def draw_limbs(people: Float[np.ndarray, "p 17 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -47,7 +47,9 @@ class Folder:
         if not root.is_dir():
             raise ValueError(f"`folder:PATH` must name an existing folder; got {os.fspath(path)!r}. Correct the path.")
         self.name = f"folder:{os.fspath(path)}/{split}"
-        roots = _split_roots(root)
+        roots = {part: root / name for name, part in _SPLIT_FOLDERS.items() if (root / name).is_dir()}
+        if len(roots) < 2:  # the folder has no splits of its own
+            roots = {"": root}
         found = [(part, base, file) for part, base in roots.items() for file in image_files(base)]
         names = sorted({_class_name(file) for _, _, file in found})
         self.class_names = () if names == [""] else tuple(names)
@@ -111,29 +113,19 @@ def read_captions(path: str | os.PathLike[str]) -> Sequence[str] | Integer[np.nd
     return captions
 
 
-def _split_roots(root: Path) -> dict[str, Path]:
-    """From split to its folder; one entry with an empty key if the folder has no splits of its own."""
-    roots = {split: root / name for name, split in _SPLIT_FOLDERS.items() if (root / name).is_dir()}
-    return roots if len(roots) == 2 else {"": root}
-
-
 def image_files(root: Path, extensions: Collection[str] = EXTENSIONS) -> list[str]:
     """Paths below `root` of all files that look like images, with forward slashes, sorted."""
-    return sorted(_walk(root, extensions))
-
-
-def _walk(root: Path, extensions: Collection[str]) -> Iterator[str]:
-    seen = set()  # a link to a folder above would go round for ever
+    paths, visited = [], set()
     for folder, below, files in os.walk(root, followlinks=True):
         below[:] = [name for name in below if not name.startswith(".")]
-        if (real := os.path.realpath(folder)) in seen:
+        if (real := os.path.realpath(folder)) in visited:  # a link to a folder above would go round for ever
             below.clear()
             continue
-        seen.add(real)
-        prefix = "" if folder == os.fspath(root) else os.path.relpath(folder, root).replace(os.sep, "/") + "/"
-        for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in extensions:
-                yield prefix + file
+        visited.add(real)
+        prefix = f"{os.path.relpath(folder, root)}/".replace(os.sep, "/").removeprefix("./")
+        visible = [file for file in files if not file.startswith(".")]
+        paths += [prefix + file for file in visible if os.path.splitext(file)[1].lower() in extensions]
+    return sorted(paths)
 
 
 def _class_name(file: str) -> str:

@@ -1,13 +1,13 @@
 """A source over a folder of images with maps beside them: label maps, depth, pictures of limbs."""
 
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
-from vqgan_jax.data import folder, images, maps
+from vqgan_jax.data import folder, images
 
 NAMED_IN_ERRORS = 5
 
@@ -15,16 +15,11 @@ NAMED_IN_ERRORS = 5
 _SPLIT_FOLDERS = {"train": "train", "training": "train", "val": "validation", "validation": "validation"}
 
 
-class _Kind(NamedTuple):
-    field: str
-    decode: Callable[[str], np.ndarray]
-    extensions: Collection[str] = folder.EXTENSIONS
-
-
-_KINDS = {
-    "segmentations": _Kind("segmentation", maps.decode_labels),
-    "depth": _Kind("depth", maps.decode_depth, folder.EXTENSIONS | {".npy"}),
-    "keypoints": _Kind("keypoints", images.decode),
+# Folders of maps: the field of an example that each becomes, what decodes a file, and what files end in.
+_MAPS = {
+    "segmentations": ("segmentation", images.decode_labels, folder.EXTENSIONS),
+    "depth": ("depth", images.decode_depth, folder.EXTENSIONS | {".npy"}),
+    "keypoints": ("keypoints", images.decode, folder.EXTENSIONS),
 }
 
 
@@ -50,16 +45,17 @@ class Paired:
             raise ValueError(
                 f"a paired folder's `split` must be one of {', '.join(folder.SPLITS)}; got {split!r}. Choose one."
             )
-        root = Path(path).expanduser()
-        if not (root / "images").is_dir():
+        self._root = Path(path).expanduser()
+        if not (self._root / "images").is_dir():
             raise ValueError(
                 f"`paired:PATH` must name a folder with a folder `images`; {os.fspath(path)!r} has none. Correct the "
                 "path, or move the images there."
             )
         self.name = f"paired:{os.fspath(path)}/{split}"
-        files = _by_stem(root / "images", folder.EXTENSIONS)
-        self._maps = {name: _partners(root, name, files) for name in _KINDS if (root / name).is_dir()}
-        self._root, split_of = root, _splitter(files.values())
+        files = _by_stem(self._root / "images", folder.EXTENSIONS)
+        self._maps = {name: _partners(self._root, name, files) for name in _MAPS if (self._root / name).is_dir()}
+        by_folder = {file: _SPLIT_FOLDERS.get(file.partition("/")[0]) for file in files.values() if "/" in file}
+        split_of = by_folder.get if {"train", "validation"} <= set(by_folder.values()) else folder.hash_split
         self._images = [(stem, file) for stem, file in files.items() if split in ("all", split_of(file))]
         if not self._images:
             raise ValueError(
@@ -81,18 +77,17 @@ class Paired:
         stem, file = self._images[index]
         example: dict[str, Any] = {"image": images.decode(self._root / "images" / file), "label": np.int32(0)}
         for name, files in self._maps.items():
-            path, kind = os.path.join(self._root, name, files[stem]), _KINDS[name]
-            example[kind.field] = kind.decode(path)
-            maps.check_size(example[kind.field], example["image"], name=path)
+            path, (field, decode, _) = os.path.join(self._root, name, files[stem]), _MAPS[name]
+            example[field] = decode(path)
+            images.check_size(example[field], example["image"], name=path)
         return example
 
 
 def _by_stem(root: Path, extensions: Collection[str]) -> dict[str, str]:
-    """From paths without suffix to paths, sorted by path."""
+    """From paths without suffix to paths, sorted by path; ValueError for two files of one stem."""
     files = folder.image_files(root, extensions)
     by_stem = {os.path.splitext(file)[0]: file for file in files}
-    if len(by_stem) < len(files):
-        twins = [file for file in files if by_stem[os.path.splitext(file)[0]] != file]
+    if twins := set(files) - set(by_stem.values()):
         raise ValueError(
             f"files of {root} must differ in more than their suffix; {named(twins)} and others do not. Rename or "
             "remove them."
@@ -102,7 +97,7 @@ def _by_stem(root: Path, extensions: Collection[str]) -> dict[str, str]:
 
 def _partners(root: Path, name: str, files: Mapping[str, str]) -> dict[str, str]:
     """The maps by stem; ValueError unless they fit the images one to one."""
-    found = _by_stem(root / name, _KINDS[name].extensions)
+    found = _by_stem(root / name, _MAPS[name][2])
     if lonely := [file for stem, file in files.items() if stem not in found]:
         raise ValueError(
             f"every image must have a map in {root / name}, of the same path but for the suffix; {named(lonely)} have "
@@ -120,9 +115,3 @@ def named(files: Collection[str]) -> str:
     """The first few of some files, and how many there are in all."""
     first = ", ".join(sorted(files)[:NAMED_IN_ERRORS])
     return first if len(files) <= NAMED_IN_ERRORS else f"{first}, ... ({len(files)} in all)"
-
-
-def _splitter(files: Iterable[str]) -> Callable[[str], str | None]:
-    """What tells the split of a file: its first folder, where both splits have one of their own, or else its hash."""
-    by_folder = lambda file: _SPLIT_FOLDERS.get(file.split("/")[0]) if "/" in file else None
-    return by_folder if {"train", "validation"} <= {by_folder(file) for file in files} else folder.hash_split

@@ -37,13 +37,10 @@ class Photos:
 
     def __init__(self, *, split: str):
         """Decodes the photographs of `split`, "train" or "validation"; they stay in memory (about 15 MB)."""
-        parts = {"train": _training_part, "validation": _validation_tiles}
-        if split not in parts:
-            raise ValueError(f"the photos' `split` must be one of {', '.join(parts)}; got {split!r}. Choose one.")
-        self.name = f"photos/{split}"
-        self._examples = [
-            (image, np.int32(label)) for label, name in enumerate(NAMES) for image in parts[split](photograph(name))
-        ]
+        if split not in PARTS:
+            raise ValueError(f"the photos' `split` must be one of {', '.join(PARTS)}; got {split!r}. Choose one.")
+        self.name, part = f"photos/{split}", PARTS[split]
+        self._examples = [(image, np.int32(i)) for i, name in enumerate(NAMES) for image in part(photograph(name))]
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -62,16 +59,16 @@ def photograph(name: str) -> UInt8[np.ndarray, "H W 3"]:
     return images.decode(resources.files("skimage").joinpath("data", file).read_bytes(), name=f"skimage/data/{file}")
 
 
-def _held_out_from(photograph: np.ndarray) -> int:
-    """First column of the rightmost fifth."""
-    return photograph.shape[1] * 4 // 5
+def training_part(photograph: UInt8[np.ndarray, "H W 3"]) -> list[np.ndarray]:
+    """The left four fifths."""
+    return [photograph[:, : photograph.shape[1] * 4 // 5]]
 
 
-def _training_part(photograph: np.ndarray) -> list[np.ndarray]:
-    return [photograph[:, : _held_out_from(photograph)]]
-
-
-def _validation_tiles(photograph: np.ndarray) -> list[np.ndarray]:
-    strip = photograph[:, _held_out_from(photograph) :]
+def validation_tiles(photograph: UInt8[np.ndarray, "H W 3"]) -> list[np.ndarray]:
+    """Squares of the rightmost fifth, from top to bottom."""
+    strip = photograph[:, photograph.shape[1] * 4 // 5 :]
     side = strip.shape[1]
     return [strip[top : top + side] for top in range(0, strip.shape[0] - side + 1, side)]
+
+
+PARTS = {"train": training_part, "validation": validation_tiles}

@@ -1,10 +1,7 @@
-"""Six kinds of images behind one interface, each named by a short text.
+"""What a source of examples is, and the kinds of images that are one, each named by a short text."""
 
-These are photos, scenes, folder:PATH, paired:PATH, coco:PATH and tfds:NAME.
-"""
-
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, SupportsIndex, cast, runtime_checkable
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, SupportsIndex, cast, runtime_checkable
 
 import numpy as np
 
@@ -18,7 +15,7 @@ from vqgan_jax.data.tfds import Tfds
 
 @runtime_checkable
 class Source(Protocol):
-    """Labelled images by number, in an order that never changes; safe to read from many threads."""
+    """Examples by number, in an order that never changes; safe to read from many threads."""
 
     @property
     def name(self) -> str:
@@ -42,7 +39,8 @@ class Source(Protocol):
           "segmentation" (uint8 or uint16 H W, categories), "depth" (float32 H W, as stored), "keypoints" (uint8 H W 3,
           a picture of limbs); "boxes" (float64 n 4, x0 y0 w h in [0, 1]) with "categories" (int32 n) and perhaps
           "modifiers" (int32 n, a sum of 1 group-of, 2 occluded, 4 depiction, 8 inside); "text", a function that reads
-          its captions when they are asked for (texts, or integers n t, ids of a tokenizer).
+          its captions when they are asked for (texts, or integers n t, ids of a tokenizer). Of a token cache "tokens"
+          (int32 t) alone.
 
         Raises:
           ImageError: if the image or one of its maps cannot be decoded, or they are of different sizes.
@@ -66,54 +64,22 @@ def open_source(spec: str, *, split: str, data_dir: str = "", image_size: int) -
       ValueError: if spec or split is unknown, or the data is not there or not usable.
     """
     kind, _, argument = spec.partition(":")
-    scheme = _SCHEMES.get(kind)
-    if scheme is None or (":" in scheme.form) != bool(argument):
-        forms = ", ".join(scheme.form for scheme in _SCHEMES.values())
-        raise ValueError(f"a source must be one of {forms}; got {spec!r}. Write one of these.")
-    return scheme.open(argument, split=split, data_dir=data_dir, image_size=image_size)
+    forms = {
+        "photos": lambda: Photos(split=split),
+        "scenes": lambda: cast(Source, Scenes(split=split, image_size=image_size)),  # its ClassVars are no properties
+        "folder:PATH": lambda: Folder(argument, split=split),
+        "paired:PATH": lambda: Paired(argument, split=split),
+        "coco:PATH": lambda: Coco(argument, split=split),
+        "tfds:NAME": lambda: Tfds(argument, split=split, data_dir=data_dir),
+    }
+    for form, open_form in forms.items():
+        if form.partition(":")[0] == kind and (":" in form) == bool(argument):
+            return open_form()
+    raise ValueError(f"a source must be one of {', '.join(forms)}; got {spec!r}. Write one of these.")
 
 
-class _Scheme(NamedTuple):
-    form: str
-    open: Callable[..., Source]
-
-
-def _open_photos(_: str, *, split: str, **unused) -> Source:
-    return Photos(split=split)
-
-
-def _open_scenes(_: str, *, split: str, image_size: int, **unused) -> Source:
-    return cast(Source, Scenes(split=split, image_size=image_size))  # its ClassVars match no protocol's property
-
-
-def _open_folder(path: str, *, split: str, **unused) -> Source:
-    return Folder(path, split=split)
-
-
-def _open_paired(path: str, *, split: str, **unused) -> Source:
-    return Paired(path, split=split)
-
-
-def _open_coco(path: str, *, split: str, **unused) -> Source:
-    return Coco(path, split=split)
-
-
-def _open_tfds(name: str, *, split: str, data_dir: str, **unused) -> Source:
-    return Tfds(name, split=split, data_dir=data_dir)
-
-
-_SCHEMES = {
-    "photos": _Scheme("photos", _open_photos),
-    "scenes": _Scheme("scenes", _open_scenes),
-    "folder": _Scheme("folder:PATH", _open_folder),
-    "paired": _Scheme("paired:PATH", _open_paired),
-    "coco": _Scheme("coco:PATH", _open_coco),
-    "tfds": _Scheme("tfds:NAME", _open_tfds),
-}
-
-
-class _Subset:
-    """Some examples of a source."""
+class Subset:
+    """Some examples of a source, by their numbers in it."""
 
     def __init__(self, source: Source, numbers: Sequence[int]):
         self.source, self.name, self.class_names = source, source.name, source.class_names
@@ -128,12 +94,6 @@ class _Subset:
         return self.source[int(self.numbers[index])]
 
 
-def subset(source: Source, numbers: Sequence[int]) -> Source:
-    """Returns some examples of a source, by their numbers in it."""
-    return _Subset(source, numbers)
-
-
 def spread(source: Source, count: int) -> Source:
     """Returns at most `count` examples at even distances: of all classes, where a source is sorted by class."""
-    numbers = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
-    return subset(source, numbers.tolist())
+    return Subset(source, np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int).tolist())

@@ -82,28 +82,18 @@ def check_writable(path: epath.Path) -> None:
     """
     if not in_bucket(path):
         return
-    probe = path / ".writable"
+    bucket, probe = epath.Path("/".join(os.fspath(path).split("/")[:3])), path / ".writable"
     try:
-        if not bucket_of(path).exists():  # or else a library may make it
-            raise FileNotFoundError(f"there is no bucket {bucket_of(path)}, or it may not be listed")
+        if not bucket.exists():  # or else a library may make it
+            raise FileNotFoundError(f"there is no bucket {bucket}, or it may not be listed")
         probe.write_text("")
         probe.unlink()
-    except Exception as error:  # of storage clients, which have no common class
+    except Exception as error:  # of storage clients, which have no common class, and some no text
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise OSError(
-            f"{path} must be in a bucket that can be listed, written to and deleted from; {name_of(error)}. "
-            "Correct the name, or see to the credentials; docs/pods.md says which are used."
+            f"{path} must be in a bucket that can be listed, written to and deleted from; {reason}. Correct the name, "
+            "or see to the credentials; docs/pods.md says which are used."
         ) from error
-
-
-def bucket_of(path: epath.Path) -> epath.Path:
-    """gs://BUCKET of what is in it."""
-    scheme, _, rest = os.fspath(path).partition("://")
-    return epath.Path(f"{scheme}://{rest.split('/')[0]}")
-
-
-def name_of(error: Exception) -> str:
-    """An error in a line; some of clients have no text."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def make_folder(path: epath.Path) -> None:

@@ -1,17 +1,11 @@
 """A source over a dataset that TensorFlow Datasets prepared, with the conditions that its features hold."""
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, SupportsIndex
 
 import numpy as np
 
-from vqgan_jax.data import images, maps
-
-_LABEL_MAPS = ("annotation", "segmentation", "segmentation_label")
-
-# What makes fields of an example of the value of a feature; the text names it in errors.
-_Reader = Callable[[Any, str], Mapping[str, Any]]
+from vqgan_jax.data import images
 
 
 class Tfds:
@@ -30,34 +24,31 @@ class Tfds:
           ValueError: if the dataset is not there, not ArrayRecord, or has no such split or no images.
         """
         import tensorflow_datasets as tfds  # half a second, which only those who use it should pay
+        from tensorflow_datasets.core.read_only_builder import builder_from_files
 
         self.name = f"tfds:{name}/{split}"
-        builder = _tfds_builder(name, data_dir)
+        try:
+            builder: Any = builder_from_files(name, data_dir=data_dir or None)
+        except tfds.core.DatasetNotFoundError as error:
+            raise ValueError(_how_to_prepare(name, data_dir, "none")) from error
         features = dict(builder.info.features.items())
         if "image" not in features:
             raise ValueError(
                 f"{name!r} must have a feature `image`; it has {sorted(features)}. Choose another dataset."
             )
-        label = features.get("label")
-        label = label if isinstance(label, tfds.features.ClassLabel) else None
-        self._has_labels = label is not None
-        self.class_names: tuple[str, ...] = tuple(label.names) if label is not None and label.num_classes else ()
-        self._readers = _readers(features)
-        objects = features["objects"].feature["label"] if "objects" in self._readers else None
-        self.category_names = (
-            self.class_names if objects is None else tuple(objects.names if objects.num_classes else ())
-        )
+        label, objects = features.get("label"), _objects_in(features)
+        self._has_labels = isinstance(label, tfds.features.ClassLabel)
+        self.class_names = _names(label) if self._has_labels else ()
+        self._has_objects = objects is not None
+        self.category_names = self.class_names if objects is None else _names(objects["label"])
+        self._maps = _maps_in(features)
         # Images and maps are decoded here, like those of all sources; other images not at all.
         coded = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-        open_split = functools.partial(
-            builder.as_data_source, decoders=dict.fromkeys(coded, tfds.decode.SkipDecoding())
-        )
         try:
-            self._records = open_split(split)
+            self._records = builder.as_data_source(split, decoders=dict.fromkeys(coded, tfds.decode.SkipDecoding()))
         except NotImplementedError as error:
-            raise ValueError(
-                _how_to_prepare(name, data_dir, f"files in the format {builder.info.file_format}")
-            ) from error
+            found = f"files in the format {builder.info.file_format}"
+            raise ValueError(_how_to_prepare(name, data_dir, found)) from error
         except (ValueError, KeyError) as error:
             raise ValueError(
                 f"`split` must be of {', '.join(builder.info.splits)} of {name!r}, or a part such as 'train[:90%]'; "
@@ -79,60 +70,53 @@ class Tfds:
         record, name = self._records[index], f"{self.name} number {index.__index__()}"
         image = images.decode(record["image"], name=name)
         example = {"image": image, "label": np.int32(record["label"] if self._has_labels else 0)}
-        for key, read in self._readers.items():
-            example |= read(record[key], f"`{key}` of {name}")
-        for field in example.keys() & {"segmentation", "depth"}:
-            maps.check_size(example[field], image, name=f"`{field}` of {name}")
-        return example
+        for key, (field, decode) in self._maps.items():
+            example[field] = decode(record[key], name=f"`{key}` of {name}")
+            images.check_size(example[field], image, name=f"`{key}` of {name}")
+        return example | (_read_objects(record["objects"]) if self._has_objects else {})
 
 
-def _readers(features: Mapping[str, Any]) -> dict[str, _Reader]:
-    """For every feature that holds a condition, what reads it."""
+def _names(label: Any) -> tuple[str, ...]:
+    return tuple(label.names) if label.num_classes else ()
+
+
+def _maps_in(features: Mapping[str, Any]) -> dict[str, tuple[str, Callable[..., np.ndarray]]]:
+    """Of every feature that holds a map: the field of an example that it becomes, and what decodes it."""
     import tensorflow_datasets as tfds
 
-    of_kind = lambda key, kind: isinstance(features.get(key), kind)
-    readers: dict[str, _Reader] = {key: _labels for key in _LABEL_MAPS if of_kind(key, tfds.features.Image)}
-    if of_kind("depth", tfds.features.Image):
-        readers["depth"] = _coded_depth
-    elif of_kind("depth", tfds.features.Tensor) and len(features["depth"].shape) >= 2:  # texts and scalars are tensors
-        readers["depth"] = _depth
-    if of_kind("objects", tfds.features.Sequence):
-        each = features["objects"].feature
-        kinds = {key: type(kind) for key, kind in each.items()} if isinstance(each, tfds.features.FeaturesDict) else {}
-        if (kinds.get("bbox"), kinds.get("label")) == (tfds.features.BBoxFeature, tfds.features.ClassLabel):
-            readers["objects"] = _objects
-    return readers
+    image, tensor = tfds.features.Image, tfds.features.Tensor
+    known = [
+        ("annotation", image, "segmentation", images.decode_labels),
+        ("segmentation", image, "segmentation", images.decode_labels),
+        ("segmentation_label", image, "segmentation", images.decode_labels),
+        ("depth", tensor, "depth", images.to_depth),
+        ("depth", image, "depth", images.decode_depth),
+    ]
+    # Texts and numbers are tensors, too.
+    is_map = lambda feature, kind: isinstance(feature, kind) and len(feature.shape) >= 2
+    return {key: (field, decode) for key, kind, field, decode in known if is_map(features.get(key), kind)}
 
 
-def _labels(data: bytes, name: str) -> Mapping[str, Any]:
-    return {"segmentation": maps.decode_labels(data, name=name)}
+def _objects_in(features: Mapping[str, Any]) -> Any:
+    """The features of an object; None where there are no objects, or they are not boxes with labels."""
+    import tensorflow_datasets as tfds
+
+    objects = features.get("objects")
+    each = objects.feature if isinstance(objects, tfds.features.Sequence) else None
+    if not isinstance(each, tfds.features.FeaturesDict):
+        return None
+    kinds = {key: type(feature) for key, feature in each.items()}
+    fits = (kinds.get("bbox"), kinds.get("label")) == (tfds.features.BBoxFeature, tfds.features.ClassLabel)
+    return each if fits else None
 
 
-def _coded_depth(data: bytes, name: str) -> Mapping[str, Any]:
-    return {"depth": maps.decode_depth(data, name=name)}
-
-
-def _depth(values: np.ndarray, name: str) -> Mapping[str, Any]:
-    return {"depth": maps.to_depth(np.asarray(values), name=name)}
-
-
-def _objects(objects: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _read_objects(objects: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Boxes of TFDS are ymin xmin ymax xmax."""
     top, left, bottom, right = np.asarray(objects["bbox"], np.float64).reshape(-1, 4).T
     categories = np.asarray(objects["label"], np.int32)
     groups = np.asarray(objects.get("is_crowd", np.zeros_like(categories)), np.int32)
     boxes = np.stack([left, top, right - left, bottom - top], axis=1)
     return {"boxes": boxes, "categories": categories, "modifiers": groups}
-
-
-def _tfds_builder(name: str, data_dir: str) -> Any:
-    import tensorflow_datasets as tfds
-    from tensorflow_datasets.core.read_only_builder import builder_from_files
-
-    try:
-        return builder_from_files(name, data_dir=data_dir or None)
-    except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(_how_to_prepare(name, data_dir, "none")) from error
 
 
 def _how_to_prepare(name: str, data_dir: str, found: str) -> str:

@@ -201,7 +201,7 @@ def gallery(source: Any, labels: Int[np.ndarray, "n"], size: int) -> tuple[np.nd
 
 def crops(source: Any, numbers: Sequence[int], size: int) -> UInt8[np.ndarray, "n size size 3"]:
     """Returns some images of a source by their numbers in it, as `collect` sees them."""
-    (batch,) = data.evaluation_batches(data.subset(source, numbers), image_size=size, batch_size=len(numbers))
+    (batch,) = data.evaluation_batches(data.Subset(source, numbers), image_size=size, batch_size=len(numbers))
     return batch["image"]
 
 

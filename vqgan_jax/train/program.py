@@ -228,33 +228,21 @@ def open_examples(config: configs.Stage2, split: str) -> Any:
 
 def training_batches(config: Config, source: Any) -> data.Batches:
     """This process's share of the training batches, of images or of tokens, from the first one on."""
-    d = config.data
-    common: dict[str, Any] = {"batch_size": config.batch_size, "seed": config.seed, "num_threads": d.num_threads}
-    common |= share()
-    if data.is_cache(d.source):
-        return data.token_batches(source, **common)
     return data.training_batches(
         source,
-        image_size=d.image_size,
-        resize=d.resize,
-        crop=d.crop,
-        flip=d.flip,
-        small=d.small,
+        augmentation=config.data.augmentation,
+        batch_size=config.batch_size,
+        seed=config.seed,
         fields=config.views(),
-        **common,
+        num_threads=config.data.num_threads,
+        **share(),
     )
 
 
 def held_out_batches(config: Config, source: Any, count: int, batch_size: int) -> Iterator[Any]:
     """Each of `count` held-out examples once, spread over the source, with a "mask" of what is no padding."""
-    source, d = data.spread(source, count), config.data
-    if data.is_cache(d.source):
-        batches = data.evaluation_token_batches(source, batch_size=batch_size, **share())
-    else:
-        fields = config.views()
-        batches = data.evaluation_batches(
-            source, image_size=d.image_size, batch_size=batch_size, fields=fields, **share()
-        )
+    source, size, fields = data.spread(source, count), config.data.image_size, config.views()
+    batches = data.evaluation_batches(source, image_size=size, batch_size=batch_size, fields=fields, **share())
     return in_time(config, "held-out batch", batches)
 
 

@@ -12,8 +12,7 @@ from jax.experimental import multihost_utils
 from vqgan_jax import config as configs
 from vqgan_jax import data, models
 from vqgan_jax import prior as priors
-from vqgan_jax.data import token_writer, tokens
-from vqgan_jax.data.preprocessing import Augmentation
+from vqgan_jax.data import tokens
 from vqgan_jax.train import program, sharding, stage2
 
 PER_SHARD = 16_384  # at most, and at least 16 shards, for processes to share and for a killed run to go on from
@@ -48,7 +47,7 @@ def write_cache(
     batch_size = -(-config.batch_size // mesh.size) * mesh.size
     plan = make_plan(config, sources, batch_size)
     encode = make_encode(config, tokenizers, mesh)
-    token_writer.write(
+    tokens.write(
         folder,
         plan,
         sources,
@@ -60,7 +59,7 @@ def write_cache(
     )
     multihost_utils.sync_global_devices("token cache written")
     if jax.process_index() == 0:
-        plan = token_writer.finish(folder, plan)
+        plan = tokens.finish(folder, plan)
     multihost_utils.sync_global_devices("token cache finished")
     return plan
 
@@ -77,13 +76,13 @@ def make_plan(config: configs.Stage2, sources: dict[str, Any], batch_size: int) 
         prefix=condition.length,
         condition=config.condition.meaning(d, config.tokenizer),
         class_names=sources["train"].class_names,
-        dtype=token_writer.dtype_for(max(config.tokenizer.codebook_size, condition.vocab_size)),
+        dtype=tokens.dtype_for(max(config.tokenizer.codebook_size, condition.vocab_size)),
         source=d.source,
         crops=config.tokenizer.crops,
         seed=config.seed,
-        augmentation=Augmentation(image_size=d.image_size, resize=d.resize, crop=d.crop, flip=d.flip, small=d.small),
+        augmentation=d.augmentation,
         batch_size=batch_size,
-        splits=token_writer.split_up(sources, crops=config.tokenizer.crops, per_shard=per_shard),
+        splits=tokens.split_up(sources, crops=config.tokenizer.crops, per_shard=per_shard),
     )
 
 
