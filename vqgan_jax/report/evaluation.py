@@ -13,7 +13,7 @@ from vqgan_jax.report.page import number, render
 
 Images = UInt8[np.ndarray, "_n _H _W 3"]
 PROTOCOL = {  # fields of a result, in the order of the page
-    "subject": "judged",
+    "subject": "measured",
     "subject_count": "how many",
     "subject_fingerprint": "fingerprint of their pixels",
     "reference": "reference",
