@@ -215,7 +215,12 @@ def log_likelihood(
     if jnp.ndim(indices) == 4:
         indices = encode(prior.tokenizer, indices)
     check_indices(prior, indices, len(indices), prior.module.grid)
-    tokens, _ = prefix(prior, labels=labels, condition=condition, count=len(indices), size=None)
+    tokens, grid = prefix(prior, labels=labels, condition=condition, count=len(indices), size=None)
+    if grid != prior.module.grid:
+        raise ValueError(
+            f"`condition` must be of the size of the training images, {prior.image_size} pixels a side; got one of an "
+            f"image of {grid} codes. A likelihood is of one window: crop both."
+        )
     return _log_likelihood(prior, tokens, jnp.asarray(indices))
 
 

@@ -76,8 +76,9 @@ def main(argv: Sequence[str]) -> int:
             if flags.json:  # after each: a long list may be stopped
                 Path(flags.json).write_text(json.dumps([plan.record() for plan in plans], indent=1) + "\n")
     console.print(*report.tables(plans))
-    if flags.what == "step" and config.stage == 1 and config.quantizer.start_batches:
-        console.print("The k-means start is a program of its own: plan it, too, with --what=start.", soft_wrap=True)
+    if flags.what == "step" and stage_of(config).start_batches:
+        text = "The first state is made of data by a program of its own: plan it, too, with --what=start."
+        console.print(text, soft_wrap=True)
     for plan in plans:
         if names := sorted(set(plan.outcome.unestimated)):
             count, where = len(plan.outcome.unestimated), plan.topology.name

@@ -48,6 +48,7 @@ def make_plan(workdir: str, minutes: float | int, seed: int = 0) -> quickstart.Q
         "seed": seed,
         "batch_size": -(-base[name].batch_size // devices) * devices,
         "steps": scaled(base[name].steps),
+        "log.metrics_every": min(base[name].log.metrics_every, scaled(base[name].steps) // 5),
         "log.eval_every": max(scaled(base[name].steps) // 5, 1),
         "log.checkpoint_every": max(scaled(base[name].steps) // 5, 1),
     }

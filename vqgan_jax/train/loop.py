@@ -24,6 +24,7 @@ from vqgan_jax.train.state import TrainState
 from vqgan_jax.train.watch import Goodput, Profile, Stop, deadline
 
 Evaluator = Callable[[TrainState, int], dict[str, float]]  # of a state and its step
+KEPT = ("stage", "tokenizer.fingerprint", "transformer.order", "transformer.positions", "condition.kind")
 MAX_SKIPPED = 10  # steps in a row that are not finite; one batch may be bad, eleven are a run that went astray
 
 
@@ -37,20 +38,17 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
 
     def abstract(saved: dict[str, Any], data: dict[str, Any]) -> Any:
         saved = stored.current(saved)
-        for section, key in (("", "stage"), ("tokenizer", "fingerprint"), ("transformer", "positions")):
-            was, now = ((c.get(section, {}) if section else c).get(key) for c in (saved, config))
-            if was != now:
-                name = f"{section} {key}".strip()
-                raise ValueError(
-                    f"a run goes on with the {name} it began with; {workdir} has {was}, now it is {now}. "
-                    "Give back the old one, or another --workdir."
-                )
+        changed = differences(saved, config)
+        if kept := [change for change in changed if change.partition(":")[0] in KEPT]:
+            raise ValueError(
+                f"a run goes on with the {', '.join(KEPT)} that it began with; to go on in {workdir} would change "
+                f"{', '.join(kept)}. Give back the old ones, or another --workdir."
+            )
         shapes = lambda tree: {
             sharding.path_name(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(tree)
         }
         old, new = shapes(programs.abstract_state(configs.read(saved), program.mesh)), shapes(program.abstract)
         if old != new:
-            changed = differences(saved, config)
             leaf = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
             raise ValueError(
                 f"the config must make the arrays of the run that is already in {workdir}; `{leaf}` "
