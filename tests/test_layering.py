@@ -136,6 +136,15 @@ def test_the_lab_book_knows_configs_only():
         assert ours(path) <= {"config"}, path.name
 
 
+def test_studies_know_our_package_and_numpy():
+    pages = sorted((ROOT / "experiments" / "studies").glob("*.py"))
+    neighbours = {path.stem for path in pages}
+    for path in pages:
+        heads = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+        assert heads <= {"vqgan_jax", "numpy", "jaxtyping"} | neighbours, path.name
+        assert not {name for name in ours(path) if layer_of(name) > layer_of("studies.run")}, path.name
+
+
 def test_only_one_file_knows_orbax_and_none_knows_torch():
     for name, path in MODULES.items():
         heads = {imported.split(".")[0] for imported in imports(path)}

@@ -3,7 +3,9 @@
 VQGAN_JAX_DATA=DIR vqgan study orders --workdir=studies
 """
 
-from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
+from cifar import PRIOR, TOKENIZER
+
+from vqgan_jax.studies import Comparison, Run, Study
 
 ORDERS = ("raster", "z_curve", "alternate", "spiral_out", "spiral_in", "subsample")
 
@@ -24,33 +26,7 @@ STUDY = Study(
         "CIFAR-10, 8 x 8 codes instead of 16 x 16, all priors on the codes of one tokenizer. Positions are 2-D rotary, "
         "so a transformer knows where each code stands in every order; the published ones were learned."
     ),
-    bases={
-        "tokenizer": Base(
-            "stage1_cifar10",
-            {
-                "steps": 1_500,
-                "loss.disc_start": 750,
-                "loss.disc_ramp": 100,
-                "log.eval_every": 500,
-                "log.eval_examples": 256,
-                "log.eval_metrics": (),
-                "log.checkpoint_every": 250,
-            },
-            Measure(metrics=("lpips_vgg", "psnr", "codebook_usage"), examples=1_000),
-        ),
-        "prior": Base(
-            "stage2_cifar10",
-            {
-                "steps": 1_500,
-                "transformer.depth": 4,
-                "transformer.width": 128,
-                "log.eval_every": 250,
-                "log.checkpoint_every": 250,
-            },
-            Measure(metrics=("nll", "own_class", "fd_vgg"), examples=2_000, samples=1_000),
-            cached=True,
-        ),
-    },
+    bases={"tokenizer": TOKENIZER, "prior": PRIOR},
     runs={"tokenizer": Run("tokenizer", seeds=(0,))}
     | {order: Run("prior", {"transformer.order": order}, tokenizer="tokenizer") for order in ORDERS},
     figures={"nll": "lower", "own_class1k": "higher", "fd_vgg1k": "lower"},
