@@ -234,6 +234,53 @@ def test_it_goes_on_from_committed_results_alone(tmp_path, verbs, capsys):
     assert len(whole(tmp_path)["runs"]) == 4, "the tokenizer that was trained again counts once"
 
 
+def test_of_two_results_the_committed_one_counts(tmp_path, verbs, capsys):
+    study(tmp_path, "--only=long", "--seeds=0")
+    committed = tmp_path / "committed.json"
+    committed.write_text((tmp_path / "work" / "tiny_study" / "results.json").read_text())
+    alter(committed, lambda w: w["runs"][0]["figures"][""].update(l1=0.125))
+    assert study(tmp_path, f"--results={committed}", "--only=long", "--seeds=0") == 0
+    assert "long, seed 0 has two results that differ" in " ".join(capsys.readouterr().out.split())
+    assert [row["figures"][""]["l1"] for row in whole(tmp_path)["runs"]] == [0.125]
+
+
+def test_a_new_result_of_another_protocol_is_refused_and_the_others_go_on(tmp_path, verbs):
+    study(tmp_path, "--only=short", "--seeds=0")
+    path = tmp_path / "work" / "tiny_study" / "results.json"
+    alter(path, lambda w: [p.update(network_hash="0f0f") for p in w["protocols"].values()])
+    assert study(tmp_path, "--only=long", "--seeds=0") == 1
+    assert "network_hash" in whole(tmp_path)["failed"]["long, seed 0"]
+    assert [row["run"] for row in whole(tmp_path)["runs"]] == ["short"]
+
+
+def test_a_full_disk_is_told_and_loses_no_result(tmp_path, verbs, monkeypatch):
+    write, full = results.write, [True]
+
+    def written(*args) -> None:
+        if full.pop() if full else False:
+            raise OSError(28, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(results, "write", written)
+    assert study(tmp_path, "--only=short,long", "--seeds=0") == 1
+    assert [row["run"] for row in whole(tmp_path)["runs"]] == ["short", "long"]
+    assert "No space left" in whole(tmp_path)["failed"]["short, seed 0"]
+
+
+def test_minutes_are_those_of_steps(tmp_path):
+    """Four steps of 8 images at 4 and at 8 a second; a limit makes another run."""
+    job = jobs_of(tmp_path)[0]
+    lines = [{"step": 2, "train/images_per_second": 4.0}, {"step": 2, "eval/nll": 1.0}]
+    assert run.minutes_of([*lines, {"step": 4, "train/images_per_second": 8.0}], job) == pytest.approx((4 + 2) / 60)
+    runs = {**STUDY.runs, "short": dataclasses.replace(STUDY.runs["short"], minutes=2.0)}
+    assert jobs_of(tmp_path, dataclasses.replace(STUDY, runs=runs))[0].folder != job.folder
+
+
+def test_a_figure_of_the_page_must_be_finite():
+    with pytest.raises(ValueError, match="`own`"):
+        verb.finite("own", float("nan"))
+
+
 def test_more_seeds_join_those_that_are_there(tmp_path, verbs):
     study(tmp_path, "--only=short,long")
     verbs.jobs += jobs_of(tmp_path / "work", seeds=(5,))

@@ -1,6 +1,7 @@
 """Runs a study: all its variants with all seeds, as far as results are missing, and writes the verdict as a page."""
 
 import argparse
+import math
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -133,6 +134,7 @@ def go_on(
             tell_again(missing, records, console)
 
             def done(job: Job, record: Record) -> None:
+                results.check_protocols(study, [*records.values(), record])
                 records[job.run, job.seed] = record
                 save()
                 told = "  ".join(f"{figure} {value:.4g}" for figure, value in first_figures(record).items())
@@ -217,11 +219,18 @@ def measure(study: Study, jobs: Sequence[Job], name: str, seeds: Sequence[int]) 
     for job in jobs:
         if job.run == name and job.seed in (seeds or study.seeds_of(name)):
             figures = {
-                setting: {figure: float(value) for figure, value in values.items()}
+                setting: {figure: finite(figure, value) for figure, value in values.items()}
                 for setting, values in function(str(job.folder), job.seed).items()
             }
             storage.make_folder(job.measured)
             storage.write_json(job.measured / run.BY_PAGE, figures)
+
+
+def finite(figure: str, value: float | int) -> float:
+    """Returns a figure; ValueError for what is no finite number."""
+    if not math.isfinite(value):
+        raise ValueError(f"a figure must be a finite number; `{figure}` is {value}. Correct the function of the page.")
+    return float(value)
 
 
 def find_page(text: str) -> Path:

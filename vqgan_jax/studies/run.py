@@ -224,7 +224,7 @@ def run_all(
       jobs: those that others need first.
       runner: does one.
       count: how many at a time.
-      done: takes each record as soon as it is there, in this thread.
+      done: takes each record as soon as it is there, in this thread; what it raises is that job's failure.
 
     Returns:
       What failed, by the job's name, and whether all were tried: not where a signal came.
@@ -232,18 +232,21 @@ def run_all(
     failed: dict[str, str] = {}
     with concurrent.futures.ThreadPoolExecutor(count) as pool:
         waiting = {pool.submit(runner.finish, job): job for job in jobs}
-        while waiting:  # short waits, so that signals reach this thread
-            ended, _ = concurrent.futures.wait(waiting, timeout=PAUSE, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in ended:
-                job = waiting.pop(future)
-                error = future.exception()
-                if error is None:
-                    done(job, future.result())
-                elif isinstance(error, Failed | ValueError | OSError):
-                    failed[job.name] = str(error)
-                    runner.say(f"[bold]failed[/]  {job.name}: {error}")
-                elif not isinstance(error, Stopped):
-                    raise error
+        try:
+            while waiting:  # short waits, so that signals reach this thread
+                ended, _ = concurrent.futures.wait(waiting, PAUSE, concurrent.futures.FIRST_COMPLETED)
+                for future in ended:
+                    job = waiting.pop(future)
+                    try:
+                        done(job, future.result())
+                    except Stopped:
+                        pass
+                    except (Failed, ValueError, OSError) as error:
+                        failed[job.name] = str(error)
+                        runner.say(f"[bold]failed[/]  {job.name}: {error}")
+        except BaseException:
+            runner.stop.requested = True  # or the pool would first do all others
+            raise
     return failed, not runner.stop.requested
 
 
