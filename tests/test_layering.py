@@ -16,8 +16,8 @@ PAGES = sorted((ROOT / "experiments").glob("*.py"))
 LAYERS = (
     ("nn", "losses", "ordering", "sampling", "pictures"),
     ("config", "conditions", "data"),
-    ("prior", "models", "api", "train", "evaluate", "convert", "plan", "report"),
-    ("train.loop", "quickstart", ""),  # "" is the package's own __init__
+    ("prior", "models", "api", "train", "evaluate", "convert", "plan", "report", "studies"),
+    ("train.loop", "quickstart", "studies.run", ""),  # "" is the package's own __init__
     ("cli", "__main__"),
 )
 
@@ -74,7 +74,7 @@ def test_every_folder_is_packaged():
     parser.read(ROOT / "setup.cfg")
     listed = set(parser["options"]["packages"].split())
     folders = {".".join(path.parent.relative_to(ROOT).parts) for path in FILES}
-    assert listed == folders | {"vqgan_jax.experiments"}
+    assert listed == folders | {"vqgan_jax.experiments", "vqgan_jax.experiments.studies"}
 
 
 def test_there_is_no_cycle():
@@ -103,7 +103,7 @@ def test_only_who_draws_a_page_waits_for_its_libraries():
         heads = {imported.split(".")[0] for imported in imports(path)}
         assert not heads & {"jinja2", "matplotlib"} or name.startswith("report."), name
         reports = {other for other in ours(path) if other.startswith("report.")}
-        assert not reports or name.startswith("report.") or name in ("quickstart", "cli.evaluate"), name
+        assert not reports or name.startswith("report.") or name in ("quickstart", "cli.evaluate", "cli.study"), name
 
 
 def test_nobody_asks_which_kind_a_condition_is():
@@ -134,6 +134,15 @@ def test_the_lab_book_knows_configs_only():
         heads = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
         assert heads <= {"vqgan_jax"} | neighbours, path.name
         assert ours(path) <= {"config"}, path.name
+
+
+def test_studies_know_our_package_and_numpy():
+    pages = sorted((ROOT / "experiments" / "studies").glob("*.py"))
+    neighbours = {path.stem for path in pages}
+    for path in pages:
+        heads = {name.split(".")[0] for name in imports(path)} - set(sys.stdlib_module_names)
+        assert heads <= {"vqgan_jax", "numpy", "jaxtyping"} | neighbours, path.name
+        assert not {name for name in ours(path) if layer_of(name) > layer_of("studies.run")}, path.name
 
 
 def test_only_one_file_knows_orbax_and_none_knows_torch():
@@ -260,4 +269,4 @@ def test_everything_public_has_a_docstring(path):
 
 
 def test_the_package_is_a_house():
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 19_500
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 21_500  # with studies

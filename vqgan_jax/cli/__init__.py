@@ -168,16 +168,23 @@ def find_page(page: str) -> Path:
 
 def run_page(path: Path, variant: str) -> dict[str, Any]:
     """The config that a page of the lab book returns, as nested dicts."""
+    with page_module(path) as module:
+        if not hasattr(module, "get_config"):
+            raise UsageError(f"a config file must define `get_config(variant)`; {path} does not. See experiments/.")
+        config = module.get_config(variant) if variant else module.get_config()
+    return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+
+
+@contextlib.contextmanager
+def page_module(path: Path) -> Iterator[Any]:
+    """Runs a page of the lab book; inside, its functions find the files of its folder."""
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     assert module_spec is not None
     assert module_spec.loader is not None
     module = importlib.util.module_from_spec(module_spec)
     with neighbours(path.parent):
         module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise UsageError(f"a config file must define `get_config(variant)`; {path} does not. See experiments/.")
-        config = module.get_config(variant) if variant else module.get_config()
-    return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+        yield module
 
 
 @contextlib.contextmanager

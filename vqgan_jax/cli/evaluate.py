@@ -55,6 +55,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--output", metavar="DIR", help="default: evaluation in the workdir, or here")
     parser.add_argument("--inception", metavar="FILE", help="weights of Inception-2015; default: found in the cache")
     parser.add_argument("--batch_size", type=int, default=64, help="images at a time, over all devices; default: 64")
+    parser.add_argument(
+        "--examples", type=int, default=0, help="held-out ones to look at, spread over all; default: every one"
+    )
     parser.add_argument("--seed", type=int, default=0)
     group = parser.add_argument_group("priors")
     group.add_argument("--samples", type=int, default=256, help="images to draw, 0 for none; default: 256")
@@ -77,8 +80,8 @@ def main(argv: Sequence[str]) -> int:
         raise cli.UsageError("give a run by --workdir, or two sets of images by --reference and --samples_from.")
     if flags.samples_from and not flags.reference:
         raise cli.UsageError("`--samples_from` needs a `--reference`: another folder, or an .npz.")
-    if min(flags.batch_size, flags.samples + 1, flags.neighbours + 1) < 1:
-        raise cli.UsageError("`--batch_size` must be positive, `--samples` and `--neighbours` 0 or more.")
+    if min(flags.batch_size, flags.samples + 1, flags.neighbours + 1, flags.examples + 1) < 1:
+        raise cli.UsageError("`--batch_size` must be positive, `--samples`, `--neighbours` and `--examples` 0 or more.")
     cli.join_cluster(flags)
 
     logging.set_verbosity(logging.WARNING)
@@ -95,6 +98,7 @@ def main(argv: Sequence[str]) -> int:
             batch_size=flags.batch_size,
             inception=flags.inception,
             track=track,
+            limit=flags.examples,
         )
         if flags.samples_from:
             evaluation = of_images.evaluate(

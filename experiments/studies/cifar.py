@@ -1,0 +1,32 @@
+"""What studies of CIFAR-10 have in common: a tokenizer of f4 and a small prior over its codes.
+
+Each takes about ten minutes of a core. Studies of one `--workdir` train the tokenizer once.
+"""
+
+from vqgan_jax.studies import Base, Measure
+
+TOKENIZER = Base(
+    "stage1_cifar10",
+    {
+        "steps": 1_500,
+        "loss.disc_start": 750,
+        "loss.disc_ramp": 100,
+        "log.eval_every": 500,
+        "log.eval_examples": 256,
+        "log.eval_metrics": (),
+        "log.checkpoint_every": 250,
+    },
+    Measure(metrics=("lpips_vgg", "psnr", "codebook_usage"), examples=1_000),
+)
+PRIOR = Base(
+    "stage2_cifar10",
+    {
+        "steps": 1_500,
+        "transformer.depth": 4,
+        "transformer.width": 128,
+        "log.eval_every": 250,
+        "log.checkpoint_every": 250,
+    },
+    Measure(metrics=("nll", "own_class", "fd_vgg"), examples=2_000, samples=1_000),
+    cached=True,
+)

@@ -1,0 +1,83 @@
+"""How much of an image should a transformer of fixed length see? Codes of one, two, four and eight pixels.
+
+VQGAN_JAX_DATA=DIR vqgan study context --workdir=studies
+"""
+
+import larger
+from cifar import PRIOR, TOKENIZER
+
+import vqgan_jax as vq
+from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
+
+SAMPLES, STRIDE = 128, 2
+MULTIPLIERS = {1: (1,), 2: (1, 2), 4: (1, 2, 4), 8: (1, 2, 4, 4)}
+
+
+def whole_images(workdir: str, seed: int) -> dict[str, dict[str, float]]:
+    """32-pixel samples, through the sliding window where the prior's own are smaller."""
+    prior = vq.load_prior(workdir)
+    images, seconds = larger.draw(prior, 32, SAMPLES, STRIDE, seed)
+    return {"": {"fd_vgg128": larger.frechet(prior, images, seed), "seconds": seconds}}
+
+
+def tokenizer(f: int) -> Run:
+    """Codes of `f` x `f` pixels."""
+    return Run("tokenizer", {"model.channel_multipliers": MULTIPLIERS[f]})
+
+
+def prior(f: int) -> Run:
+    """A prior over crops of 8 x 8 codes, told where they lie; of f8 an image has 4 x 4."""
+    side = min(8 * f, 32)
+    return Run("prior", {"data.image_size": side, "tokenizer.downsample_factor": f}, tokenizer=f"codes f{f}")
+
+
+FACTORS = tuple(MULTIPLIERS)
+
+STUDY = Study(
+    title="Context",
+    question="Does a transformer of fixed length make better images of larger codes, which let it see more of them?",
+    claim="At an equal budget f2 codes beat pixels on CIFAR-10: FID 18.6% better, sampling 14 times faster (4.3).",
+    header=("codes", "FID against pixels", "sampling"),
+    published=(("pixels, 512 k-means colours", "0", "1"), ("f2", "-18.63%", "14.08 times faster")),
+    notes=(
+        "Priors see 8 x 8 codes and their coordinates; 128 images of 32 pixels are drawn through the sliding window, "
+        "with stride 2. The published pixels are 512 k-means colours; ours are 512 codes of an autoencoder of one "
+        "level. `seconds` are of CPU time, an image. Likelihoods of different codes are not compared."
+    ),
+    bases={
+        "tokenizer": Base(
+            TOKENIZER.page,
+            {**TOKENIZER.changes, "steps": 800, "loss.disc_weight": 0.0},
+            Measure(metrics=("lpips_vgg", "psnr", "codebook_usage"), examples=1_000),
+        ),
+        "prior": Base(
+            PRIOR.page,
+            {
+                **PRIOR.changes,
+                "steps": 1_000,
+                "condition.kind": "coordinates",
+                "condition.drop": 0.0,
+                "data.flip": True,
+            },
+            Measure(metrics=("nll",), examples=1_000, function=whole_images),
+        ),
+    },
+    runs={f"codes f{f}": tokenizer(f) for f in FACTORS} | {f"f{f}": prior(f) for f in FACTORS},
+    seeds=(0, 1),
+    figures={
+        "fd_vgg128": "lower",
+        "seconds": "lower",
+        "nll": "none",
+        "lpips_vgg": "lower",
+        "psnr": "higher",
+        "codebook_usage": "higher",
+    },
+    decides=(Comparison("f2", "f1", "fd_vgg128"), Comparison("f2", "f1", "seconds")),
+    also=(
+        Comparison("f4", "f2", "fd_vgg128"),
+        Comparison("f4", "f8", "fd_vgg128"),
+        Comparison("f4", "f2", "seconds"),
+        Comparison("codes f2", "codes f4", "lpips_vgg"),
+        Comparison("codes f4", "codes f8", "lpips_vgg"),
+    ),
+)
