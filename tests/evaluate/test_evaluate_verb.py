@@ -68,6 +68,17 @@ def pairs(folder):
     return batch["image"], np.asarray(vq.to_uint8(vq.decode(tokenizer, indices))), np.asarray(indices)
 
 
+def test_the_distance_of_perturbed_codes_stands_beside_that_of_the_reconstructions(folder, flags, results):
+    rows = run(folder / "perturbed", *flags, "--metrics=fd_vgg,pfd_vgg")
+    ours, plain = (rows[f"{name}{COUNT}"] for name in ("pfd_vgg", "fd_vgg"))
+    assert plain["value"] == pytest.approx(results[f"fd_vgg{COUNT}"]["value"], rel=1e-6)
+    assert ours["value"] > 0
+    assert ours["subject_fingerprint"] != plain["subject_fingerprint"]
+    assert ours["reference_fingerprint"] == plain["reference_fingerprint"]
+    assert "50%" in ours["variant"]
+    assert (ours["network"], ours["network_hash"]) == (plain["network"], plain["network_hash"])
+
+
 def test_values_of_pixels_are_those_of_all_crops(results, pairs):
     originals, recons, indices = pairs
     mse = np.mean(np.square(originals / 255.0 - recons / 255.0), axis=(1, 2, 3))

@@ -129,11 +129,11 @@ def digest(image: UInt8[np.ndarray, "H W 3"]) -> int:
     return int.from_bytes(whole[:8], "little")
 
 
-def padded(images: UInt8[np.ndarray, "b H W 3"], size: int) -> jax.Array:
-    """Returns a full batch over the devices of this process: the last image repeated, or zeros without any."""
-    rows = np.arange(size).clip(max=max(len(images) - 1, 0))
-    images = images if len(images) else np.zeros((1, *images.shape[1:]), np.uint8)
-    return jax.device_put(images[rows], jax.NamedSharding(sharding.local_mesh(), sharding.BATCH))
+def padded(rows: Shaped[np.ndarray, "b ..."], size: int) -> jax.Array:
+    """Returns a full batch over the devices of this process: the last row repeated, or zeros without any."""
+    numbers = np.arange(size).clip(max=max(len(rows) - 1, 0))
+    rows = rows if len(rows) else np.zeros((1, *rows.shape[1:]), rows.dtype)
+    return jax.device_put(rows[numbers], jax.NamedSharding(sharding.local_mesh(), sharding.BATCH))
 
 
 class Archive:

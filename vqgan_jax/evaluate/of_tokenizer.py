@@ -1,15 +1,17 @@
 """A tokenizer: every held-out image once, against its reconstruction; and one histogram of all codes."""
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from vqgan_jax import api, data, models
 from vqgan_jax import config as configs
-from vqgan_jax.evaluate import likeness, protocol
+from vqgan_jax.evaluate import likeness, perturbed, protocol
 from vqgan_jax.evaluate.features import Networks, open_networks
 from vqgan_jax.evaluate.of_images import ROUNDING, Collector, Measured, crops, gather, in_order, numbered, padded
 from vqgan_jax.evaluate.protocol import Evaluation, Request, Summary
@@ -18,6 +20,7 @@ from vqgan_jax.train.metrics import code_statistics
 
 EXTREMES = 4  # images of each kind to look at
 Images = UInt8[np.ndarray, "b H W 3"]
+Perturb = Callable[[Int[np.ndarray, "b"], Int[np.ndarray, "b h w"]], Images]
 
 
 class Reconstructed(NamedTuple):
@@ -27,12 +30,14 @@ class Reconstructed(NamedTuple):
       values: of each image of the source in turn, by metric.
       hits: how often each code was used.
       originals, recons: both sets.
+      perturbed: the images of perturbed codes; None where no metric is of them.
     """
 
     values: dict[str, Float[np.ndarray, "n"]]
     hits: Int[np.ndarray, "k"]
     originals: Summary
     recons: Summary
+    perturbed: Summary | None
 
     @property
     def means(self) -> dict[str, float]:
@@ -68,22 +73,31 @@ def evaluate(
     share: dict[str, Any] = program.share()
     batches = data.evaluation_batches(source, image_size=size, batch_size=request.global_batch, **share)
     reconstruct, compare = pair_functions(model, networks, request.local_batch, ssim="ssim" in chosen)
+    plain = {name: metric for name, metric in chosen.items() if not metric.perturbed}
+    of_perturbed = {name: metric for name, metric in chosen.items() if metric.perturbed}
+    perturb = perturbing(model, request.local_batch, request.seed) if of_perturbed else None
     keep = protocol.needed_rows(chosen)
     measured = measure(
         numbered(batches, **share),
         reconstruct,
         compare,
+        perturb,
         codebook_size=model.codebook_size,
-        collectors=(Collector(networks.run, keep=keep), Collector(networks.run, keep=keep)),
+        collectors=tuple(Collector(networks.run, keep=keep) for _ in range(3 if of_perturbed else 2)),
         batch_size=request.local_batch,
         progress=request.track("reconstructing", -(-len(source) // jax.process_count())),
     )
     originals, recons = measured.originals, measured.recons
-    values = measured.means | protocol.compare(chosen, originals, recons, seed=request.seed)
-    subjects = recons.named("reconstructions of the reference"), originals.named(f"{source.name}, the same crops")
+    values = measured.means | protocol.compare(plain, originals, recons, seed=request.seed)
+    reference = originals.named(f"{source.name}, the same crops")
     run = {"model": workdir, "step": model.step, "weights": model.weights, "seed": request.seed, "sampling": {}}
     pixels = {"resize": source.resize(size), "rounding": ROUNDING}
-    results = protocol.records(values, chosen, networks.files, *subjects, run | pixels)
+    subject = recons.named("reconstructions of the reference")
+    results = protocol.records(values, plain, networks.files, subject, reference, run | pixels)
+    if measured.perturbed is not None:
+        values = protocol.compare(of_perturbed, originals, measured.perturbed, seed=request.seed)
+        subject = measured.perturbed.named("images of the reference's codes, perturbed")
+        results += protocol.records(values, of_perturbed, networks.files, subject, reference, run | pixels)
     distances, pairs = measured.values["lpips_vgg"], {}
     for kind, rows in measured.extremes(EXTREMES).items():
         images = crops(source.source, rows.tolist(), size)
@@ -134,13 +148,26 @@ def pair_functions(model: models.Tokenizer, networks: Networks, size: int, *, ss
     return reconstruct, compare
 
 
+def perturbing(model: models.Tokenizer, size: int, seed: int) -> Perturb:
+    """Returns a function from images' numbers and codes to the pixels of the perturbed codes, for batches of `size`."""
+    table, key = jnp.asarray(perturbed.table_of(model)), jax.random.key(seed)
+    model, table = jax.device_put((model, table), sharding.replicated(sharding.local_mesh()))
+    keys = jax.jit(jax.vmap(functools.partial(jax.random.fold_in, key)))
+
+    def perturb(rows: Int[np.ndarray, "b"], indices: Int[np.ndarray, "b h w"]) -> Images:
+        return np.asarray(perturbed.decoded(model, padded(indices, size), table, keys(padded(rows, size))))[: len(rows)]
+
+    return perturb
+
+
 def measure(
     batches: Iterable[tuple[Int[np.ndarray, "_"], dict[str, Any]]],
     reconstruct: Callable[[Images], tuple[Images, Int[np.ndarray, "b h w"]]],
     compare: Callable[[Images, Images], dict[str, Float[np.ndarray, "b"]]],
+    perturb: Perturb | None = None,
     *,
     codebook_size: int,
-    collectors: tuple[Collector, Collector],
+    collectors: tuple[Collector, ...],
     batch_size: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Reconstructed:
@@ -150,8 +177,9 @@ def measure(
       batches: this process's, from `of_images.numbered`.
       reconstruct: rounded pixels and codes of images.
       compare: values of each pair by name.
+      perturb: pixels of perturbed codes, from the images' numbers and codes; None where they are not needed.
       codebook_size: codes are below it.
-      collectors: of the originals and of the reconstructions.
+      collectors: of the originals, of the reconstructions and, where there is `perturb`, of its images.
       batch_size: images that a network sees at a time.
       progress: told how many images this process has done.
     """
@@ -163,9 +191,10 @@ def measure(
         hits += np.bincount(indices.reshape(-1), minlength=codebook_size)
         numbers.append(rows.astype(np.int64))
         values.append(compare(images, recons))
-        for collector, each in zip(collectors, (images, recons), strict=True):
+        sets = (images, recons) if perturb is None else (images, recons, perturb(rows, indices))
+        for collector, each in zip(collectors, sets, strict=True):
             collector.add(rows, each, batch_size=batch_size)
         progress(sum(map(len, numbers)))
     joined = {name: in_order(numbers, [np.asarray(v[name], np.float64) for v in values]) for name in sorted(values[0])}
-    originals, recons = (collector.summary("", np.zeros(0, np.int32)) for collector in collectors)
-    return Reconstructed(joined, gather(hits[None]).sum(0), originals, recons)
+    originals, recons, *others = (collector.summary("", np.zeros(0, np.int32)) for collector in collectors)
+    return Reconstructed(joined, gather(hits[None]).sum(0), originals, recons, others[0] if others else None)

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vqgan_jax import data
-from vqgan_jax.evaluate import distances
+from vqgan_jax.evaluate import distances, perturbed
 
 NOTHING = "none"  # written out where a field does not apply: an empty one was forgotten
 SUBSET = 1000  # of KID, or as many as there are
@@ -207,6 +207,7 @@ class Metric(NamedTuple):
       rows: features that it needs one by one; of the others it needs moments.
       least: so many images there must be in either set.
       compare: (reference, samples, seed) -> value, for a metric of two sets.
+      perturbed: of a tokenizer: its samples are not reconstructions, but images of perturbed codes.
     """
 
     subjects: tuple[str, ...]
@@ -217,6 +218,7 @@ class Metric(NamedTuple):
     rows: str = ""
     least: int = 1
     compare: Callable[[Summary, Summary, int], float] | None = None
+    perturbed: bool = False
 
 
 _PIXELS, _DRAWN, _ALL = ("tokenizer",), ("prior", "sets"), ("tokenizer", "prior", "sets")
@@ -264,6 +266,7 @@ METRICS: dict[str, Metric] = {
     "codebook_usage": Metric(_PIXELS, "none", "higher", "distinct indices over all images / codebook size"),
     "perplexity": Metric(_PIXELS, "none", "higher", "exp of the entropy in nats of one histogram over all images"),
     "rfid": _frechet(_PIXELS, "inception", _INCEPTION),
+    "pfd_vgg": _frechet(_PIXELS, "vgg", f"{_VGG}, of {perturbed.PROTOCOL}")._replace(perturbed=True),
     "nll": Metric(("prior",), "none", "lower", "teacher-forced, every token of every sequence", "nats a token"),
     "own_class": Metric(
         ("prior",), "vgg", "higher", "samples whose nearest of up to 16 real crops a class by LPIPS is of their class"
