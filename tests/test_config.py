@@ -119,7 +119,7 @@ def test_another_kind_starts_its_section_anew():
     assert changed.quantizer == FSQ(levels=(3, 3))
     with pytest.raises(ValueError, match=r"`config\.quantizer` has no key `codebook_size`"):
         configs.read(configs.vary(base, {"quantizer.kind": "fsq", "quantizer.codebook_size": 9}).to_dict())
-    with pytest.raises(UsageError, match=r"`config\.quantizer\.kind` must be one of vq, gumbel, fsq; got 'lookup'"):
+    with pytest.raises(UsageError, match=r"`config\.quantizer\.kind` must be one of vq, simvq, gumbel, fsq, lfq; got 'lookup'"):
         override(base.to_dict(), ["--config.quantizer.kind=lookup"])
 
 
@@ -218,7 +218,7 @@ def test_whole_numbers_pass_as_floats_and_lists_as_tuples(nested):
             {"quantizer.kind": "gumbel", "quantizer.unit_length": True},
             r"quantizer` has no key `codebook_weight`",
         ),
-        ({"quantizer.kind": "lookup"}, r"must be one of vq, gumbel, fsq; got 'lookup'"),
+        ({"quantizer.kind": "lookup"}, r"must be one of vq, simvq, gumbel, fsq, lfq; got 'lookup'"),
         ({"loss.pixel": "huber"}, r"l1, l2"),
         ({"loss.adversarial": "wgan"}, r"hinge, vanilla, non_saturating"),
         ({"discriminator.norm": "layer"}, r"batch, act"),

@@ -32,6 +32,35 @@ def pixel_binary_cross_entropy(one_hot: Float[Array, "*b"], logits: Float[Array,
     return jax.nn.softplus(logits) - one_hot * logits
 
 
+def bit_entropies(logits: Float[Array, "n d"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Entropies, in nats, of distributions over the 2^d combinations of d independent bits.
+
+    An entropy is the sum of those of the bits. The probability of a combination is that of its first bits times that of
+    its last ones, so that the mean over the batch, of all devices, is one product of two matrices of sqrt(2^d) columns,
+    and nothing is as large as the batch times 2^d.
+
+    Args:
+      logits: of each bit to be 1.
+
+    Returns:
+      The mean of the entropies, and the entropy of the mean distribution.
+    """
+    away = jnp.abs(logits)
+    each = jnp.sum(jax.nn.softplus(-away) + away * jax.nn.sigmoid(-away), axis=-1)
+
+    def combinations(logits: Float[Array, "n d"]) -> Float[Array, "n k"]:
+        found = jnp.ones((len(logits), 1))
+        for bit in range(logits.shape[1]):
+            bits = logits[:, bit : bit + 1]
+            found = jnp.concatenate([found * jax.nn.sigmoid(-bits), found * jax.nn.sigmoid(bits)], axis=-1)
+        return found
+
+    half = logits.shape[1] // 2
+    halves = combinations(logits[:, :half]), combinations(logits[:, half:])
+    mean = jnp.einsum("nl,nh->lh", *halves, precision=jax.lax.Precision.HIGHEST) / len(logits)
+    return each.mean(), -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-20)))
+
+
 def codebook_loss(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"]) -> Float[Array, "*b"]:
     r"""Squared distance from each code to its (constant) latent, averaged over the code's width.
 

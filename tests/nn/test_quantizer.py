@@ -7,8 +7,9 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vqgan_jax.nn import quantizer as quantizer_module
-from vqgan_jax.nn.quantizer import FSQ, CodebookStats, GumbelQuantizer, VectorQuantizer, kmeans, nearest, unit
+from vqgan_jax.nn import codebooks
+from vqgan_jax.nn.codebooks import kmeans, nearest, unit
+from vqgan_jax.nn.quantizer import FSQ, CodebookStats, GumbelQuantizer, VectorQuantizer
 
 
 def bound(codebook, **fields):
@@ -57,7 +58,7 @@ def searched_in(monkeypatch):
     """The nearest codes, searched in parts of so many codes."""
 
     def search(size, latents, codebook):
-        monkeypatch.setattr(quantizer_module, "DISTANCE_BYTES", 4 * size)
+        monkeypatch.setattr(codebooks, "DISTANCE_BYTES", 4 * size)
         return jax.jit(lambda *arrays: nearest(*arrays))(latents, codebook)  # of its own: the size is no argument
 
     return search
@@ -94,7 +95,7 @@ def test_searching_in_parts_leaves_value_and_gradients_as_they_are(monkeypatch, 
         return jnp.square(out.codes).sum() + jnp.sin(out.quantized).sum()
 
     whole = jax.value_and_grad(loss, argnums=(0, 1))(latents, codebook)
-    monkeypatch.setattr(quantizer_module, "DISTANCE_BYTES", 4 * 20)
+    monkeypatch.setattr(codebooks, "DISTANCE_BYTES", 4 * 20)
     jax.tree.map(np.testing.assert_array_equal, jax.value_and_grad(loss, argnums=(0, 1))(latents, codebook), whole)
 
 

@@ -1,4 +1,4 @@
-"""From latents to codes: nearest neighbour (equation 2 of the paper), Gumbel softmax, finite scalars; in float32.
+"""From latents to codes: nearest neighbour (equation 2 of the paper), Gumbel softmax, scalars and bits; in float32.
 
 A quantizer is one class and one line of `QUANTIZERS`. Its fields are the keys of the config's section `quantizer`. Its
 losses, its statistics and its start belong to it, so that the training step is the same for all of them.
@@ -15,13 +15,11 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from vqgan_jax import losses
+from vqgan_jax.nn.codebooks import ESTIMATORS, kmeans, nearest, straight_through, unit
 from vqgan_jax.nn.layers import conv1x1
 
 Params = dict[str, Any]
-
-# A latent's float32 distances that are in memory at a time: those to 1,024 codes. They are never more than one layer's
-# activations at the images' own size: at factor 4 a latent stands for 16 pixels of 128 channels of 2 bytes.
-DISTANCE_BYTES = 4096
+HIGHEST = jax.lax.Precision.HIGHEST
 
 
 @struct.dataclass
@@ -99,6 +97,7 @@ class VectorQuantizer(Quantizer):
       embed_dim: their width d.
       unit_length: compare and return latents and codes divided by their lengths (then `embed_dim` wants to be about
         8). The codebook itself is stored as it is and divided at use, so that its gradient passes the division.
+      estimator: of the latents' gradient through the choice, a name of `codebooks.ESTIMATORS`.
       ema: the codebook is the running average of the latents that chose it, by `refresh`, and gets no gradient.
       decay: of the running averages.
       revive_below: a code whose average hits fall below this share of a uniform code's becomes a random latent of the
@@ -111,6 +110,7 @@ class VectorQuantizer(Quantizer):
     codebook_size: int = 1024
     embed_dim: int = 256
     unit_length: bool = False
+    estimator: str = "straight_through"
     ema: bool = False
     decay: float = 0.99
     revive_below: float = 0.0
@@ -119,7 +119,8 @@ class VectorQuantizer(Quantizer):
     commitment_weight: float = 0.25
 
     def check(self) -> None:
-        """Raises ValueError where the codebook has a loss and no gradient."""
+        """Raises ValueError for an unknown estimator, and where the codebook has a loss and no gradient."""
+        check_estimator(self.estimator)
         if self.ema and self.codebook_weight:
             raise ValueError(
                 "`config.quantizer.codebook_weight` must be 0 with quantizer.ema, whose codebook gets no gradient; got "
@@ -143,15 +144,7 @@ class VectorQuantizer(Quantizer):
         del train, step
         latents = self.normalise(latents.astype(jnp.float32))
         codebook = self.normalise(jax.lax.stop_gradient(self.codebook) if self.ema else self.codebook)
-        indices = nearest(jax.lax.stop_gradient(latents), jax.lax.stop_gradient(codebook))
-        codes = codebook[indices]
-        terms = {
-            "codebook_loss": losses.codebook_loss(latents, codes).mean(),
-            "commitment_loss": losses.commitment_loss(latents, codes).mean(),
-        }
-        loss = self.codebook_weight * terms["codebook_loss"] + self.commitment_weight * terms["commitment_loss"]
-        quantized = latents + jax.lax.stop_gradient(codes - latents)
-        return Quantized(quantized, indices, latents, codes, loss, terms)
+        return quantize(latents, codebook, self.estimator, self.codebook_weight, self.commitment_weight)
 
     def lookup(self, indices: Int[Array, "*b"]) -> Float[Array, "*b d"]:
         """Returns the codes of the given rows."""
@@ -197,6 +190,51 @@ class VectorQuantizer(Quantizer):
         return params | {"codebook": codebook}, CodebookStats(hits, sums)
 
 
+class SimVQ(Quantizer):
+    """Nearest of codes that move together: random ones, which never change, times one learned matrix.
+
+    Every gradient moves every code, so that none dies (Zhu et al. 2024, section 3.3).
+
+    Attributes:
+      codebook_size: number of codes k.
+      embed_dim: their width d.
+      estimator: see `VectorQuantizer`; so are the weights.
+    """
+
+    codebook_size: int = 1024
+    embed_dim: int = 256
+    estimator: str = "straight_through"
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+
+    def check(self) -> None:
+        """Raises ValueError for an unknown estimator."""
+        check_estimator(self.estimator)
+
+    def setup(self):
+        d = self.embed_dim
+        # Its name is not that of a matrix which the optimiser decays.
+        self.frozen = self.param("frozen", nn.initializers.normal(d**-0.5), (self.codebook_size, d))
+        self.projection = self.param("projection", nn.initializers.orthogonal(), (d, d))
+
+    @property
+    def codebook(self) -> Float[Array, "k d"]:
+        """The codes."""
+        return jnp.einsum("kd,de->ke", jax.lax.stop_gradient(self.frozen), self.projection, precision=HIGHEST)
+
+    def __call__(
+        self, latents: Float[Array, "*b d"], *, train: bool = False, step: int | Int[Array, ""] = 0
+    ) -> Quantized:
+        """Quantizes; neither `train` nor `step` changes anything here."""
+        del train, step
+        latents = latents.astype(jnp.float32)
+        return quantize(latents, self.codebook, self.estimator, self.codebook_weight, self.commitment_weight)
+
+    def lookup(self, indices: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """Returns the codes of the given rows."""
+        return self.codebook[indices]
+
+
 class GumbelQuantizer(Quantizer):
     """A soft choice of codes by Gumbel noise, made hard with a straight-through gradient (Jang et al. 2017).
 
@@ -238,7 +276,7 @@ class GumbelQuantizer(Quantizer):
         indices = jnp.argmax(noisy, axis=-1).astype(jnp.int32)
         hard = jax.nn.one_hot(indices, self.codebook_size)
         choice = soft + jax.lax.stop_gradient(hard - soft)
-        codes = jnp.einsum("bhwk,kd->bhwd", choice, self.codebook, precision=jax.lax.Precision.HIGHEST)
+        codes = jnp.einsum("bhwk,kd->bhwd", choice, self.codebook, precision=HIGHEST)
         q = jax.nn.softmax(logits)
         kl = jnp.sum(q * jnp.log(q * self.codebook_size + 1e-10), axis=-1).mean()
         return Quantized(codes, indices, latents, codes, self.kl_weight * kl, {"kl": kl})
@@ -310,61 +348,101 @@ class FSQ(Quantizer):
         return (digits - half).astype(jnp.float32) / half.astype(np.float32)
 
 
-QUANTIZERS = {"vq": VectorQuantizer, "gumbel": GumbelQuantizer, "fsq": FSQ}
+class LFQ(Quantizer):
+    """Lookup-free quantization: every channel is a bit, its sign (Yu et al. 2023, section 3.1).
 
+    There is no codebook to learn. An entropy loss makes every choice sure and all codes equally frequent; without it
+    many are never used. The entropies are those of softmax(2 z.e / temperature) over all codes e. The first channel is
+    the lowest bit of the index, as in the published Open-MAGVIT2 and MaskBit.
 
-def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Divides by the Euclidean length; safe, with a finite gradient, at zero."""
-    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
-
-
-def nearest(latents: Float[Array, "*b d"], codebook: Float[Array, "k d"]) -> Int[Array, "*b"]:
-    """Returns the row of the nearest code, the first one of equals.
-
-    The minimum of |e|^2 / 2 - z.e: adding |z|^2, the same for all codes, would only cost digits. HIGHEST because
-    bfloat16 products, the default on TPU, choose another code for up to 3% of the latents.
-
-    A large codebook is searched in equal parts, one after the other: see `DISTANCE_BYTES`. The codes are cut and not
-    the latents, which many devices may share.
+    Attributes:
+      bits: number of channels d; the codebook's size is 2^d.
+      unit_length: divide latents and codes by their lengths: binary spherical quantization (Zhao et al. 2024).
+      entropy_weight: of `losses.bit_entropies`, the first less the second.
+      temperature: of their softmax.
+      commitment_weight: of `losses.commitment_loss`.
     """
-    flat, k = latents.reshape(-1, latents.shape[-1]), codebook.shape[0]
-    parts = -(-4 * k // DISTANCE_BYTES)
-    if parts == 1:
-        return jnp.argmin(distances(flat, codebook), axis=-1).astype(jnp.int32).reshape(latents.shape[:-1])
-    size = -(-k // parts)
-    # What fills up the last part repeats the last code, and of equals the first one wins.
-    codes = jnp.pad(codebook, ((0, parts * size - k), (0, 0)), mode="edge").reshape(parts, size, -1)
 
-    def search(part: Float[Array, "_ d"]) -> tuple[Float[Array, "n"], Int[Array, "n"]]:
-        found = distances(flat, part)
-        return found.min(axis=-1), jnp.argmin(found, axis=-1)
+    bits: int = 10
+    unit_length: bool = False
+    entropy_weight: float = 0.1
+    temperature: float = 0.01
+    commitment_weight: float = 0.25
 
-    smallest, rows = jax.lax.map(search, codes)
-    part = jnp.argmin(smallest, axis=0)[None]
-    indices = part * size + jnp.take_along_axis(rows, part, axis=0)
-    return indices.astype(jnp.int32).reshape(latents.shape[:-1])
+    @property
+    def codebook_size(self) -> int:
+        """All combinations of the bits."""
+        return 2**self.bits
+
+    @property
+    def embed_dim(self) -> int:
+        """One channel a bit."""
+        return self.bits
+
+    @property
+    def size(self) -> float:
+        """The absolute value of every number of a code."""
+        return self.bits**-0.5 if self.unit_length else 1.0
+
+    def check(self) -> None:
+        """Raises ValueError for indices beyond int32, and for no temperature."""
+        if not 1 <= self.bits <= 30 or self.temperature <= 0:
+            raise ValueError(
+                "`config.quantizer.bits` must be in 1 .. 30 and quantizer.temperature above 0; got "
+                f"{self.bits} and {self.temperature}. Change them."
+            )
+
+    def __call__(
+        self, latents: Float[Array, "*b d"], *, train: bool = False, step: int | Int[Array, ""] = 0
+    ) -> Quantized:
+        """Takes signs; neither `train` nor `step` changes anything here. Zero counts as negative."""
+        del train, step
+        latents = latents.astype(jnp.float32)
+        latents = unit(latents) if self.unit_length else latents
+        ones = (jax.lax.stop_gradient(latents) > 0).astype(jnp.int32)
+        codes = self.size * (2.0 * ones - 1.0)
+        places = (2 ** np.arange(self.bits, dtype=np.int32)).reshape((1,) * (latents.ndim - 1) + (-1,))
+        indices = jnp.sum(ones * places, axis=-1, dtype=jnp.int32)
+        logits = 4 * self.size / self.temperature * latents  # of each bit: of 2 z.e, the difference between its codes
+        sure, spread = losses.bit_entropies(logits.reshape(-1, self.bits))
+        terms = {
+            "commitment_loss": losses.commitment_loss(latents, codes).mean(),
+            "entropy": sure,
+            "entropy_of_mean": spread,
+        }
+        loss = self.commitment_weight * terms["commitment_loss"] + self.entropy_weight * (sure - spread)
+        return Quantized(straight_through(latents, codes), indices, latents, codes, loss, terms)
+
+    def lookup(self, indices: Int[Array, "*b"]) -> Float[Array, "*b d"]:
+        """Returns the signs that are the bits of the given indices."""
+        places = np.arange(self.bits, dtype=np.int32).reshape((1,) * indices.ndim + (-1,))
+        return self.size * (2.0 * (indices[..., None] >> places & 1) - 1.0)
 
 
-def distances(flat: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Float[Array, "n k"]:
-    """Returns half of the squared distance of each latent to each code, less half of the latent's squared length."""
-    products = jnp.einsum("nd,kd->nk", flat, codebook, precision=jax.lax.Precision.HIGHEST)
-    return 0.5 * jnp.sum(jnp.square(codebook), axis=-1)[None] - products
+QUANTIZERS = {"vq": VectorQuantizer, "simvq": SimVQ, "gumbel": GumbelQuantizer, "fsq": FSQ, "lfq": LFQ}
 
 
-def kmeans(points: Float[Array, "m n d"], k: int, key: jax.Array, *, rounds: int = 10) -> Float[Array, "k d"]:
-    """Returns the k centres that Lloyd's algorithm finds from k random points.
+def quantize(
+    latents: Float[Array, "*b d"],
+    codebook: Float[Array, "k d"],
+    estimator: str,
+    codebook_weight: float,
+    commitment_weight: float,
+) -> Quantized:
+    """Replaces each latent by the nearest code (equation 2 of the paper), with the losses of equation 4."""
+    indices = nearest(jax.lax.stop_gradient(latents), jax.lax.stop_gradient(codebook))
+    codes = codebook[indices]
+    terms = {
+        "codebook_loss": losses.codebook_loss(latents, codes).mean(),
+        "commitment_loss": losses.commitment_loss(latents, codes).mean(),
+    }
+    loss = codebook_weight * terms["codebook_loss"] + commitment_weight * terms["commitment_loss"]
+    return Quantized(ESTIMATORS[estimator](latents, codes), indices, latents, codes, loss, terms)
 
-    A centre that loses all its points stays where it is. With fewer points than centres the surplus centres repeat
-    points. The m sets are searched one after the other, which bounds the memory; their points count alike.
-    """
-    m, n, _ = points.shape
-    chosen = jnp.resize(jax.random.permutation(key, m * n), (k,))
-    centres = points[chosen // n, chosen % n]
 
-    def move(_: int | Int[Array, ""], centres: Float[Array, "k d"]) -> Float[Array, "k d"]:
-        indices = jax.lax.map(lambda part: nearest(part, centres), points)
-        counts = jnp.zeros(k).at[indices].add(1.0)[:, None]
-        sums = jnp.zeros_like(centres).at[indices].add(points)
-        return jnp.where(counts > 0, sums / jnp.maximum(counts, 1.0), centres)
-
-    return jax.lax.fori_loop(0, rounds, move, centres)
+def check_estimator(name: str) -> None:
+    """Raises ValueError for an unknown one."""
+    if name not in ESTIMATORS:
+        raise ValueError(
+            f"`config.quantizer.estimator` must be one of {', '.join(ESTIMATORS)}; got {name!r}. Choose one."
+        )

@@ -34,9 +34,9 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/down/kernel$", P(None, "tensor", "fsdp")),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"/embedding$", P(None, BOTH)),
-    (r"/positions$", P()),
+    (r"/(positions|projection)$", P()),
     (r"/kernel$", P(None, None, None, BOTH)),
-    (r"/(codebook|sums)$", P(BOTH, None)),
+    (r"/(codebook|sums|frozen)$", P(BOTH, None)),
 )
 
 

@@ -38,7 +38,9 @@ def moving_average(state: TrainState, params: dict[str, Any], decay: float) -> d
     It forgets its first values as fast as it can, else it would be the initial parameters for long.
     """
     decayed = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-    return {name: optax.incremental_update(params[name], old, 1 - decayed) for name, old in state.ema.items()}
+    # So written, what does not move has an average that does not move by a bit.
+    average = lambda new, old: old + (1 - decayed) * (new - old)
+    return {name: jax.tree.map(average, params[name], old) for name, old in state.ema.items()}
 
 
 def in_parts(count: int, part: Part, carry: Any, batch: Any, keys: jax.Array) -> tuple[Any, Any, Any]:

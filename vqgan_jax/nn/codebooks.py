@@ -1,0 +1,88 @@
+"""Parts that quantizers share: the nearest code, k-means, and estimators of a gradient through the choice of a code."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+# A latent's float32 distances that are in memory at a time: those to 1,024 codes. They are never more than one layer's
+# activations at the images' own size: at factor 4 a latent stands for 16 pixels of 128 channels of 2 bytes.
+DISTANCE_BYTES = 4096
+
+
+def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Divides by the Euclidean length; safe, with a finite gradient, at zero."""
+    return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-12)
+
+
+def straight_through(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Returns the codes, with a gradient that passes to the latents as it is (van den Oord et al. 2017)."""
+    return latents + jax.lax.stop_gradient(codes - latents)
+
+
+def rotate(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Returns the codes as the latents turned and stretched onto them, by a rotation and a factor that are constant.
+
+    The gradient keeps its angle to the latent, as the incoming one has it to the code, and grows by the quotient of
+    their lengths (Fifty et al. 2024, section 4.2). Where one of the two is zero or they are opposite it stays finite.
+    """
+    z, e = jax.lax.stop_gradient((latents, codes))
+    u, v = unit(z), unit(e)
+    w = unit(u + v)
+    stretch = jnp.linalg.norm(e, axis=-1, keepdims=True) / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-6)
+    along = lambda direction: jnp.sum(latents * direction, axis=-1, keepdims=True)
+    return stretch * (latents - 2 * along(w) * w + 2 * along(u) * v)
+
+
+ESTIMATORS = {"straight_through": straight_through, "rotation": rotate}
+
+
+def nearest(latents: Float[Array, "*b d"], codebook: Float[Array, "k d"]) -> Int[Array, "*b"]:
+    """Returns the row of the nearest code, the first one of equals.
+
+    The minimum of |e|^2 / 2 - z.e: adding |z|^2, the same for all codes, would only cost digits. HIGHEST because
+    bfloat16 products, the default on TPU, choose another code for up to 3% of the latents.
+
+    A large codebook is searched in equal parts, one after the other: see `DISTANCE_BYTES`. The codes are cut and not
+    the latents, which many devices may share.
+    """
+    flat, k = latents.reshape(-1, latents.shape[-1]), codebook.shape[0]
+    parts = -(-4 * k // DISTANCE_BYTES)
+    if parts == 1:
+        return jnp.argmin(distances(flat, codebook), axis=-1).astype(jnp.int32).reshape(latents.shape[:-1])
+    size = -(-k // parts)
+    # What fills up the last part repeats the last code, and of equals the first one wins.
+    codes = jnp.pad(codebook, ((0, parts * size - k), (0, 0)), mode="edge").reshape(parts, size, -1)
+
+    def search(part: Float[Array, "_ d"]) -> tuple[Float[Array, "n"], Int[Array, "n"]]:
+        found = distances(flat, part)
+        return found.min(axis=-1), jnp.argmin(found, axis=-1)
+
+    smallest, rows = jax.lax.map(search, codes)
+    part = jnp.argmin(smallest, axis=0)[None]
+    indices = part * size + jnp.take_along_axis(rows, part, axis=0)
+    return indices.astype(jnp.int32).reshape(latents.shape[:-1])
+
+
+def distances(flat: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Float[Array, "n k"]:
+    """Returns half of the squared distance of each latent to each code, less half of the latent's squared length."""
+    products = jnp.einsum("nd,kd->nk", flat, codebook, precision=jax.lax.Precision.HIGHEST)
+    return 0.5 * jnp.sum(jnp.square(codebook), axis=-1)[None] - products
+
+
+def kmeans(points: Float[Array, "m n d"], k: int, key: jax.Array, *, rounds: int = 10) -> Float[Array, "k d"]:
+    """Returns the k centres that Lloyd's algorithm finds from k random points.
+
+    A centre that loses all its points stays where it is. With fewer points than centres the surplus centres repeat
+    points. The m sets are searched one after the other, which bounds the memory; their points count alike.
+    """
+    m, n, _ = points.shape
+    chosen = jnp.resize(jax.random.permutation(key, m * n), (k,))
+    centres = points[chosen // n, chosen % n]
+
+    def move(_: int | Int[Array, ""], centres: Float[Array, "k d"]) -> Float[Array, "k d"]:
+        indices = jax.lax.map(lambda part: nearest(part, centres), points)
+        counts = jnp.zeros(k).at[indices].add(1.0)[:, None]
+        sums = jnp.zeros_like(centres).at[indices].add(points)
+        return jnp.where(counts > 0, sums / jnp.maximum(counts, 1.0), centres)
+
+    return jax.lax.fori_loop(0, rounds, move, centres)
