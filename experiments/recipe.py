@@ -129,8 +129,15 @@ CODEBOOKS: dict[str, dict[str, Any]] = {  #                                     
 }
 
 
-# Finite scalars in place of a learned codebook of 512: nothing to keep alive, and no loss.
-FSQ: dict[str, Any] = {"quantizer.kind": "fsq", "quantizer.levels": (8, 8, 8)}
+# Codes of later work in place of a laptop page's 512 of unit length; no figure of ours yet.
+LATER_CODES: dict[str, dict[str, Any]] = {
+    "fsq": {"quantizer.kind": "fsq", "quantizer.levels": (8, 8, 8)},  # nothing to keep alive, and no loss
+    "lfq": {"quantizer.kind": "lfq", "quantizer.bits": 9},
+    "bsq": {"quantizer.kind": "lfq", "quantizer.bits": 9, "quantizer.unit_length": True},
+    "simvq": {"quantizer.kind": "simvq", "quantizer.codebook_size": 512, "quantizer.embed_dim": 8},
+    "rotation": {"quantizer.estimator": "rotation"},
+    "robust": {"perturb.share": 0.1},
+}
 
 
 def maps(kind: str, *, tokenizer: str, condition: str, codebook_size: int = 1024, factor: int = 16) -> dict[str, Any]:

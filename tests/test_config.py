@@ -119,7 +119,9 @@ def test_another_kind_starts_its_section_anew():
     assert changed.quantizer == FSQ(levels=(3, 3))
     with pytest.raises(ValueError, match=r"`config\.quantizer` has no key `codebook_size`"):
         configs.read(configs.vary(base, {"quantizer.kind": "fsq", "quantizer.codebook_size": 9}).to_dict())
-    with pytest.raises(UsageError, match=r"`config\.quantizer\.kind` must be one of vq, simvq, gumbel, fsq, lfq; got 'lookup'"):
+    with pytest.raises(
+        UsageError, match=r"`config\.quantizer\.kind` must be one of vq, simvq, gumbel, fsq, lfq; got 'lookup'"
+    ):
         override(base.to_dict(), ["--config.quantizer.kind=lookup"])
 
 

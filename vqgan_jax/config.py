@@ -90,6 +90,26 @@ class Loss:
 
 
 @dataclasses.dataclass(frozen=True)
+class Perturb:
+    """Codes replaced by near ones in front of the decoder, in training: robust codes (Qiu et al. 2025).
+
+    A prior's samples hold codes that no encoder would have chosen; a decoder that was trained on such forgives them.
+    """
+
+    share: float = 0.0  # of the images; 0 is off
+    neighbours: int = 10  # a code becomes a random one of so many nearest to it
+    anneal: tuple[int, int] = (0, 0)  # steps between which the share of codes falls from 1 to 0; equal: it stays 1
+
+    def check(self) -> None:
+        """Raises ValueError for what is no share, no neighbour or no span of steps."""
+        if not 0.0 <= self.share <= 1.0 or self.neighbours < 1 or not 0 <= self.anneal[0] <= self.anneal[1]:
+            raise ValueError(
+                "`config.perturb` must have a share in 0 .. 1, at least one of neighbours, and anneal as two steps in "
+                f"order; got {self.share}, {self.neighbours} and {self.anneal}. Change them."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenLoss:
     """The loss of stage 2."""
 
@@ -226,6 +246,7 @@ class Stage1(Run):
     model: VQGAN = section(VQGAN(), AUTOENCODERS)
     quantizer: Quantizer = section(VectorQuantizer(), QUANTIZERS)
     discriminator: PatchDiscriminator = section(PatchDiscriminator(), DISCRIMINATORS)
+    perturb: Perturb = Perturb()
     loss: Loss = Loss()
     optimizer: TwoOptimizers = TwoOptimizers()
 

@@ -69,6 +69,18 @@ def distances(flat: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Float
     return 0.5 * jnp.sum(jnp.square(codebook), axis=-1)[None] - products
 
 
+def neighbours(
+    indices: Int[Array, "*b"], codebook: Float[Array, "k d"], count: int, key: jax.Array
+) -> Int[Array, "*b"]:
+    """Returns for each code one of its `count` nearest others, drawn uniformly; all others where there are fewer."""
+    codes = codebook[indices.reshape(-1)]
+    away = distances(codes, codebook).at[jnp.arange(len(codes)), indices.reshape(-1)].set(jnp.inf)
+    count = min(count, len(codebook) - 1)
+    rows = jax.lax.top_k(-away, count)[1]
+    drawn = jax.random.randint(key, (len(codes), 1), 0, count)
+    return jnp.take_along_axis(rows, drawn, axis=1).reshape(indices.shape)
+
+
 def kmeans(points: Float[Array, "m n d"], k: int, key: jax.Array, *, rounds: int = 10) -> Float[Array, "k d"]:
     """Returns the k centres that Lloyd's algorithm finds from k random points.
 

@@ -19,6 +19,7 @@ from vqgan_jax import config as configs
 from vqgan_jax import losses, pictures
 from vqgan_jax.data.views import FIELDS
 from vqgan_jax.nn.autoencoder import VQGAN
+from vqgan_jax.nn.codebooks import neighbours
 from vqgan_jax.nn.discriminator import PatchDiscriminator
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_input, to_output
@@ -46,6 +47,7 @@ class Stage1:
       model, discriminator, lpips: the modules; no discriminator where its loss has no weight.
       optimizers: of "generator" and "discriminator".
       loss: weights and times of the losses.
+      perturb: which codes are replaced in front of the decoder.
       ema_decay: of the running average of the generator's parameters; 0 is off.
       accumulate: parts of a batch.
       best: the held-out figure that is lowest at the best checkpoint.
@@ -56,6 +58,7 @@ class Stage1:
     lpips: LPIPS
     optimizers: dict[str, optax.GradientTransformation]
     loss: configs.Loss
+    perturb: configs.Perturb
     ema_decay: float
     accumulate: int
     best: str = "lpips"
@@ -86,6 +89,7 @@ class Stage1:
             lpips=LPIPS(config.loss.lpips_dropout, jnp.dtype(config.model.dtype)),
             optimizers={name: make_optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
             loss=config.loss,
+            perturb=config.perturb,
             ema_decay=optimizer.ema_decay,
             accumulate=config.accumulate,
             best="error" if FIELDS[config.data.field].is_categories else "lpips",
@@ -279,7 +283,27 @@ class Stage1:
     ) -> tuple[Float[Array, "b H W c"], Quantized]:
         """Returns reconstructions and the quantizer's output, in training mode."""
         rngs = dict(zip(("dropout", "gumbel"), jax.random.split(key), strict=True))
-        return self.model.apply({"params": generator}, x, train=True, step=step, rngs=rngs)
+        if not self.perturb.share:
+            return self.model.apply({"params": generator}, x, train=True, step=step, rngs=rngs)
+        apply = functools.partial(self.model.apply, {"params": generator}, train=True, rngs=rngs)
+        quantized = apply(x, step=step, method="encode")
+        codes = self.perturbed(step, generator, quantized, jax.random.fold_in(key, 0))
+        return apply(codes, method="decode"), quantized
+
+    def perturbed(
+        self, step: Int[Array, ""], generator: Tree, quantized: Quantized, key: jax.Array
+    ) -> Float[Array, "b h w d"]:
+        """Returns what the decoder reads: of some images, near codes with the gradient of the chosen ones."""
+        quantizer, indices, (first, last) = self.model.quantizer, quantized.indices, self.perturb.anneal
+        lookup = functools.partial(quantizer.apply, {"params": generator.get("quantizer", {})}, method="lookup")
+        keys = jax.random.split(key, 3)
+        rate = 1.0 if first == last else 1.0 - jnp.clip((step - first) / (last - first), 0.0, 1.0)
+        image = jax.random.bernoulli(keys[0], self.perturb.share, (len(indices), 1, 1))
+        code = jax.random.bernoulli(keys[1], rate, indices.shape)
+        codebook = jax.lax.stop_gradient(lookup(jnp.arange(quantizer.codebook_size)))
+        near = codebook[neighbours(indices, codebook, self.perturb.neighbours, keys[2])]
+        moved = quantized.quantized + jax.lax.stop_gradient(near - quantized.quantized)
+        return jnp.where((image & code)[..., None], moved, quantized.quantized)
 
     def reconstruction_loss(
         self, frozen: Tree, x: Float[Array, "b H W c"], x_hat: Float[Array, "b H W c"], key: jax.Array
