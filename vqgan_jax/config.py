@@ -19,8 +19,9 @@ from vqgan_jax.conditions import CONDITIONS, Condition, Frozen
 from vqgan_jax.data import views
 from vqgan_jax.losses import ADVERSARIAL, PIXEL
 from vqgan_jax.nn import fields
+from vqgan_jax.nn.augment import AUGMENTATIONS
 from vqgan_jax.nn.autoencoder import VQGAN
-from vqgan_jax.nn.discriminator import DISCRIMINATORS, PatchDiscriminator
+from vqgan_jax.nn.discriminator import DISCRIMINATORS, Discriminator, PatchDiscriminator
 from vqgan_jax.nn.fields import check_known, section
 from vqgan_jax.nn.maskgit import AUTOENCODERS
 from vqgan_jax.nn.network import PriorNetwork
@@ -78,15 +79,25 @@ class Loss:
     adversarial: str = "hinge"  # hinge | vanilla | non_saturating
     disc_weight: float = 0.8  # 0 is: no discriminator at all
     adaptive: bool = True  # times the adaptive weight (equation 7)
-    disc_start: int = 20_000  # from here the generator sees the discriminator
-    disc_ramp: int = 5_000  # linearly within so many steps
-    disc_train_start: int = 0  # from here the discriminator learns
+    disc_start: float = 20_000.0  # from here the generator sees the discriminator; below 1: a share of the run
+    disc_ramp: float = 5_000.0  # linearly within so many steps, or within a share of the run
+    disc_train_start: float = 0.0  # from here, a step or a share of the run, the discriminator learns
+    disc_augment: tuple[str, ...] = ()  # what it sees is changed at random: color, translation, cutout
+    lecam_weight: float = 0.0  # of the discriminator's way from its own past (Tseng et al. 2021)
+    lecam_decay: float = 0.999  # of the averages that remember this past
     shared_forward: bool = True  # both updates on one reconstruction; false: the published order
 
     def check(self) -> None:
         """Raises ValueError for an unknown loss."""
         check_known("loss.pixel", self.pixel, PIXEL)
         check_known("loss.adversarial", self.adversarial, ADVERSARIAL)
+        for name in self.disc_augment:
+            check_known("loss.disc_augment", name, AUGMENTATIONS)
+
+    def in_steps(self, steps: int) -> "Loss":
+        """Returns the same losses of a run of so many steps, with times that are shares of it as steps."""
+        times = {name: getattr(self, name) for name in ("disc_start", "disc_ramp", "disc_train_start")}
+        return dataclasses.replace(self, **{n: float(round(t * steps if 0 < t < 1 else t)) for n, t in times.items()})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,7 +256,7 @@ class Stage1(Run):
     stage: int = 1
     model: VQGAN = section(VQGAN(), AUTOENCODERS)
     quantizer: Quantizer = section(VectorQuantizer(), QUANTIZERS)
-    discriminator: PatchDiscriminator = section(PatchDiscriminator(), DISCRIMINATORS)
+    discriminator: Discriminator = section(PatchDiscriminator(), DISCRIMINATORS)
     perturb: Perturb = Perturb()
     loss: Loss = Loss()
     optimizer: TwoOptimizers = TwoOptimizers()
@@ -254,7 +265,7 @@ class Stage1(Run):
         """Returns the tokenizer's module with its quantizer."""
         return self.model.clone(quantizer=self.quantizer)
 
-    def make_discriminator(self) -> PatchDiscriminator | None:
+    def make_discriminator(self) -> Discriminator | None:
         """Returns the discriminator's module; none where its loss has no weight."""
         if self.loss.disc_weight == 0:
             return None

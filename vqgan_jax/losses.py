@@ -12,6 +12,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 
+class LeCam(NamedTuple):
+    """Running averages of the discriminator's mean logits."""
+
+    real: Float[Array, ""]
+    fake: Float[Array, ""]
+
+
 def l1_loss(images: Float[Array, "*b"], recon: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """Absolute difference of every value."""
     return jnp.abs(images - recon)
@@ -59,6 +66,17 @@ def bit_entropies(logits: Float[Array, "n d"]) -> tuple[Float[Array, ""], Float[
     halves = combinations(logits[:, :half]), combinations(logits[:, half:])
     mean = jnp.einsum("nl,nh->lh", *halves, precision=jax.lax.Precision.HIGHEST) / len(logits)
     return each.mean(), -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-20)))
+
+
+def lecam_loss(logits_real: Float[Array, "*b"], logits_fake: Float[Array, "*b"], average: LeCam) -> Float[Array, ""]:
+    """Holds the discriminator near its own past (Tseng et al. 2021, equation 3).
+
+    Args:
+      logits_real, logits_fake: of the batch, whose means count, as in VQGAN+.
+      average: running averages of these means, of the steps before.
+    """
+    real, fake = logits_real.mean(), logits_fake.mean()
+    return jnp.square(jax.nn.relu(real - average.fake)) + jnp.square(jax.nn.relu(average.real - fake))
 
 
 def codebook_loss(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"]) -> Float[Array, "*b"]:

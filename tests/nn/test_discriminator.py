@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vqgan_jax.nn.discriminator import ActNorm, BatchNorm, PatchDiscriminator
+from vqgan_jax.nn.discriminator import ActNorm, BatchNorm, PatchDiscriminator, PatchDiscriminatorV2, blur
 
 
 @pytest.mark.parametrize(("num_layers", "field", "side"), [(3, 70, 128), (2, 34, 64)])
@@ -109,3 +109,45 @@ def test_act_norm_is_born_so_that_its_first_batch_comes_out_normalised(getkey):
     np.testing.assert_array_equal(again[0], again[1])
     scale, loc = variables["params"]["scale"], variables["params"]["loc"]
     np.testing.assert_allclose(again[0], (2.0 * x + loc[None, None, None]) * scale[None, None, None], rtol=1e-5)
+
+
+# patch_v2
+
+
+@pytest.mark.parametrize(("stages", "millions"), [(4, 7.43), (3, 1.91)])
+def test_patch_v2_has_the_published_number_of_parameters(stages, millions):
+    shapes = jax.eval_shape(PatchDiscriminatorV2(128, stages).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.005)
+
+
+@pytest.mark.parametrize(("side", "stages", "logits"), [(64, 4, 4), (64, 2, 16), (64, 1, 16), (40, 3, 5)])
+def test_patch_v2_has_at_most_16_rows_of_logits(side, stages, logits):
+    module = PatchDiscriminatorV2(32, stages)
+    out = jax.eval_shape(module.init_with_output, jax.random.key(0), jnp.zeros((2, side, side, 3)))[0]
+    assert (out.shape, out.dtype) == ((2, logits, logits), jnp.float32)
+
+
+def test_patch_v2_does_not_mix_images(getkey):
+    module, images = PatchDiscriminatorV2(32, 2), jax.random.normal(getkey(), (3, 16, 16, 3))
+    variables = module.init(getkey(), images)
+    assert variables.keys() == {"params"}, "no running statistics"
+    whole, alone = (jax.jit(module.apply)(variables, x) for x in (images, images[1:2]))
+    np.testing.assert_allclose(whole[1:2], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6, 3), (1, 7, 9, 2)])
+def test_blur_is_a_convolution_with_the_filter_at_stride_2(getkey, shape):
+    x, line = jax.random.normal(getkey(), shape), np.array([1.0, 3.0, 3.0, 1.0])
+    padded, kernel = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0))), np.outer(line, line) / 64
+    rows, columns = shape[1] // 2, shape[2] // 2
+    expected = np.zeros((shape[0], rows, columns, shape[3]))
+    for i in range(rows):
+        for j in range(columns):
+            patch = padded[:, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4]
+            expected[:, i, j] = np.einsum("bhwc,hw->bc", patch, kernel)
+    np.testing.assert_allclose(blur(x), expected, atol=1e-6)
+
+
+def test_a_width_without_whole_groups_is_refused():
+    with pytest.raises(ValueError, match=r"multiple of the 32 groups of its norm; got 40\. Set it to 64"):
+        PatchDiscriminatorV2(40).check()

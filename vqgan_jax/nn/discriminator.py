@@ -54,7 +54,18 @@ class ActNorm(nn.Module):
 NORMS = {"batch": BatchNorm, "act": ActNorm}
 
 
-class PatchDiscriminator(nn.Module):
+class Discriminator(nn.Module):
+    """The interface of all discriminators: images (b H W c) and `train` to logits (b h w), float32, positive for real.
+
+    A class adds its fields, which are keys of the config, the field `dtype`, and one line of `DISCRIMINATORS`. Running
+    statistics are in the collection `batch_stats`.
+    """
+
+    def check(self) -> None:
+        """Raises ValueError where fields contradict each other."""
+
+
+class PatchDiscriminator(Discriminator):
     """4x4 convolutions: `num_layers` at stride 2, then two at stride 1 (receptive field 70 pixels for 3, 34 for 2).
 
     Its fields, but dtype, are the keys of the config's section `discriminator`.
@@ -92,4 +103,54 @@ class PatchDiscriminator(nn.Module):
         return conv(1, 1, True, "conv_out")(x)[..., 0].astype(jnp.float32)
 
 
-DISCRIMINATORS = {"patch": PatchDiscriminator}
+class PatchDiscriminatorV2(Discriminator):
+    """3x3 convolutions with blurred downsampling and GroupNorm (VQGAN+, Weber et al. 2024, appendix A).
+
+    Its fields, but dtype, are the keys of the config's section `discriminator` of kind "patch_v2".
+
+    Attributes:
+      channels: width after the first convolution and the first stage; it doubles at every further stage.
+      num_stages: each halves the side.
+      dtype: of the convolutions.
+    """
+
+    channels: int = 128
+    num_stages: int = 4
+    dtype: DTypeLike = derived(jnp.float32)
+
+    def check(self) -> None:
+        """Raises ValueError for a width that GroupNorm's 32 groups do not divide."""
+        if self.channels % 32:
+            raise ValueError(
+                "`config.discriminator.channels` must be a multiple of the 32 groups of its norm; got "
+                f"{self.channels}. Set it to {-(-self.channels // 32) * 32}."
+            )
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b h w"]:
+        """Logits, float32, positive for real; at most 16 rows and columns of them."""
+        del train
+        conv = lambda channels, size, name: Conv(channels, size, padding=(size // 2,) * 2, dtype=self.dtype, name=name)
+        activate = lambda x: nn.leaky_relu(x, 0.1)
+        x = activate(conv(self.channels, 5, "conv_in")(x))
+        for stage in range(self.num_stages):
+            x = blur(conv(self.channels * 2**stage, 3, f"conv_{stage}")(x))
+            x = activate(nn.GroupNorm(32, epsilon=1e-5, dtype=self.dtype, name=f"norm_{stage}")(x))
+        pool = tuple(max(side // 16, 1) for side in x.shape[1:3])
+        x = nn.max_pool(x, pool, pool)
+        x = activate(conv(x.shape[-1], 1, "conv_pooled")(x))
+        return conv(1, 5, "conv_out")(x)[..., 0].astype(jnp.float32)
+
+
+DISCRIMINATORS = {"patch": PatchDiscriminator, "patch_v2": PatchDiscriminatorV2}
+
+
+def blur(x: Float[Array, "b H W c"]) -> Float[Array, "b h w c"]:
+    """Halves the sides by the filter 1 3 3 1 along each, with zeros outside, against aliasing (Zhang 2019)."""
+    for axis in (1, 2):
+        padding = [(0, 0)] * 4
+        padding[axis] = (1, 1)
+        padded, half = jnp.pad(x, padding), x.shape[axis] // 2
+        a, b, c, d = (jax.lax.slice_in_dim(padded, i, i + 2 * half - 1, 2, axis) for i in range(4))
+        x = (a + 3 * b + 3 * c + d) / 8
+    return x

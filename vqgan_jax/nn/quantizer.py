@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from vqgan_jax import losses
 from vqgan_jax.nn.codebooks import ESTIMATORS, kmeans, nearest, straight_through, unit
+from vqgan_jax.nn.fields import check_known
 from vqgan_jax.nn.layers import conv1x1
 
 Params = dict[str, Any]
@@ -120,7 +121,7 @@ class VectorQuantizer(Quantizer):
 
     def check(self) -> None:
         """Raises ValueError for an unknown estimator, and where the codebook has a loss and no gradient."""
-        check_estimator(self.estimator)
+        check_known("quantizer.estimator", self.estimator, ESTIMATORS)
         if self.ema and self.codebook_weight:
             raise ValueError(
                 "`config.quantizer.codebook_weight` must be 0 with quantizer.ema, whose codebook gets no gradient; got "
@@ -209,7 +210,7 @@ class SimVQ(Quantizer):
 
     def check(self) -> None:
         """Raises ValueError for an unknown estimator."""
-        check_estimator(self.estimator)
+        check_known("quantizer.estimator", self.estimator, ESTIMATORS)
 
     def setup(self):
         d = self.embed_dim
@@ -438,11 +439,3 @@ def quantize(
     }
     loss = codebook_weight * terms["codebook_loss"] + commitment_weight * terms["commitment_loss"]
     return Quantized(ESTIMATORS[estimator](latents, codes), indices, latents, codes, loss, terms)
-
-
-def check_estimator(name: str) -> None:
-    """Raises ValueError for an unknown one."""
-    if name not in ESTIMATORS:
-        raise ValueError(
-            f"`config.quantizer.estimator` must be one of {', '.join(ESTIMATORS)}; got {name!r}. Choose one."
-        )

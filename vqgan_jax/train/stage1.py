@@ -18,9 +18,10 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from vqgan_jax import config as configs
 from vqgan_jax import losses, pictures
 from vqgan_jax.data.views import FIELDS
+from vqgan_jax.nn.augment import augment
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.codebooks import neighbours
-from vqgan_jax.nn.discriminator import PatchDiscriminator
+from vqgan_jax.nn.discriminator import Discriminator
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_input, to_output
 from vqgan_jax.nn.quantizer import Quantized
@@ -30,6 +31,7 @@ from vqgan_jax.train.state import TrainState, in_parts, make_optimizer, moving_a
 Metrics = dict[str, Array]
 Tree = dict[str, Any]
 Batch = dict[str, Array]
+PERTURB, REAL, FAKE = 10, 11, 12  # folded into a key whose first few splits are used elsewhere
 
 
 class Codes(NamedTuple):
@@ -54,7 +56,7 @@ class Stage1:
     """
 
     model: VQGAN
-    discriminator: PatchDiscriminator | None
+    discriminator: Discriminator | None
     lpips: LPIPS
     optimizers: dict[str, optax.GradientTransformation]
     loss: configs.Loss
@@ -88,7 +90,7 @@ class Stage1:
             discriminator=config.make_discriminator(),
             lpips=LPIPS(config.loss.lpips_dropout, jnp.dtype(config.model.dtype)),
             optimizers={name: make_optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
-            loss=config.loss,
+            loss=config.loss.in_steps(config.steps),
             perturb=config.perturb,
             ema_decay=optimizer.ema_decay,
             accumulate=config.accumulate,
@@ -158,6 +160,8 @@ class Stage1:
             variables = self.discriminator.init(keys[2], recon, train=True)
             params["discriminator"] = variables["params"]
             stats["discriminator"] = variables.get("batch_stats", {})
+            if self.loss.lecam_weight:
+                stats["lecam"] = losses.LeCam(jnp.zeros(()), jnp.zeros(()))
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -202,6 +206,9 @@ class Stage1:
                 disc_stats, (more, terms), _ = in_parts(self.accumulate, part, disc_stats, batch["image"], keys[2:3])
                 grads, metrics = grads | more, metrics | terms
             stats["discriminator"] = disc_stats
+            if self.loss.lecam_weight:
+                decay, means = self.loss.lecam_decay, losses.LeCam(metrics["logits_real"], metrics["logits_fake"])
+                stats["lecam"] = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, stats["lecam"], means)
             new = self.apply_gradients(state, "discriminator", grads["discriminator"])
             params["discriminator"], opt_state["discriminator"] = new
             metrics |= {"disc_grad_norm": optax.tree.norm(grads["discriminator"])}
@@ -241,7 +248,8 @@ class Stage1:
 
         if self.discriminator is not None:
             adversarial = losses.ADVERSARIAL[loss.adversarial]
-            logits_fake, pull_fake, disc_stats = self.discriminate(state.params["discriminator"], disc_stats, x_hat)
+            params = state.params["discriminator"]
+            logits_fake, pull_fake, disc_stats = self.discriminate(params, disc_stats, x_hat, keys[0], FAKE)
 
             # L_GAN of the generator, and its gradient at the reconstruction.
             mean_loss = lambda logits: adversarial.generator_loss(logits).mean()
@@ -258,8 +266,8 @@ class Stage1:
             metrics |= {"generator_loss": generator_loss, "adaptive_weight": weight, "disc_gate": gate}
 
             if loss.shared_forward:
-                logits_real, pull_real, disc_stats = self.discriminate(state.params["discriminator"], disc_stats, x)
-                by_logits, terms = self.discriminator_loss(state.step, logits_real, logits_fake)
+                logits_real, pull_real, disc_stats = self.discriminate(params, disc_stats, x, keys[0], REAL)
+                by_logits, terms = self.discriminator_loss(state, logits_real, logits_fake)
                 of_both = pull_real(by_logits[0])[0], pull_fake(by_logits[1])[0]
                 grads["discriminator"], metrics = jax.tree.map(jnp.add, *of_both), metrics | terms
 
@@ -272,9 +280,9 @@ class Stage1:
         """Returns the same of the discriminator alone, at what the updated generator reconstructs (published order)."""
         x, params = self.inputs(images), state.params["discriminator"]
         x_hat, _ = self.forward(state.step, generator, x, keys[0])
-        logits_real, pull_real, disc_stats = self.discriminate(params, disc_stats, x)
-        logits_fake, pull_fake, disc_stats = self.discriminate(params, disc_stats, x_hat)
-        by_logits, metrics = self.discriminator_loss(state.step, logits_real, logits_fake)
+        logits_real, pull_real, disc_stats = self.discriminate(params, disc_stats, x, keys[0], REAL)
+        logits_fake, pull_fake, disc_stats = self.discriminate(params, disc_stats, x_hat, keys[0], FAKE)
+        by_logits, metrics = self.discriminator_loss(state, logits_real, logits_fake)
         grads = jax.tree.map(jnp.add, pull_real(by_logits[0])[0], pull_fake(by_logits[1])[0])
         return disc_stats, ({"discriminator": grads}, metrics), None
 
@@ -287,7 +295,7 @@ class Stage1:
             return self.model.apply({"params": generator}, x, train=True, step=step, rngs=rngs)
         apply = functools.partial(self.model.apply, {"params": generator}, train=True, rngs=rngs)
         quantized = apply(x, step=step, method="encode")
-        codes = self.perturbed(step, generator, quantized, jax.random.fold_in(key, 0))
+        codes = self.perturbed(step, generator, quantized, jax.random.fold_in(key, PERTURB))
         return apply(codes, method="decode"), quantized
 
     def perturbed(
@@ -317,30 +325,38 @@ class Stage1:
         return total, terms
 
     def discriminate(
-        self, params: Tree, stats: Tree, images: Float[Array, "b H W c"]
+        self, params: Tree, stats: Tree, images: Float[Array, "b H W c"], key: jax.Array, number: int
     ) -> tuple[Float[Array, "b h w"], Callable[[Array], tuple[Tree, Array]], Tree]:
         """Returns logits of one batch, the pull of their gradients to (parameters, batch), and new running statistics.
 
-        Real and reconstructed images are two batches: they never share BatchNorm's statistics.
+        Real and reconstructed images are two batches: they never share BatchNorm's statistics. `key` and `number`
+        are of their augmentation, through which the gradients pass.
         """
 
         def apply(params: Tree, images: Array) -> tuple[Array, Tree]:
             variables = {"params": params, "batch_stats": stats}
-            logits, changed = self.discriminator.apply(variables, images, train=True, mutable=["batch_stats"])
+            shown = augment(images, self.loss.disc_augment, jax.random.fold_in(key, number))
+            logits, changed = self.discriminator.apply(variables, shown, train=True, mutable=["batch_stats"])
             return logits, changed.get("batch_stats", {})
 
         return jax.vjp(apply, params, images, has_aux=True)
 
     def discriminator_loss(
-        self, step: Int[Array, ""], logits_real: Float[Array, "b h w"], logits_fake: Float[Array, "b h w"]
+        self, state: TrainState, logits_real: Float[Array, "b h w"], logits_fake: Float[Array, "b h w"]
     ) -> tuple[tuple[Array, Array], Metrics]:
         """Returns the gradients of the loss by both logits, zero before `disc_train_start`, and metrics."""
-        gate = (step >= self.loss.disc_train_start).astype(jnp.float32)
-        adversarial = losses.ADVERSARIAL[self.loss.adversarial]
-        gated = lambda *logits: gate * adversarial.discriminator_loss(*logits).mean()
-        value, by_logits = jax.value_and_grad(gated, argnums=(0, 1))(logits_real, logits_fake)
-        means = {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
-        return by_logits, {"discriminator_loss": value} | means
+        gate = (state.step >= self.loss.disc_train_start).astype(jnp.float32)
+
+        def weighted(*logits: Array) -> tuple[Array, Metrics]:
+            value = losses.ADVERSARIAL[self.loss.adversarial].discriminator_loss(*logits).mean()
+            if not self.loss.lecam_weight:
+                return gate * value, {"discriminator_loss": gate * value}
+            lecam = losses.lecam_loss(*logits, state.stats["lecam"])
+            terms = {"discriminator_loss": gate * value, "lecam_loss": gate * lecam}
+            return gate * (value + self.loss.lecam_weight * lecam), terms
+
+        by_logits, metrics = jax.grad(weighted, argnums=(0, 1), has_aux=True)(logits_real, logits_fake)
+        return by_logits, metrics | {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
 
     def apply_gradients(self, state: TrainState, name: str, grads: Tree) -> tuple[Tree, Any]:
         """Returns new parameters and optimiser state of one network."""

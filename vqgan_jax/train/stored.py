@@ -12,7 +12,7 @@ from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.nn import fields
 from vqgan_jax.nn.fields import section_of
 
-VERSION = 3
+VERSION = 4
 
 # Keys that came while configs had no version yet, each with what the program did before it.
 SHARED: dict[str, Any] = {
@@ -138,5 +138,15 @@ def from_version_2(nested: dict[str, Any]) -> dict[str, Any]:
     return nested if nested.get("stage") == 1 else with_added(nested, {"transformer": {"kind": "transformer"}})
 
 
+def from_version_3(nested: dict[str, Any]) -> dict[str, Any]:
+    """Returns version 4: what it added does, by default, what the program did without it."""
+    return nested
+
+
 # Number n leads to version n + 1.
-STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (from_no_version, from_version_1, from_version_2)
+STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
+    from_no_version,
+    from_version_1,
+    from_version_2,
+    from_version_3,
+)
