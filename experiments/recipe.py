@@ -140,6 +140,14 @@ LATER_CODES: dict[str, dict[str, Any]] = {
 }
 
 
+# What later work made of the adversary, for a laptop page; no figure of ours yet.
+ADVERSARIES: dict[str, dict[str, Any]] = {
+    "patch_v2": {"discriminator.kind": "patch_v2", "discriminator.channels": 32, "discriminator.num_stages": 2},
+    "lecam": {"loss.lecam_weight": 0.05},
+    "augmented": {"loss.disc_augment": ("color", "translation", "cutout")},
+}
+
+
 def maps(kind: str, *, tokenizer: str, condition: str, codebook_size: int = 1024, factor: int = 16) -> dict[str, Any]:
     """A prior over the 16 x 16 codes of crops, each told by as many codes of a map; both f`factor`."""
     return {

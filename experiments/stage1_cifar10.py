@@ -6,7 +6,7 @@
 Each image becomes 8 x 8 codes: 1024 codes a step of 16 images, for a codebook of 512.
 """
 
-from recipe import CODEBOOKS, LATER_CODES, PAPER_CODES, laptop_stage1, paper_stage1
+from recipe import ADVERSARIES, CODEBOOKS, LATER_CODES, PAPER_CODES, laptop_stage1, paper_stage1
 
 from vqgan_jax.config import choose, stage1, vary
 
@@ -14,6 +14,7 @@ VARIANTS = {
     "base": {},  # step 4000, 512 test images: 23.0 dB, LPIPS 0.175, all codes used, perplexity 492 (36 busy minutes)
     **CODEBOOKS,
     **LATER_CODES,
+    **ADVERSARIES,
     "no_disc": {"loss.disc_weight": 0.0},
     "paper": paper_stage1(batch_size=16, disc_start=2_000) | PAPER_CODES | {"data.resize": (32, 32)},
 }

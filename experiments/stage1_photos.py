@@ -6,7 +6,7 @@ Eleven photographs and textures out of scikit-image; each step draws four crops 
 rightmost fifth of every photograph is held out. f4: 16 x 16 codes a crop, 1024 codes a step for a codebook of 512.
 """
 
-from recipe import CODEBOOKS, LATER_CODES, PAPER_CODES, laptop_stage1, paper_stage1
+from recipe import ADVERSARIES, CODEBOOKS, LATER_CODES, PAPER_CODES, laptop_stage1, paper_stage1
 
 from vqgan_jax.config import choose, stage1, vary
 
@@ -15,6 +15,7 @@ VARIANTS = {
     "quick": {"steps": 700, "loss.disc_start": 350},  # what `vqgan quickstart` trains
     **CODEBOOKS,
     **LATER_CODES,
+    **ADVERSARIES,
     "no_disc": {"loss.disc_weight": 0.0},
     "l1_only": {"loss.disc_weight": 0.0, "loss.perceptual_weight": 0.0},
     "strong_disc": {"loss.disc_weight": 0.8},  # from step 800 of 1600: 22.6 dB fell to 21.0, LPIPS 0.32 rose to 0.35

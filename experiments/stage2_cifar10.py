@@ -13,6 +13,7 @@ VARIANTS = {
     "base": {},  # cached, steps=3200: 4.72 nats a token of 1024 test images, 6.24 if uniform; 30 minutes
     "cached": {"data.source": "tokens:runs/cifar10_tokens"},
     "unconditional": {"condition.kind": "none", "condition.drop": 0.0},
+    "muon": {"optimizer.matrices": "muon"},
     "guided": {"sampling.guidance": 2.0},
     "paper": paper_stage2(batch_size=32),
 }

@@ -135,7 +135,7 @@ class TokenLoss:
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-    """Adam, and how its learning rate goes; the defaults are those of stage 2."""
+    """Adam or Muon, and how the learning rate goes; the defaults are those of stage 2."""
 
     learning_rate: float = 4e-4
     b1: float = 0.9
@@ -146,11 +146,13 @@ class Optimizer:
     warmup_steps: int = 10_000
     final_fraction: float = 0.05  # of the learning rate, at the end of the cosine
     ema_decay: float = 0.9999  # of the parameters; 0 is off
+    matrices: str = "adam"  # adam | muon: what moves the kernels of a transformer's layers; all else moves by Adam
     nonfinite: str = "stop"  # stop | skip a step whose losses or gradients are not finite
 
     def check(self) -> None:
         """Raises ValueError for an unknown choice."""
         check_known("optimizer.schedule", self.schedule, ("constant", "cosine"))
+        check_known("optimizer.matrices", self.matrices, ("adam", "muon"))
         check_known("optimizer.nonfinite", self.nonfinite, ("stop", "skip"))
 
 

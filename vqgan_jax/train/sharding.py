@@ -26,7 +26,7 @@ AVERAGES = r"opt_state/|ema/"  # what only the end of a step reads
 # dimension only: cut along in and out on a mesh of data=2, fsdp=2, tensor=2 the gradient of a convolution on small maps
 # comes out of XLA's partitioner 1% wrong (jax 0.10.2, CPU; tests/train/test_devices.py trains on that mesh).
 RULES: tuple[tuple[str, P], ...] = (
-    (r"/(bias|scale|loc|mean|var|hits|step|count|real|fake)$|^step$", P()),
+    (r"/(bias|scale|loc|mean|var|hits|step|count|real|fake|ns_coeffs)$|^step$", P()),
     (r"/(conv_out|pre_quantizer)/kernel$", P(None, None, BOTH, None)),  # few channels go out
     (r"layers/qkv/kernel$", P(None, "fsdp", None, "tensor", None)),  # layer, width, q k v, heads, width of a head
     (r"layers/proj/kernel$", P(None, "tensor", None, "fsdp")),

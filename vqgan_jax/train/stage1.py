@@ -308,7 +308,7 @@ class Stage1:
         rate = 1.0 if first == last else 1.0 - jnp.clip((step - first) / (last - first), 0.0, 1.0)
         image = jax.random.bernoulli(keys[0], self.perturb.share, (len(indices), 1, 1))
         code = jax.random.bernoulli(keys[1], rate, indices.shape)
-        codebook = jax.lax.stop_gradient(lookup(jnp.arange(quantizer.codebook_size)))
+        codebook: Any = jax.lax.stop_gradient(lookup(jnp.arange(quantizer.codebook_size)))
         near = codebook[neighbours(indices, codebook, self.perturb.neighbours, keys[2])]
         moved = quantized.quantized + jax.lax.stop_gradient(near - quantized.quantized)
         return jnp.where((image & code)[..., None], moved, quantized.quantized)
@@ -347,11 +347,11 @@ class Stage1:
         """Returns the gradients of the loss by both logits, zero before `disc_train_start`, and metrics."""
         gate = (state.step >= self.loss.disc_train_start).astype(jnp.float32)
 
-        def weighted(*logits: Array) -> tuple[Array, Metrics]:
-            value = losses.ADVERSARIAL[self.loss.adversarial].discriminator_loss(*logits).mean()
+        def weighted(real: Array, fake: Array) -> tuple[Array, Metrics]:
+            value = losses.ADVERSARIAL[self.loss.adversarial].discriminator_loss(real, fake).mean()
             if not self.loss.lecam_weight:
                 return gate * value, {"discriminator_loss": gate * value}
-            lecam = losses.lecam_loss(*logits, state.stats["lecam"])
+            lecam = losses.lecam_loss(real, fake, state.stats["lecam"])
             terms = {"discriminator_loss": gate * value, "lecam_loss": gate * lecam}
             return gate * (value + self.loss.lecam_weight * lecam), terms
 

@@ -1,5 +1,7 @@
 """The training state of both stages, and what the steps of both do with it: parts of a batch, averages, skipping."""
 
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from vqgan_jax import config as configs
 
@@ -103,12 +106,51 @@ def schedule(config: configs.Optimizer, peak: float, steps: int) -> optax.Schedu
 
 
 def make_optimizer(config: configs.Optimizer, peak: float, steps: int) -> optax.GradientTransformation:
-    """Adam; global clipping in front and decoupled weight decay of kernels and codebook behind, where they are on."""
+    """Adam, or Muon where `config.matrices` says so; global clipping in front and decoupled weight decay behind.
+
+    Only kernels and codebook decay.
+    """
     decayed = lambda path, _: jax.tree_util.keystr(path[-1:], simple=True) in ("kernel", "codebook")
     mask = lambda params: jax.tree_util.tree_map_with_path(decayed, params)
-    decay = optax.add_decayed_weights(config.weight_decay, mask=mask)
+    adam = optax.scale_by_adam(config.b1, config.b2, eps=1e-8)
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    parts += [optax.scale_by_adam(config.b1, config.b2, eps=1e-8)]
-    parts += [decay] if config.weight_decay else []
+    parts += [adam if config.matrices == "adam" else optax.partition({"muon": muon(), "adam": adam}, kinds_of_leaves)]
+    parts += [optax.add_decayed_weights(config.weight_decay, mask=mask)] if config.weight_decay else []
     parts += [optax.scale_by_learning_rate(schedule(config, peak, steps))]
     return optax.chain(*parts)
+
+
+# Kernels that are stacks of matrices: which of their axes are the input and which the output of a matrix. All others
+# (layers; queries, keys and values) number the matrices. Embedding, head and what is no matrix stay with Adam.
+MATRICES = (
+    (r"layers/qkv/kernel$", ((1,), (3, 4))),
+    (r"layers/proj/kernel$", ((1, 2), (3,))),
+    (r"layers/(up|gate|down)/kernel$", ((1,), (2,))),
+)
+
+
+def matrix_axes(path: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The input and output axes of a leaf by its path; None for what is no matrix."""
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    return next((axes for pattern, axes in MATRICES if re.search(pattern, name)), None)
+
+
+def kinds_of_leaves(params: Any) -> Any:
+    """By which optimiser each leaf moves."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: "muon" if matrix_axes(path) else "adam", params)
+
+
+def muon() -> optax.GradientTransformation:
+    """Steps along momentum made orthogonal (Jordan et al. 2024), as long as Adam's steps mostly are.
+
+    With a root mean square of 0.2 for a square matrix (Liu et al. 2025, section 2.2) Adam's learning rate serves.
+    """
+    numbers = lambda path, _: MuonDimensionNumbers(*(matrix_axes(path) or ()))
+    axes = lambda updates: jax.tree_util.tree_map_with_path(numbers, updates)
+
+    def scaled(path: tuple[Any, ...], update: jax.Array) -> jax.Array:
+        sizes = [math.prod(update.shape[axis] for axis in group) for group in matrix_axes(path) or ()]
+        return 0.2 * max(sizes) ** 0.5 * update
+
+    scale = optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scaled, updates))
+    return optax.chain(scale_by_muon(weight_dimension_numbers=axes), scale)
