@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from torch_files import Call, Global, Ordered, tensor
 
-from vqgan_jax import ordering
+from vqgan_jax import convert, ordering
 from vqgan_jax.convert import trees
 from vqgan_jax.convert.tensors import Checkpoint, Tensor
 
@@ -262,9 +263,39 @@ def checkpoint(arrays: dict[str, np.ndarray], **other: object) -> Checkpoint:
     return Checkpoint({name: as_tensor(array) for name, array in arrays.items()}, other)
 
 
+def lightning(arrays: dict[str, np.ndarray], rng: np.random.Generator) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A file of upstream's trainer, with Adam's moments and an object of a class that is not here; and the moments."""
+    numbers = iter(range(10**6))
+    store = lambda array: tensor(str(next(numbers)), array)
+    parts = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")
+    groups = [
+        [name for part in parts for name in arrays if name.startswith(part)],
+        [n for n in arrays if n.startswith("loss.discriminator.") and n.endswith((".weight", ".bias"))],
+    ]
+    moments = [[rng.standard_normal(arrays[n].shape).astype(np.float32) for n in group] for group in groups]
+    states = [
+        {
+            "state": {i: {"step": 5, "exp_avg": store(m), "exp_avg_sq": store(m * m)} for i, m in enumerate(group)},
+            "param_groups": [{"lr": 5.4e-5, "betas": (0.5, 0.9), "params": list(range(len(group)))}],
+        }
+        for group in moments
+    ]
+    file = {
+        "epoch": 3,
+        "global_step": 40,
+        "pytorch-lightning_version": "1.0.8",
+        "callbacks": {Global("pytorch_lightning.callbacks", "ModelCheckpoint"): {"best_model_score": 0.5}},
+        "optimizer_states": states,
+        "lr_schedulers": [],
+        "state_dict": Ordered((name, store(array)) for name, array in arrays.items()),
+        "hyper_parameters": Call(Global("omegaconf.dictconfig", "DictConfig"), ({},), {"_content": {}}),
+    }
+    return file, [dict(zip(group, each, strict=True)) for group, each in zip(groups, moments, strict=True)]
+
+
 def load(format: Any, opened: Checkpoint, **options: Any) -> trees.Converted:
     """A model of a format, with all its arrays read."""
-    return trees.read(format.plan(opened, **options))
+    return trees.read(convert.plan(opened, format.__name__.rpartition(".")[2], **options))
 
 
 def dtype(name: str) -> type:

@@ -19,6 +19,12 @@ from vqgan_jax.convert.read import open_checkpoint
 from vqgan_jax.convert.tensors import ConvertError
 
 WRITERS = [pytest.param(write_zip, id="zip"), pytest.param(write_legacy, id="legacy")]
+CONTAINERS = {  # that hold arrays by name
+    "zip": lambda path, arrays: write_zip(path, {name: tensor(name, array) for name, array in arrays.items()}),
+    "legacy": lambda path, arrays: write_legacy(path, {name: tensor(name, array) for name, array in arrays.items()}),
+    "safetensors": write_safetensors,
+    "msgpack": write_msgpack,
+}
 
 
 def assert_reads(found, expected):
@@ -33,12 +39,11 @@ def assert_reads(found, expected):
 # What comes out
 
 
-@pytest.mark.parametrize("write", WRITERS)
-def test_types_of_elements(write, tmp_path):
-    path = write(tmp_path / "file", {name: tensor(name, array) for name, array in arrays().items()})
-    tensors, other = open_checkpoint(path)
-    assert other == {}
-    assert list(tensors) == list(arrays())
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_types_of_elements(container, tmp_path):
+    tensors, other = open_checkpoint(CONTAINERS[container](tmp_path / "file", arrays()))
+    assert other == ({"__metadata__": {"format": "pt"}} if container == "safetensors" else {})
+    assert set(tensors) == set(arrays())
     for name, array in arrays().items():
         assert_reads(tensors[name], array)
 
@@ -93,55 +98,36 @@ def filled(tree):
     return {k: filled(v) if type(v) is dict else tensor("0", BASE) if v == 0 else v for k, v in tree.items()}
 
 
-def test_safetensors(tmp_path):
-    tensors, other = open_checkpoint(write_safetensors(tmp_path / "file", arrays()))
-    assert other == {"__metadata__": {"format": "pt"}}
-    assert set(tensors) == set(arrays())
-    for name, array in arrays().items():
-        assert_reads(tensors[name], array)
-
-
-def test_flax(tmp_path, monkeypatch):
+def test_trees_of_flax(tmp_path, monkeypatch):
     monkeypatch.setattr(flax.serialization, "MAX_CHUNK_SIZE", 200)
-    tree = {
-        "params": {"encoder": arrays(), "large": BASE.reshape(10, 12)},
-        "step": 7,
-        "z": [1, -3, 1e-3, None, 2j, "ü"],
-    }
-    tensors, other = open_checkpoint(write_msgpack(tmp_path / "file", tree | {"t": np.float32(0.5)}))
-    assert other == {"step": 7, "z": [1, -3, 1e-3, None, 2j, "ü"]}
-    assert len(tensors) == len(arrays()) + 2
-    for name, array in arrays().items():
-        assert_reads(tensors[f"params/encoder/{name}"], array)
+    other = {"step": 7, "z": [1, -3, 1e-3, None, 2j, "ü"]}
+    tree = {"params": {"encoder": {"a": BASE}, "large": BASE.reshape(10, 12)}, "t": np.float32(0.5)}
+    tensors, rest = open_checkpoint(write_msgpack(tmp_path / "file", tree | other))
+    assert rest == other
+    assert sorted(tensors) == ["params/encoder/a", "params/large", "t"]
     np.testing.assert_array_equal(tensors["params/large"].read(), tree["params"]["large"])
     assert tensors["t"].read() == np.float32(0.5)
 
 
 @pytest.mark.parametrize(
-    ("name", "write"), [("x.safetensors", write_safetensors), ("flax_model.msgpack", write_msgpack)]
+    ("name", "container"), [("x.safetensors", "safetensors"), ("flax_model.msgpack", "msgpack"), ("x.bin", "zip")]
 )
-def test_folders(name, write, tmp_path):
+def test_folders(name, container, tmp_path):
     with pytest.raises(ConvertError, match=r"config\.json"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text('{"latent_channels": 4}')
     with pytest.raises(ConvertError, match="it has none"):
         open_checkpoint(tmp_path)
-    write(tmp_path / name, arrays())
+    CONTAINERS[container](tmp_path / name, arrays())
     tensors, other = open_checkpoint(tmp_path)
     assert set(tensors) == set(arrays())
     assert other["config"] == {"latent_channels": 4}
-    write(tmp_path / f"again.{name}", arrays())
+    CONTAINERS[container](tmp_path / f"again.{name}", arrays())
     with pytest.raises(ConvertError, match="one file"):
         open_checkpoint(tmp_path)
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ConvertError, match=r"config\.json"):
         open_checkpoint(tmp_path)
-
-
-def test_a_folder_with_a_pickle(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    write_zip(tmp_path / "diffusion_pytorch_model.bin", {"a": tensor("0", BASE)})
-    assert_reads(open_checkpoint(tmp_path).tensors["a"], BASE)
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -197,12 +183,11 @@ def test_six_gigabytes_open_in_little_memory(tmp_path):
     assert time.perf_counter() - began < 10
 
 
-@pytest.mark.parametrize("write", [*WRITERS, pytest.param(write_safetensors, id="safetensors")])
-def test_tensors_are_mapped_when_they_are_read(write, tmp_path):
-    values = {"a": BASE} if write is write_safetensors else {"a": tensor("0", BASE)}
-    path = write(tmp_path / "file", values)
+@pytest.mark.parametrize("container", ["zip", "legacy", "safetensors"])
+def test_tensors_are_mapped_when_they_are_read(container, tmp_path):
+    path = CONTAINERS[container](tmp_path / "file", {"a": BASE})
     tensors = open_checkpoint(path).tensors
-    assert write is write_legacy or not tensors["a"].read().flags.owndata, "there it may lie at an odd place"
+    assert container == "legacy" or not tensors["a"].read().flags.owndata, "there it may lie at an odd place"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ConvertError, match="must stay as it was"):
         tensors["a"].read()
@@ -212,10 +197,6 @@ def test_bytes_that_are_no_truth_values(tmp_path):
     odd = np.array([0, 1, 2, 255], np.uint8).view(bool)
     read = open_checkpoint(write_zip(tmp_path / "file", {"a": tensor("0", odd)})).tensors["a"].read()
     assert read.view(np.uint8).tolist() == [0, 1, 1, 1]
-
-
-def test_torch_is_not_imported():
-    assert "torch" not in sys.modules
 
 
 # What is refused
@@ -306,8 +287,8 @@ def test_a_checksum_that_does_not_fit(tmp_path):
         ({"protocol": 1000}, "protocol 1001"),
         ({"system": {"little_endian": False}}, "little-endian"),
         ({"system": {}}, "little-endian"),
-        ({"magic": 7}, "is a number"),
-        ({"keys": []}, "'0' must have 120 elements from 0 on"),
+        ({"magic": 7}, "must be a dict of tensors"),
+        ({"keys": []}, "'0' must have 480 bytes"),
         ({"keys": ["0", "0"]}, "named once"),
         ({"keys": ["1"]}, "named once"),
         ({"keys": [1]}, "named once"),
@@ -315,7 +296,7 @@ def test_a_checksum_that_does_not_fit(tmp_path):
         ({"counts": {"0": 121}}, "must be whole"),
         ({"counts": {"0": -5}}, "must be whole"),
         ({"counts": {"0": 2**62}}, "must be whole"),
-        ({"counts": {"0": 100}}, "must have 120 elements from 0 on; the file has 400 bytes"),
+        ({"counts": {"0": 100}}, "must have 480 bytes; the file has 400 bytes"),
     ],
     ids=str,
 )
@@ -427,17 +408,17 @@ def test_a_truncated_file_is_refused_or_is_as_it_was(tmp_path):
     """Only whole files open: all containers tell where they end."""
     for path in samples(tmp_path):
         data = path.read_bytes()
-        for stop in [*range(0, len(data), max(1, len(data) // 40)), len(data) - 1]:
+        for stop in [*range(0, len(data), max(1, len(data) // 25)), len(data) - 1]:
             path.write_bytes(data[:stop])
             refused(path, "must")
 
 
 def test_mutated_files_open_or_are_refused(tmp_path):
+    """A few of each container; `benchmarks/fuzz_convert.py` goes on for as long as you like."""
     rng = random.Random(0)
     for path in samples(tmp_path):
         data = path.read_bytes()
         assert try_to_read(path)
-        until = time.monotonic() + 1
-        while time.monotonic() < until:
+        for _ in range(60):
             path.write_bytes(mutated(data, rng))
             try_to_read(path)

@@ -3,19 +3,36 @@
 import functools
 import math
 
+import jax
 import published
 import pytest
-from flax.traverse_util import flatten_dict
 from published import MODELS, VQ, Net2Net
 
 from vqgan_jax import config as configs
-from vqgan_jax import models
 from vqgan_jax.convert import taming
 from vqgan_jax.convert.tensors import ConvertError
 from vqgan_jax.nn import fields
 from vqgan_jax.nn.quantizer import GumbelQuantizer, VectorQuantizer
 
-TOKENIZERS = [name for name, model in MODELS.items() if isinstance(model, VQ)]
+# Tensors, their elements, and md5 of the lines "name, tab, shape" of the lists that upstream's own modules gave.
+LISTS = {
+    "vqgan_imagenet_f16_1024": (398, 89_625_293, "c62de14ec33b"),
+    "vqgan_imagenet_f16_16384": (392, 91_454_156, "f7ddd6030998"),
+    "vqgan_actnorm_variant": (395, 89_624_397, "bfeee513ae51"),
+    "vqgan_gumbel_f8_8192": (301, 68_995_971, "5106d04ac2ce"),
+    "vq_f8_openimages_16384_ldm": (299, 67_717_295, "71f27ea82369"),
+    "vq_f8_openimages_256_ldm": (299, 67_652_783, "b888c8106d1d"),
+    "vqseg_coco_183": (344, 72_557_148, "322538c70fa6"),
+    "vqgan_8192": (343, 73_976_707, "44a8056a87d9"),
+    "cin_transformer_1p4B": (1164, 1_489_860_483, "6a7d7e437f6c"),
+    "drin_transformer": (1099, 455_503_108, "b96919299194"),
+    "faceshq_transformer": (756, 383_366_019, "4bd1efa765a7"),
+    "sflckr_transformer": (1100, 455_920_859, "03b623e8870b"),
+    "uncond_24x1664": (756, 875_512_963, "9bc285f3cdba"),
+    "coco_scene": (1028, 1_054_697_219, "11ae99278e85"),
+    "oi_scene": (960, 1_123_974_595, "c789bd484953"),
+    "is_first_stage_permuter": (727, 145_072_134, "8d32570f774b"),
+}
 PRIORS = [name for name, model in MODELS.items() if isinstance(model, Net2Net)]
 
 
@@ -25,55 +42,16 @@ def planned(name):
     return taming.plan(published.hollow(MODELS[name]), num_heads=4 if "permuter" in name else None)
 
 
-@functools.cache
-def tokenizer_state(config):
-    return models.state_shapes(config)
-
-
-def shapes(tree):
-    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(tree, sep="/").items()}
-
-
-def size(tree):
-    return sum(math.prod(shape) for shape in shapes(tree).values())
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_every_tensor_of_a_published_list_has_its_place(name):
-    report = planned(name).report
+    """The list is upstream's to the letter, and what it makes is the config of a run."""
+    listed, report, config = dict(MODELS[name].names()), planned(name).report, planned(name).config
+    assert (len(listed), sum(map(math.prod, listed.values())), published.checksum(MODELS[name])) == LISTS[name]
     assert (report.missing, report.unexpected, report.misshaped) == ((), (), ())
-    names = [n for n, _ in MODELS[name].names()]
-    assert sorted(report.used + report.dropped) == sorted(names)
-    dropped = ("colorize", "mask", "num_batches_tracked", "initialized", "scaling_layer.shift", "scaling_layer.scale")
-    shared = "cond_stage_model." if name == "is_first_stage_permuter" else "nothing"
-    assert all(n.endswith(dropped) or n.startswith(shared) for n in report.dropped)
-
-
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_tokenizer_has_the_tree_of_a_run(name):
-    converted = planned(name)
-    state = tokenizer_state(converted.config)
-    assert shapes(converted.params) == shapes(state.params["generator"])
-    assert ("discriminator" in state.params) == ("discriminator" in converted.networks)
-    if "discriminator" in converted.networks:
-        assert shapes(converted.networks["discriminator"]) == shapes(state.params["discriminator"])
-        assert shapes(converted.stats["discriminator"]) == shapes(state.stats["discriminator"])
-        assert size(converted.networks["lpips"]) == 14_714_688 + 1_472  # VGG16's convolutions, and the heads
-
-
-@pytest.mark.parametrize("name", PRIORS)
-def test_a_prior_has_the_tree_of_a_run(name):
-    converted = planned(name)
-    state = models.state_shapes(converted.config)
-    assert shapes(converted.params) == shapes(state.params["transformer"])
-    for part in (converted.tokenizer, converted.condition):
-        if part is not None:
-            assert shapes(part.params) == shapes(tokenizer_state(part.config).params["generator"])
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_a_config_can_be_written_and_read(name):
-    config = planned(name).config
+    assert sorted(report.used + report.dropped) == sorted(listed)
+    dropped = ("colorize", "mask", "num_batches_tracked", "initialized")
+    unneeded = ("loss.perceptual_loss.", *(["cond_stage_model."] if name == "is_first_stage_permuter" else []))
+    assert all(n.endswith(dropped) or n.startswith(unneeded) for n in report.dropped)
     assert configs.read(fields.write(config)) == config
 
 
@@ -93,7 +71,7 @@ def test_a_config_can_be_written_and_read(name):
     ],
 )
 def test_published_sizes(name, parameters):
-    assert size(planned(name).params) == parameters
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(planned(name).params)) == parameters
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from published import VQ
 from test_other_names import hollow, to_llamagen
 
-from vqgan_jax import api, models, prior
+from vqgan_jax import api, convert, models, prior
 from vqgan_jax.convert import llamagen, names, trees
 from vqgan_jax.convert.tensors import ConvertError
 
@@ -157,15 +157,15 @@ def test_stored_rotations_tell_the_grid_and_are_dropped():
     ("arrays", "options", "message"),
     [
         ({}, {"num_heads": None}, "known for widths 768, 1024, 1280, 1536, 3200, this one is 24"),
-        ({}, {"num_codes": None}, "must be a square grid, which no tensor here tells; got none of width 24"),
-        ({}, {"num_codes": 8}, "got 8 of width 24"),
+        ({}, {"num_codes": None}, "must be a square grid; got none"),
+        ({}, {"num_codes": 8}, "must be a square grid; got 8"),
         ({"extra": np.zeros(1, np.float32)}, {}, r"unexpected \(1\): extra"),
         ({"norm.weight": np.zeros(3, np.float32)}, {}, r"misshaped \(1\): norm\.weight"),
     ],
 )
 def test_what_must_be_named_or_does_not_fit(arrays, options, message):
     with pytest.raises(ConvertError, match=message):
-        llamagen.plan_gpt(published.checkpoint(TINY | arrays), **(OPTIONS | options))
+        convert.plan(published.checkpoint(TINY | arrays), "llamagen_gpt", **(OPTIONS | options))
 
 
 # The tokenizer.

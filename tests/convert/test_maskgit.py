@@ -11,7 +11,7 @@ from test_other_names import hollow
 
 from vqgan_jax import api, models
 from vqgan_jax import config as configs
-from vqgan_jax.convert import maskgit, names
+from vqgan_jax.convert import maskgit
 from vqgan_jax.convert.read import open_checkpoint
 from vqgan_jax.convert.tensors import ConvertError
 from vqgan_jax.nn import fields
@@ -158,21 +158,19 @@ def test_the_published_tokenizer():
     }
 
 
-def test_a_file_of_flaxs_goes_in_and_back_bit_by_bit(tmp_path):
+def test_a_file_of_flaxs_goes_in_bit_by_bit(tmp_path):
     path = tmp_path / "tokenizer"
     path.write_bytes(serialization.msgpack_serialize(unflatten_dict(ARRAYS, sep="/")))
     converted = published.load(maskgit, open_checkpoint(path))
-    leaves = flatten_dict({"generator": converted.params}, sep="/")
-    entries = names.entries(maskgit.vq_model(len(LEVELS), BLOCKS), {path: leaf.shape for path, leaf in leaves.items()})
-    assert entries.keys() == ARRAYS.keys()
-    for name, entry in entries.items():
-        np.testing.assert_array_equal(names.take(entry, leaves[entry.path]), ARRAYS[name], err_msg=name)
+    for path, leaf in flatten_dict({"generator": converted.params}, sep="/").items():
+        name = maskgit.renamed(path, len(LEVELS), BLOCKS)
+        np.testing.assert_array_equal(leaf, ARRAYS[name], err_msg=name)
 
 
 def test_what_does_not_fit_is_told():
     with pytest.raises(ConvertError, match=r"unexpected \(1\): params/extra"):
         published.load(maskgit, published.checkpoint(ARRAYS | {"params/extra": np.zeros(1, np.float32)}))
-    with pytest.raises(ConvertError, match="must have `params/encoder/ResBlock_0`"):
+    with pytest.raises(ConvertError, match="`params/encoder/Conv_0/kernel`; it has none"):
         published.load(maskgit, published.checkpoint({"params/extra": np.zeros(1, np.float32)}))
 
 

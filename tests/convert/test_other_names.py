@@ -1,7 +1,10 @@
 """Diffusers, LlamaGen, DALL-E mini: upstream by other names. Each must become what upstream's own names become."""
 
+import functools
 import math
 import re
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,7 +14,8 @@ from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 from published import VQ
 
-from vqgan_jax.convert import dalle_mini, diffusers, llamagen, names, taming
+from vqgan_jax import convert
+from vqgan_jax.convert import dalle_mini, diffusers, taming, trees, write
 from vqgan_jax.convert.read import open_checkpoint
 from vqgan_jax.convert.tensors import ConvertError
 
@@ -65,124 +69,104 @@ def linear(name, array):
     return array[:, :, 0, 0] if ".attentions." in name and array.ndim == 4 else array
 
 
-def same_trees(ours, wanted):
-    ours, wanted = (flatten_dict(tree, sep="/") for tree in (ours, wanted))
+class Family(NamedTuple):
+    """A format, theirs for a name of taming's in a model of so many levels, and how their array lies."""
+
+    format: str
+    name: Callable[..., str]
+    array: Callable[[str, np.ndarray], np.ndarray] = lambda name, array: array
+
+
+FAMILIES = {
+    "diffusers": Family("diffusers", to_diffusers, linear),
+    "diffusers before 2023": Family("diffusers", functools.partial(to_diffusers, age="old"), linear),
+    "llamagen": Family("llamagen", to_llamagen),
+    "dalle_mini": Family("dalle_mini", lambda name, _: to_dalle_mini(name), lambda _, array: as_flax(array)),
+}
+
+
+def theirs(family, arrays, levels):
+    named = {family.name(name, levels): array for name, array in arrays.items()}
+    return {name: family.array(name, array) for name, array in named.items()}
+
+
+def same(ours, wanted):
     assert ours.keys() == wanted.keys()
-    for path, array in wanted.items():
-        np.testing.assert_array_equal(ours[path], array, err_msg=path)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
 
 
-@pytest.mark.parametrize("age", ["new", "old"])
-def test_diffusers_become_what_taming_becomes_and_go_back(age):
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_model_becomes_what_taming_becomes_and_goes_back(family):
     arrays = published.random(TINY)
-    theirs = {n: linear(n, a) for n, a in ((to_diffusers(n, 4, age), a) for n, a in arrays.items())}
-    converted = published.load(diffusers, published.checkpoint(theirs))
-    same_trees(converted.params, published.load(taming, published.checkpoint(arrays)).params)
-    leaves = flatten_dict({"generator": converted.params}, sep="/")
-    entries = diffusers.entries({path: array.shape for path, array in leaves.items()}, 4, old=age == "old")
-    assert entries.keys() == theirs.keys()
-    for name, entry in entries.items():
-        np.testing.assert_array_equal(names.take(entry, leaves[entry.path]), theirs[name], err_msg=name)
+    given = theirs(family, arrays, 4)
+    used = {"quantize.codebook_used": np.zeros(65536, np.int64)} if family.format == "llamagen" else {}
+    converted = trees.read(convert.plan(published.checkpoint(given | used), family.format))
+    assert converted.report.dropped == tuple(used)
+    assert converted.config.quantizer.unit_length == (family.format == "llamagen")
+    wanted = published.load(taming, published.checkpoint(arrays))
+    same(flatten_dict(converted.params, sep="/"), flatten_dict(wanted.params, sep="/"))
+    if family.format in write.NEEDS:
+        same(write.tensors(converted, family.format), theirs(FAMILIES[family.format], arrays, 4))
+    extra = published.checkpoint(given | {"extra": np.zeros(1, np.float32)})
+    with pytest.raises(ConvertError, match=r"unexpected \(1\): extra"):
+        convert.plan(extra, family.format)
+    assert jax.tree.leaves(convert.plan(extra, family.format, allow=["extra"]).params)
 
 
-def test_llamagen_becomes_what_taming_becomes_and_goes_back():
-    arrays = published.random(TINY)
-    theirs = {to_llamagen(name, 4): array for name, array in arrays.items()}
-    used = {"quantize.codebook_used": np.zeros(65536, np.int64)}
-    converted = published.load(llamagen, published.checkpoint(theirs | used))
-    same_trees(converted.params, published.load(taming, published.checkpoint(arrays)).params)
-    assert converted.report.dropped == ("quantize.codebook_used",)
-    assert converted.config.quantizer.unit_length
-    leaves = flatten_dict({"generator": converted.params}, sep="/")
-    entries = llamagen.entries({path: array.shape for path, array in leaves.items()}, 4)
-    assert entries.keys() == theirs.keys()
-    for name, entry in entries.items():
-        np.testing.assert_array_equal(names.take(entry, leaves[entry.path]), theirs[name], err_msg=name)
-
-
-def test_dalle_minis_become_what_taming_becomes_and_go_back(tmp_path):
-    """From a folder, as they come."""
-    arrays = published.random(TINY)
-    theirs = {to_dalle_mini(name): np.ascontiguousarray(as_flax(array)) for name, array in arrays.items()}
-    assert "encoder/down_3/attn_0/proj_out/kernel" in theirs
-    assert "decoder/mid/block_1/norm1/scale" in theirs
+def test_a_folder_of_dalle_minis_is_read(tmp_path):
+    arrays = theirs(FAMILIES["dalle_mini"], published.random(TINY), 4)
+    assert "encoder/down_3/attn_0/proj_out/kernel" in arrays
+    assert "decoder/mid/block_1/norm1/scale" in arrays
     (tmp_path / "config.json").write_text('{"n_embed": 16}')
-    tree = serialization.msgpack_serialize(unflatten_dict(theirs, sep="/"))
-    (tmp_path / "flax_model.msgpack").write_bytes(tree)
-    converted = published.load(dalle_mini, open_checkpoint(tmp_path))
-    same_trees(converted.params, published.load(taming, published.checkpoint(arrays)).params)
-    leaves = flatten_dict({"generator": converted.params}, sep="/")
-    entries = dalle_mini.entries({path: array.shape for path, array in leaves.items()})
-    assert entries.keys() == theirs.keys()
-    for name, entry in entries.items():
-        np.testing.assert_array_equal(names.take(entry, leaves[entry.path]), theirs[name], err_msg=name)
+    tree = unflatten_dict({name: np.ascontiguousarray(array) for name, array in arrays.items()}, sep="/")
+    (tmp_path / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    converted, wanted = (
+        published.load(dalle_mini, opened) for opened in (open_checkpoint(tmp_path), published.checkpoint(arrays))
+    )
+    jax.tree.map(np.testing.assert_array_equal, converted.params, wanted.params)
 
 
 def hollow(named):
     return published.checkpoint({name: np.broadcast_to(np.float32(0), shape) for name, shape in named.items()})
 
 
-def counted(planned):
-    leaves = flatten_dict(planned.params, sep="/").values()
-    return len(planned.report.used), sum(math.prod(leaf.shape) for leaf in leaves)
-
-
 @pytest.mark.parametrize(
-    ("multipliers", "tensors", "parameters"),
-    [((1, 1, 2, 2, 4), 343, 71_883_403), ((1, 2, 2, 4), 299, 70_109_835)],
-    ids=["ds16", "ds8"],
+    ("family", "model", "tensors", "parameters", "attention"),
+    [
+        ("llamagen", VQ((1, 1, 2, 2, 4), codes=16384, embed=8), 343, 71_883_403, (16,)),
+        ("llamagen", VQ((1, 2, 2, 4), codes=16384, embed=8), 299, 70_109_835, (32,)),
+        ("dalle_mini", VQ(codes=16384), 343, 76_073_859, (16,)),
+        ("diffusers", VQ(), 343, 72_141_699, (16,)),
+        ("diffusers before 2023", VQ(), 343, 72_141_699, (16,)),
+    ],
 )
-def test_llamagens_published_tokenizers(multipliers, tensors, parameters):
-    model = VQ(multipliers, codes=16384, embed=8)
-    named = {to_llamagen(name, len(multipliers)): shape for name, shape in model.names()}
-    planned = llamagen.plan(hollow(named))
-    assert counted(planned) == (tensors, parameters)
-    config = planned.config
-    assert (config.quantizer.codebook_size, config.quantizer.embed_dim) == (16384, 8)
-    assert (config.quantizer.codebook_weight, config.quantizer.commitment_weight) == (1.0, 0.25)
-
-
-def test_dalle_minis_f16():
-    shapes = {name: as_flax(np.broadcast_to(np.int8(0), shape)).shape for name, shape in VQ(codes=16384).names()}
-    planned = dalle_mini.plan(hollow({to_dalle_mini(name): shape for name, shape in shapes.items()}))
-    assert counted(planned) == (343, 76_073_859)
-    assert planned.config.model.attn_resolutions == (16,)
-
-
-def test_diffusers_f16_differs_in_28_shapes():
-    model = VQ()
-    named = {to_diffusers(name, 5): shape for name, shape in model.names()}
-    flat = {name: linear(name, np.broadcast_to(np.int8(0), shape)).shape for name, shape in named.items()}
-    assert sum(flat[name] != shape for name, shape in named.items()) == 28
-    planned = diffusers.plan(hollow(flat))
-    assert counted(planned) == (343, 72_141_699)
-    assert planned.config.model.attn_resolutions == (16,)
+def test_the_published_models(family, model, tensors, parameters, attention):
+    flat = {name: np.broadcast_to(np.int8(0), shape) for name, shape in model.names()}
+    flat = theirs(FAMILIES[family], flat, len(model.multipliers))
+    planned = convert.plan(hollow({name: array.shape for name, array in flat.items()}), FAMILIES[family].format)
+    leaves = jax.tree.leaves(planned.params)
+    assert (len(planned.report.used), sum(math.prod(leaf.shape) for leaf in leaves)) == (tensors, parameters)
+    assert planned.config.model.attn_resolutions == attention
+    q = planned.config.quantizer
+    assert (q.codebook_size, q.embed_dim) == (model.codes, model.embed)
+    # LlamaGen's beta is on the commitment.
+    assert (q.codebook_weight, q.commitment_weight) == ((1.0, 0.25) if family == "llamagen" else (0.25, 1.0))
 
 
 def test_diffusers_may_have_attention_in_the_middle_only():
-    named = {to_diffusers(n, 5): s for n, s in VQ().names() if not re.match(r"(en|de)coder\.(down|up)\.\d\.attn", n)}
-    flat = {name: linear(name, np.broadcast_to(np.int8(0), shape)).shape for name, shape in named.items()}
-    planned = diffusers.plan(hollow(flat))
-    assert counted(planned)[0] == 293
-    assert planned.config.model.attn_resolutions == ()
+    flat = {name: np.broadcast_to(np.int8(0), shape) for name, shape in VQ().names()}
+    middle = {n: a for n, a in flat.items() if not re.match(r"(en|de)coder\.(down|up)\.\d\.attn", n)}
+    given = theirs(FAMILIES["diffusers"], middle, 5)
+    planned = diffusers.plan(hollow({name: array.shape for name, array in given.items()}))
+    assert (len(planned.report.used), planned.config.model.attn_resolutions) == (293, ())
 
 
 def test_diffusers_settings_count():
-    theirs = {to_diffusers(name, 4): array for name, array in published.random(TINY).items()}
-    theirs = {name: linear(name, array) for name, array in theirs.items()}
-    load = lambda **settings: published.load(diffusers, published.checkpoint(theirs, config=settings))
+    arrays = theirs(FAMILIES["diffusers"], published.random(TINY), 4)
+    load = lambda **settings: diffusers.plan(published.checkpoint(arrays, config=settings))
     assert load(norm_num_groups=16).config.model.norm_groups == 16
     assert load(_class_name="VQModel").config.model.norm_groups == 32
     for settings in ({"norm_type": "spatial"}, {"_class_name": "AutoencoderKL"}):
         with pytest.raises(ConvertError, match=f"got {next(iter(settings.values()))!r}"):
             load(**settings)
-
-
-def test_what_is_left_over_is_told():
-    arrays = {to_llamagen(name, 4): array for name, array in published.random(TINY).items()}
-    with pytest.raises(ConvertError, match=r"unexpected \(1\): extra"):
-        published.load(llamagen, published.checkpoint(arrays | {"extra": np.zeros(1, np.float32)}))
-    allowed = published.load(
-        llamagen, published.checkpoint(arrays | {"extra": np.zeros(1, np.float32)}), allow=["extra"]
-    )
-    assert jax.tree.leaves(allowed.params)

@@ -3,7 +3,7 @@
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -53,23 +53,26 @@ def recognise(checkpoint: Checkpoint) -> str:
     for name, each in FORMATS.items():
         if any(sign in checkpoint.tensors for sign in each.signs):
             return name
+    first = ", ".join(list(checkpoint.tensors)[:3])
     raise ConvertError(
-        f"a checkpoint must be of one of the formats {', '.join(FORMATS)}; no name "
-        f"among its {len(checkpoint.tensors)} tensors tells one, they begin with "
-        f"{', '.join(list(checkpoint.tensors)[:3])}. Give another file."
+        f"a checkpoint must be one of {', '.join(FORMATS)}; its names begin with {first}. Name its format."
     )
 
 
-def plan(checkpoint: Checkpoint, format: str | None = None, **options: Any) -> Converted:
+def plan(
+    checkpoint: Checkpoint, format: str | None = None, *, allow: Sequence[str] | None = None, **options: Any
+) -> Converted:
     """Returns what would be loaded of a file: each array is a `Tensor` that is read when it is asked for.
 
     Args:
       checkpoint: an opened file.
       format: a name of `FORMATS`; None goes by the names of the tensors.
+      allow: patterns, as of file names, of tensors that may be missing, unexpected or of another shape.
       options: of the format's own `plan`; those that are None are left out.
 
     Raises:
-      ConvertError: the file is not of that format, or the format has no such option.
+      ConvertError: the file is not of that format; a tensor is missing, unexpected or of another shape; or the format
+        has no such option.
     """
     name = format or recognise(checkpoint)
     if name not in FORMATS:
@@ -78,7 +81,9 @@ def plan(checkpoint: Checkpoint, format: str | None = None, **options: Any) -> C
     known = inspect.signature(FORMATS[name].plan).parameters
     for key in given.keys() - known.keys():
         raise ConvertError(f"the format {name!r} has no option `{key}`; it has {', '.join(list(known)[1:])}.")
-    return FORMATS[name].plan(checkpoint, **given)
+    planned = FORMATS[name].plan(checkpoint, **given)
+    trees.check(planned.report, allow or ())
+    return planned
 
 
 def load(

@@ -1,80 +1,72 @@
 """The folders in which diffusers keeps a `VQModel`, with the old names of its attention and the new ones."""
 
-from collections.abc import Mapping, Sequence
+import functools
 from typing import Any
 
 from vqgan_jax.config import Stage1
 from vqgan_jax.convert import infer, names, trees
-from vqgan_jax.convert.names import CONV, LINEAR_OF_CONV, Entry
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError
-from vqgan_jax.convert.trees import Converted, Shapes
+from vqgan_jax.convert.trees import Converted
 
-# Parts of names, upstream's and theirs; their decoder's levels are numbered as they run, from the lowest resolution.
-MODULES = (
-    ("encoder.down.#.block.#", "encoder.down_blocks.#.resnets.#"),
-    ("encoder.down.#.attn.#", "encoder.down_blocks.#.attentions.#"),
-    ("encoder.down.#.downsample", "encoder.down_blocks.#.downsamplers.0"),
-    ("decoder.up.~.block.#", "decoder.up_blocks.~.resnets.#"),
-    ("decoder.up.~.attn.#", "decoder.up_blocks.~.attentions.#"),
-    ("decoder.up.~.upsample", "decoder.up_blocks.~.upsamplers.0"),
-    (".mid.block_1", ".mid_block.resnets.0"),
-    (".mid.attn_1", ".mid_block.attentions.0"),
-    (".mid.block_2", ".mid_block.resnets.1"),
-    (".nin_shortcut", ".conv_shortcut"),
-    (".norm_out", ".conv_norm_out"),
-    ("attentions.#.norm", "attentions.#.group_norm"),
+# From upstream's names; the levels of their decoder are numbered as they run, from the lowest resolution.
+MODULES: names.Rules = (
+    (r"\.down\.", ".down_blocks."),
+    (r"\.up\.", ".up_blocks."),
+    (r"\.block\.", ".resnets."),
+    (r"\.attn\.", ".attentions."),
+    (r"\.(down|up)sample\.", r".\1samplers.0."),
+    (r"\.mid\.block_1", ".mid_block.resnets.0"),
+    (r"\.mid\.attn_1", ".mid_block.attentions.0"),
+    (r"\.mid\.block_2", ".mid_block.resnets.1"),
+    ("nin_shortcut", "conv_shortcut"),
+    ("norm_out", "conv_norm_out"),
+    (r"(attentions\.\d+)\.norm\.", r"\1.group_norm."),
 )
-NEW = (
-    ("attentions.#.q", "attentions.#.to_q"),
-    ("attentions.#.k", "attentions.#.to_k"),
-    ("attentions.#.v", "attentions.#.to_v"),
-    ("attentions.#.proj_out", "attentions.#.to_out.0"),
+NEW: names.Rules = (
+    (r"(attentions\.\d+)\.([qkv])\.", r"\1.to_\2."),
+    ("proj_out", "to_out.0"),
 )
-OLD = (  # before 2023
-    ("attentions.#.q.", "attentions.#.query."),
-    ("attentions.#.k.", "attentions.#.key."),
-    ("attentions.#.v.", "attentions.#.value."),
-    ("attentions.#.proj_out", "attentions.#.proj_attn"),
+OLD: names.Rules = (  # before 2023
+    (r"(attentions\.\d+)\.q\.", r"\1.query."),
+    (r"(attentions\.\d+)\.k\.", r"\1.key."),
+    (r"(attentions\.\d+)\.v\.", r"\1.value."),
+    ("proj_out", "proj_attn"),
 )
 NEEDED = {"_class_name": "VQModel", "norm_type": "group", "act_fn": "silu"}  # of config.json, where it is told
 
 
-def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> Converted:
+def plan(checkpoint: Checkpoint) -> Converted:
     """Finds a VQ model in a folder; each array is a `Tensor` of its final shape that is read when it is asked for.
 
     Args:
       checkpoint: an opened folder, or its file of weights alone, which then has 32 groups a norm.
-      allow: patterns, as of file names, of tensors that may be missing, unexpected or of another shape.
 
     Raises:
-      ConvertError: a tensor is missing, unexpected or of another shape, or the model is none that we have.
+      ConvertError: the model is none that we have.
     """
-    settings = checkpoint.other.get("config") if isinstance(checkpoint.other, Mapping) else None
-    settings = settings if isinstance(settings, Mapping) else {}
+    settings = checkpoint.other.get("config")
+    settings = settings if isinstance(settings, dict) else {}
     for key, ours in NEEDED.items():
         if settings.get(key, ours) != ours:
-            raise ConvertError(
-                f"a diffusers model must have {key} {ours!r} in its config.json; got {settings[key]!r}, a network that "
-                "is none of ours. Give a VQModel of that kind."
-            )
+            raise ConvertError(f"`{key}` in config.json must be {ours!r}; got {settings[key]!r}. Give another VQModel.")
     tensors = checkpoint.tensors
-    levels = infer.count(tensors, r"encoder\.down_blocks\.(\d+)\.")
+    levels = infer.count(tensors, "encoder.down_blocks.{}.resnets.0.conv1.weight".format)
     old = any(name.endswith(".proj_attn.weight") for name in tensors)
-    pairs = MODULES + (OLD if old else NEW)
-    upstream = {names.renamed(name, pairs, levels, back=True): tensor.shape for name, tensor in tensors.items()}
-    config = infer.stage1(upstream, norm_groups=settings.get("norm_num_groups", 32))
-    return trees.tokenizer(config, lambda shapes: entries(shapes, levels, old=old), tensors, allow=allow)
+    model = {"norm_groups": settings.get("norm_num_groups", 32)}
+    config = infer.stage1(tensors, functools.partial(renamed, levels=levels, old=old), model=model)
+    return trees.tokenizer(config, vq_model(levels, old=old), tensors)
 
 
-def entries(shapes: Shapes, levels: int, *, old: bool = False) -> dict[str, Entry]:
-    """Returns every tensor of a model of so many levels by its name there; attention is linear maps."""
-    found = {}
-    for name, entry in names.entries(names.autoencoder(), shapes).items():
-        name = names.renamed(name, MODULES + (OLD if old else NEW), levels)
-        if ".attentions." in name and entry.layout is CONV:
-            entry = entry._replace(layout=LINEAR_OF_CONV, shape=entry.shape[:2])
-        found[name] = entry
-    return found
+def renamed(path: str, levels: int, *, old: bool = False) -> str:
+    """Returns what a path of ours is called in a model of so many levels."""
+    return names.renamed((*names.TORCH, *MODULES, *(OLD if old else NEW)), names.flipped(path, levels))
+
+
+def vq_model(levels: int, *, old: bool = False) -> names.Table:
+    """Returns the table of a model of so many levels; the projections of its attention are linear maps."""
+    name = functools.partial(renamed, levels=levels, old=old)
+    attention = names.Row("generator/.*attn.*/kernel", name, names.LINEAR_OF_CONV)
+    return (attention, *names.autoencoder(name))
 
 
 def config_json(config: Stage1) -> dict[str, Any]:

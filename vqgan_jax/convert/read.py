@@ -6,7 +6,7 @@ run, however it is damaged or forged:
 - safetensors: the library `safetensors` checks the header, and that tensors neither overlap nor leave the file.
 - `torch.save`, zip: `zipfile` reads the directory, at most 4 MiB of it. Entries must be stored plainly, so none unfolds
   to more than it is. The pickle is read by `pickles`; tensors are mapped from the archive when they are read, and must
-  lie within their storage, see `tensors.mapped`.
+  lie within their storage, see `_tensor`.
 - `torch.save` before 1.6, and pickles of NumPy's arrays: the same without an archive.
 - Flax: `flax.serialization` reads the tree, after MessagePack's own reader has counted its nodes.
 
@@ -14,13 +14,14 @@ All that goes wrong is a `ConvertError` that names the file.
 """
 
 import contextlib
+import functools
 import io
 import json
 import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,28 +72,30 @@ def _readable(path: Path) -> Iterator[None]:
     except OSError:
         raise
     except Exception as error:
-        told = isinstance(error, ConvertError)
-        text = str(error) if told else f"it must be whole; got {type(error).__name__}: {error}."
-        raise ConvertError(
-            f"{path} cannot be used as a checkpoint: {text[:600]} Fetch it again, or do not trust it."
-        ) from error
+        known = isinstance(error, ConvertError)
+        text = str(error) if known else f"it must be whole; got {type(error).__name__}: {error}."
+        raise ConvertError(f"{path}: {text[:600]} Fetch it again, or do not trust it.") from error
 
 
 def _file(path: Path) -> Checkpoint:
     with open(path, "rb") as file:
         magic = file.read(9)
     if magic.startswith(b"PK\x03\x04"):
-        return _unwrapped(_zip(path))
-    if len(magic) == 9 and magic[8:] == b"{" and struct.unpack("<Q", magic[:8])[0] <= os.path.getsize(path):
-        return _checked(_safetensors(path))
-    if magic[:1] == b"\x80" and magic[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return _unwrapped(_pickle(path))
-    if magic and (0x81 <= magic[0] <= 0x8F or magic[0] in (0xDE, 0xDF)):
-        return _split(_flax(path))
-    raise ConvertError(
-        f"a checkpoint must be of `torch.save`, safetensors or Flax; this file begins with {magic[:8]!r}. If it was "
-        "downloaded, see whether it is a web page; if it is packed, unpack it."
-    )
+        checkpoint = _unwrapped(_zip(path))
+    elif len(magic) == 9 and magic[8:] == b"{" and struct.unpack("<Q", magic[:8])[0] <= os.path.getsize(path):
+        checkpoint = _safetensors(path)
+    elif magic[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        checkpoint = _unwrapped(_pickle(path))
+    elif magic and (0x81 <= magic[0] <= 0x8F or magic[0] in (0xDE, 0xDF)):
+        checkpoint = _split(_flax(path))
+    else:
+        raise ConvertError(
+            f"a checkpoint must be of `torch.save`, safetensors or Flax; this file begins with {magic[:8]!r}. If it "
+            "was downloaded, see whether it is a web page; if it is packed, unpack it."
+        )
+    if not checkpoint.tensors:
+        raise ConvertError("a checkpoint must hold tensors; this file has none. Save the model's `state_dict()`.")
+    return checkpoint
 
 
 def _folder(path: Path) -> Checkpoint:
@@ -120,7 +123,7 @@ def _safetensors(path: Path) -> Checkpoint:
 
     def read(name: str) -> np.ndarray:
         if os.path.getsize(path) != size:  # a map of what is no longer there would end the process
-            raise tensors.changed(path, f"it has not {size} bytes any more")
+            raise _changed(path, f"it has not {size} bytes any more")
         return file.get_tensor(name)
 
     def entry(name: str) -> Tensor:
@@ -146,24 +149,11 @@ def _flax(path: Path) -> Any:
         if nodes > _MOST_NODES:
             raise ConvertError(f"a tree must have at most {_MOST_NODES} nodes; this one has more.")
 
-    def walk(data: bytes, extension: Callable[[int, bytes], None]) -> None:
-        """Reads all and keeps nothing."""
-        msgpack.unpackb(
-            data,
-            list_hook=count,
-            object_hook=count,
-            ext_hook=extension,
-            max_array_len=_MOST_NODES,
-            max_map_len=_MOST_NODES,
-            strict_map_key=False,
-            raw=True,
-        )
-
-    def array(kind: int, content: bytes) -> None:
-        if kind in (1, 2, 3):  # the types that Flax adds
-            walk(content, lambda kind, content: None)
-
-    walk(data, array)
+    # Reads all and keeps nothing, also of the arrays, which are types 1 to 3 that Flax adds.
+    walk = functools.partial(msgpack.unpackb, list_hook=count, object_hook=count, strict_map_key=False, raw=True)
+    walk = functools.partial(walk, max_array_len=_MOST_NODES, max_map_len=_MOST_NODES)
+    nothing = lambda kind, content: None
+    walk(data, ext_hook=lambda kind, content: walk(content, ext_hook=nothing) if kind in (1, 2, 3) else None)
 
     def tensor(value: Any) -> Any:
         if type(value) is list:
@@ -244,18 +234,23 @@ def _content(path: Path, place: range, checksum: int) -> bytes:
 
 
 def _pickle(path: Path) -> Any:
-    """Returns the object in a pickle of arrays, or in a stream of torch's before 1.6.
-
-    The latter are pickles of a magic number, protocol, system, object and keys of storages, and these in turn, each
-    behind the number of its elements.
-    """
+    """Returns the object in a pickle of arrays, or in a stream of torch's before 1.6."""
     with open(path, "rb") as file:
         head = io.BytesIO(file.read(pickles.LARGEST))
-    value, storages, places = pickles.load(head, _storage), {}, {}
-    if type(value) is not int:
-        return pickles.plain(value, lambda view: _tensor(path, range(0), view))
-    if value != pickles.LEGACY_MAGIC:
-        raise ConvertError("a pickle must hold arrays; this one is a number.")
+    value, places = pickles.load(head, _storage), {}
+    if type(value) is int and value == pickles.LEGACY_MAGIC:
+        value, places = _stream(path, head)
+    return pickles.plain(value, lambda view: _tensor(path, places.get(view.storage.key, range(0)), view))
+
+
+def _stream(path: Path, head: io.BytesIO) -> tuple[Any, dict[str, range]]:
+    """Returns the object of a stream of torch's whose magic number is read, and the bytes of each storage.
+
+    Next are pickles of protocol, system, object and keys of storages, and these in turn, each behind the number of its
+    elements.
+    """
+    storages: dict[str, Storage] = {}
+    places: dict[str, range] = {}
 
     def remember(pid: Any) -> Storage | Stub:
         storage = _storage(pid)
@@ -263,14 +258,13 @@ def _pickle(path: Path) -> Any:
             raise ConvertError(f"storage {storage.key[:80]!r} must have one type; it has two.")
         return storage
 
-    protocol, system = pickles.load(head, _storage), pickles.load(head, _storage)
-    value, keys = pickles.load(head, remember), pickles.load(head, _storage)
+    protocol, system, value, keys = (pickles.load(head, remember) for _ in range(4))
     if type(protocol) is not int or protocol != 1001 or type(system) is not dict or type(keys) is not list:
         raise ConvertError("a stream of torch's must be of protocol 1001; this one is not. Save it with a newer torch.")
     if system.get("little_endian") is not True:
         raise ConvertError("numbers must be little-endian; these are not. Save the file on a common machine.")
+    end = head.tell()
     with open(path, "rb") as file:
-        end = head.tell()
         for key in keys:
             if type(key) is not str or key not in storages or key in places:
                 raise ConvertError("each storage must be named once by a tensor and in the list of keys; one is not.")
@@ -280,21 +274,19 @@ def _pickle(path: Path) -> Any:
             end = places[key].stop
             if count < 0 or end > os.path.getsize(path):
                 raise ConvertError(f"storage {key[:80]!r} must be whole; {count} elements are not in the file.")
-    return pickles.plain(value, lambda view: _tensor(path, places.get(view.storage.key, range(0)), view))
+    return value, places
 
 
 def _storage(pid: Any) -> Storage | Stub:
     """Returns the storage of a persistent id: ("storage", type, key, device, elements) and, in old files, a part."""
-    if type(pid) is not tuple or not pid or type(pid[0]) is not str:
-        raise ConvertError("persistent ids must be torch's storages; one is not.")
-    if pid[0] == "module":  # old files keep a class's source code beside it
+    if type(pid) is tuple and pid[:1] == ("module",):  # old files keep a class's source code beside it
         return Stub()
-    if pid[0] != "storage" or len(pid) not in (5, 6):
+    if type(pid) is not tuple or len(pid) not in (5, 6) or pid[0] != "storage":
         raise ConvertError("persistent ids must be torch's storages; one is not.")
-    kind, key, _, count = pid[1:5]
+    _, kind, key, _, count, *part = pid
     if isinstance(kind, type) and issubclass(kind, Stub):
         return kind()
-    part = pid[5] if len(pid) == 6 and pid[5] is not None else ("", 0, count)
+    part = part[0] if part and part[0] is not None else ("", 0, count)
     fine = isinstance(kind, Type) and type(key) is str and type(part) is tuple and len(part) == 3
     if not fine or not all(type(n) is int and 0 <= n < 2**60 for n in (count, *part[1:])) or sum(part[1:]) > count:
         raise ConvertError("a storage must have a type, a key and a number of elements; one has not.")
@@ -302,16 +294,42 @@ def _storage(pid: Any) -> Storage | Stub:
 
 
 def _tensor(path: Path, place: range, view: View) -> Tensor:
-    """Returns a part of a storage, which must itself be where the file says that its key is."""
-    storage = view.storage
-    first = place.start + storage.first * storage.dtype.itemsize
-    part = range(first, first + storage.count * storage.dtype.itemsize)
-    if part.stop > place.stop:
-        raise ConvertError(
-            f"storage {storage.key[:80]!r} must have {storage.count} elements from {storage.first} on; the file has "
-            f"{len(place)} bytes of it."
-        )
-    return tensors.mapped(path, part, view.dtype, view.shape, view.offset, view.strides)
+    """Returns a view of a storage that is a part of a file, read when it is asked for.
+
+    The storage must be where the file says that its key is. It must hold all elements of the view, and at least as many
+    as the view has: no shape or stride makes a small file large in memory.
+    """
+    storage, dtype, shape, steps = view.storage, view.dtype, view.shape, (view.offset, *view.strides)
+    start, stop = (n * storage.dtype.itemsize for n in (storage.first, storage.first + storage.count))
+    place, there = place[start:stop], len(place)
+    if len(place) < stop - start:
+        raise ConvertError(f"storage {storage.key[:80]!r} must have {stop} bytes; the file has {there} bytes of it.")
+    count = tensors.size(shape)
+    whole = len(steps) == len(shape) + 1 and all(type(step) is int and step >= 0 for step in steps)
+    end = 1 + steps[0] + sum((n - 1) * step for n, step in zip(shape, steps[1:], strict=True)) if whole and count else 0
+    if not whole or max(end, count) * dtype.itemsize > len(place):
+        raise ConvertError(f"a tensor of shape {shape} must lie within its storage of {len(place)} bytes; it does not.")
+    first, length = place.start + view.offset * dtype.itemsize, (end - view.offset) * dtype.itemsize
+
+    def read() -> np.ndarray:
+        if not count:
+            return np.zeros(shape, dtype.newbyteorder("="))
+        try:  # a map of its own for each tensor, so that its pages are given back with it
+            flat = np.asarray(np.memmap(path, np.uint8, mode="r", offset=first, shape=(length,)))
+        except (OSError, ValueError) as error:
+            raise _changed(path, f"byte {first + length} cannot be read ({error})") from error
+        flat = flat.view(np.uint8 if dtype.kind == "b" else dtype)
+        strides = [step * dtype.itemsize for step in view.strides]
+        values = np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+        # Bytes other than 0 and 1 are no truth values of NumPy's.
+        return tensors.native(values != 0 if dtype.kind == "b" else values)
+
+    return Tensor(shape, dtype.newbyteorder("="), read)
+
+
+def _changed(path: Path, what: str) -> ConvertError:
+    """Returns the error for a file that is another one than when it was opened."""
+    return ConvertError(f"{path} must stay as it was while tensors are read; now {what}. Open it again.")
 
 
 # From what a file holds to flat names
@@ -351,10 +369,4 @@ def _split(tree: Any) -> Checkpoint:
                 rest[key] = part
         return rest
 
-    return _checked(Checkpoint(found, walk(tree, "")))
-
-
-def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    if not checkpoint.tensors:
-        raise ConvertError("a checkpoint must hold tensors; this file has none. Save the model's `state_dict()`.")
-    return checkpoint
+    return Checkpoint(found, walk(tree, ""))

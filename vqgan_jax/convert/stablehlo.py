@@ -88,8 +88,8 @@ def serialised(model: Tokenizer | Prior, *, size: tuple[int, int], platforms: tu
     images = jax.ShapeDtypeStruct((b, *size, channels), jnp.uint8)
     indices = jax.ShapeDtypeStruct((b, *(side // f for side in size)), jnp.int32)
     functions: dict[str, tuple[Any, tuple[Any, ...]]] = {
-        "encode": (functools.partial(_encode, tokenizer), (images,)),
-        "decode": (functools.partial(_decode, tokenizer), (indices,)),
+        "encode": (lambda weights, images: api.encode(_with(tokenizer, weights), images), (images,)),
+        "decode": (lambda weights, indices: api.decode(_with(tokenizer, weights), indices), (indices,)),
     }
     if isinstance(model, Prior):
         seed, temperature = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((), jnp.float32)
@@ -101,21 +101,13 @@ def serialised(model: Tokenizer | Prior, *, size: tuple[int, int], platforms: tu
     }
 
 
-def _encode(tokenizer: Tokenizer, weights: Any, images: Any) -> Any:
-    return api.encode(_with(tokenizer, weights), images)
-
-
-def _decode(tokenizer: Tokenizer, weights: Any, indices: Any) -> Any:
-    return api.decode(_with(tokenizer, weights), indices)
-
-
 def _sample(prior: Prior, weights: Any, seed: Any, tokens: Any, temperature: Any) -> Any:
     settings = dataclasses.replace(prior.config.sampling.settings, temperature=temperature)
     nothing = jnp.zeros((tokens.shape[0], *prior.module.grid), jnp.int32)
     keys = api.keys_of(jax.random.key(seed), nothing)
     params = unflatten_dict(weights, sep="/")["transformer"]
     indices = priors.sample(prior.module, params, tokens, keys, settings, nothing, nothing > 0)
-    return _decode(prior.tokenizer, weights, indices)
+    return api.decode(_with(prior.tokenizer, weights), indices)
 
 
 def _with(tokenizer: Tokenizer, weights: Any) -> Tokenizer:

@@ -3,23 +3,23 @@
 Nothing is read before every name and shape is accounted for, and then one tensor after the other, each into its place.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import yaml
 
 from vqgan_jax import ordering
-from vqgan_jax.config import Stage1
 from vqgan_jax.convert import infer, names, trees
 from vqgan_jax.convert.names import Entry
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError, Tensor
-from vqgan_jax.convert.trees import Converted, Moments, Report, Shapes, Tensors
+from vqgan_jax.convert.trees import Converted, Report, Shapes, Tensors, Tree
 
-# What trained networks do not need: constants, counters, and what can be computed.
+# What trained networks do not need: constants, counters, what can be computed, and what they were trained with.
 DROPPED = (
     "*colorize",
     "*.num_batches_tracked",
@@ -27,8 +27,10 @@ DROPPED = (
     "*.attn.mask",
     "*freqs_cis",
     "*codebook_used",
-    "*loss.perceptual_loss.scaling_layer.shift",
-    "*loss.perceptual_loss.scaling_layer.scale",
+    # LPIPS, which is the same in every file and comes with a package.
+    "*loss.perceptual_loss.scaling_layer.*",
+    "*loss.perceptual_loss.net.*",
+    "*loss.perceptual_loss.lin[0-4].*",
 )
 FIRST, SECOND, PERMUTER = "first_stage_model.", "cond_stage_model.", "permuter."
 # Upstream's names of the condition's entry in a batch, by our kinds, and of modules that make one of nothing.
@@ -44,6 +46,8 @@ KINDS = {
     "low_resolution": ("lr", "LR_image"),
 }
 NOTHING = ("__is_unconditional__", "SOSProvider")
+# Encodes to its likeliest codes, without noise.
+GUMBEL = {"kind": "gumbel", "temperature": (0.9, 1e-6, 1_000_001), "kl_weight": 1e-8}
 LARGEST = 2**20  # bytes of a config file
 ORDER = ("encoder.", "decoder.", "quantize.", "quant_conv.", "post_quant_conv.")  # of upstream's optimiser
 
@@ -54,7 +58,6 @@ def plan(
     num_heads: int | None = None,
     condition: str | Mapping[str, Any] | None = None,
     num_codes: int | None = None,
-    allow: Sequence[str] = (),
 ) -> Converted:
     """Finds a model in a checkpoint; each array is a `Tensor` of its final shape that is read when it is asked for.
 
@@ -63,14 +66,11 @@ def plan(
       num_heads: of the transformer; None is 16 for a published width.
       condition: of the transformer: its kind, or keys of the config's section; None goes by its tokenizer or length.
       num_codes: of an image that the transformer makes; None goes by its positions.
-      allow: patterns, as of file names, of tensors that may be missing, unexpected or of another shape.
 
     Raises:
-      ConvertError: a tensor is missing, unexpected or of another shape; the shapes fit no model of ours; or something
-        that shapes do not tell must be named.
+      ConvertError: the shapes fit no model of ours, or something that shapes do not tell must be named.
     """
-    tensors = checkpoint.tensors
-    other = checkpoint.other if isinstance(checkpoint.other, Mapping) else {}
+    tensors, other = checkpoint
     if "transformer.tok_emb.weight" in tensors:
         converted = _prior(tensors, other, num_codes, num_heads=num_heads, condition=condition)
     elif "encoder.conv_in.weight" not in tensors and f"{FIRST}encoder.conv_in.weight" in tensors:
@@ -80,7 +80,6 @@ def plan(
         converted = converted._replace(report=converted.report._replace(dropped=converted.report.dropped + rest))
     else:
         converted = _tokenizer(tensors, "", other)
-    trees.check(converted.report, allow)
     step = other.get("global_step", 0)
     return converted._replace(step=step if isinstance(step, int) else 0)
 
@@ -114,44 +113,62 @@ def read_options(path: str | Path) -> dict[str, Any]:
 
 def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = None) -> Converted:
     """Returns the VQ model whose names begin with `prefix`."""
-    mine = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    config = infer.stage1({name: tensor.shape for name, tensor in mine.items()})
-    shapes = trees.stage1_shapes(
-        config,
-        discriminator=any(name.startswith("loss.discriminator.") for name in mine),
-        lpips=any(name.startswith("loss.perceptual_loss.") for name in mine),
-    )
+    mine, kind, codes = _below(tensors, prefix), "vq", infer.CODES
+    if "quantize.embedding.cluster_size" in mine:
+        codes = codes | {"ema": True, "codebook_weight": 0.0}  # an average has no loss
+    if "quantize.embed.weight" in mine:
+        kind, codes = "gumbel", GUMBEL
+    name = functools.partial(names.renamed, names.UPSTREAM[kind])
+    config = infer.stage1(mine, name, quantizer=codes, discriminator=_discriminator(mine))
+    shapes = trees.network_shapes(config)
     entries = names.entries(names.vq_model(config), shapes)
     orders = _stage1_orders(mine, entries, config.quantizer.ema)
     found = trees.planned(config, shapes, entries, mine, DROPPED, prefix)
     return found._replace(moments=_moments(other or {}, orders, shapes, entries))
 
 
+def _discriminator(tensors: Tensors) -> dict[str, Any]:
+    """Returns the config's section; empty where there is no discriminator."""
+    prefix = "loss.discriminator.main."
+    weights = [name for name in tensors if name.startswith(prefix) and name.endswith(".weight")]
+    convolutions = [name for name in weights if len(tensors[name].shape) == 4]
+    if not convolutions:
+        return {}
+    return {
+        "channels": infer.shape(tensors, f"{prefix}0.weight", 4)[0],
+        "num_layers": max(len(convolutions) - 2, 1),
+        "norm": "act" if f"{prefix}3.loc" in tensors else "batch",
+    }
+
+
 def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **unseen: Any) -> Converted:
     """Returns the transformer and all that is stored with it; `unseen` is what `infer.stage2` cannot infer."""
-    mine = {name: tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
-    tokenizer, second, shared = _tokenizer(tensors, FIRST), None, ()
+    parts = ["transformer.", FIRST, PERMUTER]
+    tokenizer, own, shared, maps = _tokenizer(tensors, FIRST), None, (), {}
     if f"{SECOND}encoder.conv_in.weight" in tensors:
-        shared = _shared(tensors)
-        second = tokenizer if shared else _tokenizer(tensors, SECOND)
+        parts.append(SECOND)
+        if _same(_below(tensors, FIRST), _below(tensors, SECOND)):
+            shared = tuple(name for name in tensors if name.startswith(SECOND))
+        else:
+            own = _tokenizer(tensors, SECOND)
+        maps = infer.map_condition((own or tokenizer).config, own=own is not None)
     order, permuted, permuter = _order(tensors)
     config = infer.stage2(
-        {name: tensor.shape for name, tensor in mine.items()},
-        cast(Stage1, tokenizer.config),
-        condition_tokenizer=cast(Stage1, second.config) if second else None,
-        own_tokenizer=not shared,
+        tensors,
+        tokenizer.config,
+        maps,
         order=order,
         num_codes=permuted or num_codes,
-        bidirectional_prefix=_bidirectional(mine),
+        bidirectional_prefix=_bidirectional(tensors),
         **unseen,
     )
-    own = None if shared else second
-    shapes = trees.stage2_shapes(config)
-    entries = names.entries(names.gpt(), shapes)
-    rest = trees.compare({}, _rest(tensors, own is not None or bool(shared)))
+    mine = {name: tensor for name, tensor in tensors.items() if name.startswith("transformer.")}
+    rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(parts))}
+    shapes = trees.network_shapes(config)
+    entries = names.entries(names.GPT, shapes)
     found = trees.planned(config, shapes, entries, mine, DROPPED)
-    reports = [tokenizer.report, *([own.report] if own else []), found.report]
-    reports += [Report(used=permuter, dropped=shared), rest]
+    reports = [each.report for each in (tokenizer, own, found) if each]
+    reports += [Report(used=permuter, dropped=shared), trees.compare({}, rest)]
     return found._replace(
         moments=_moments(other, {"transformer": _stage2_order(entries)}, shapes, entries),
         tokenizer=tokenizer,
@@ -160,20 +177,15 @@ def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **
     )
 
 
-def _rest(tensors: Tensors, condition: bool) -> dict[str, Tensor]:
-    """Returns what is neither the transformer's nor a tokenizer's."""
-    known = ("transformer.", FIRST, PERMUTER, *([SECOND] if condition else []))
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(known)}
+def _below(tensors: Tensors, prefix: str) -> Tensors:
+    """Returns the tensors whose names begin with a prefix, without it."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _shared(tensors: Tensors) -> tuple[str, ...]:
-    """Returns names of the condition's tokenizer if it is the images' own, stored twice; else none."""
-    ours, second = ({n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)} for p in (FIRST, SECOND))
-    if any(name not in ours or ours[name].shape != tensor.shape for name, tensor in second.items()):
-        return ()
-    if not all(np.array_equal(ours[name].read(), tensor.read()) for name, tensor in second.items()):
-        return ()
-    return tuple(SECOND + name for name in second)
+def _same(first: Tensors, second: Tensors) -> bool:
+    """Returns whether the condition's tokenizer is the images' own, stored twice; of others few tensors are read."""
+    alike = lambda a, b: a.shape == b.shape and np.array_equal(a.read(), b.read())
+    return all(name in first and alike(first[name], tensor) for name, tensor in second.items())
 
 
 def _order(tensors: Tensors) -> tuple[str, int | None, tuple[str, ...]]:
@@ -221,36 +233,24 @@ def _stage2_order(entries: Mapping[str, Entry]) -> list[str]:
 
 def _moments(
     other: Mapping[str, Any], orders: Mapping[str, Sequence[str]], shapes: Shapes, entries: Mapping[str, Entry]
-) -> dict[str, Moments]:
-    """Returns Adam's state of each network that has one in the file, where it fits."""
+) -> dict[str, Tree]:
+    """Returns Adam's state of each network that has one in the file, where every parameter has one in its shape."""
     states = other.get("optimizer_states")
     found = {}
     for (network, order), state in zip(orders.items(), states if isinstance(states, list) else [], strict=False):
-        averages = _averages(state, order, entries)
-        if averages is None:
+        try:
+            numbers = [number for group in state["param_groups"] for number in group["params"]]
+            each = [state["state"][number] for number in numbers]
+            averages = [[one[key] for one in each] for key in ("exp_avg", "exp_avg_sq")]
+            count = each[0]["step"]
+            count = int(count.read() if isinstance(count, Tensor) else count)
+        except (KeyError, TypeError, IndexError, ValueError, ArithmeticError):
+            continue  # not the state of an Adam
+        wanted = [entries[name].shape for name in order]
+        if any([getattr(tensor, "shape", None) for tensor in tensors] != wanted for tensors in averages):
             continue
-        count, mu, nu = averages
         mine = {path: shape for path, shape in shapes.items() if path.startswith(f"{network}/")}
-        chosen = {name: entry for name, entry in entries.items() if entry.path in mine}
-        found[network] = Moments(count, *(trees.assemble(mine, chosen, each)[network] for each in (mu, nu)))
+        chosen = {name: entries[name] for name in order}
+        mu, nu = (trees.assemble(mine, chosen, dict(zip(order, tensors, strict=True))) for tensors in averages)
+        found[network] = {"count": count, "mu": mu[network], "nu": nu[network]}
     return found
-
-
-def _averages(
-    state: Any, order: Sequence[str], entries: Mapping[str, Entry]
-) -> tuple[int, dict[str, Tensor], dict[str, Tensor]] | None:
-    """Returns steps and both running averages by name; None unless each parameter has them, in its shape."""
-    try:
-        numbers = [number for group in state["param_groups"] for number in group["params"]]
-        each = [state["state"][number] for number in numbers]
-        averages = [[one[key] for one in each] for key in ("exp_avg", "exp_avg_sq")]
-        count = each[0]["step"]
-        count = int(count.read() if isinstance(count, Tensor) else count)
-    except (KeyError, TypeError, IndexError, ValueError, ArithmeticError):
-        return None  # not the state of an Adam
-    shapes = [entries[name].shape for name in order]
-    found = [[tensor.shape if isinstance(tensor, Tensor) else None for tensor in tensors] for tensors in averages]
-    if found != [shapes, shapes]:
-        return None
-    mu, nu = (dict(zip(order, tensors, strict=True)) for tensors in averages)
-    return count, mu, nu

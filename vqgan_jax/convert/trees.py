@@ -2,7 +2,7 @@
 
 import fnmatch
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
+from vqgan_jax import models
 from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.convert import names
 from vqgan_jax.convert.names import Entry
 from vqgan_jax.convert.tensors import ConvertError, Tensor
-from vqgan_jax.nn.perceptual import LPIPS
-from vqgan_jax.nn.quantizer import CodebookStats
 from vqgan_jax.train.sharding import path_name
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 Shapes: TypeAlias = dict[str, tuple[int, ...]]
 Tree: TypeAlias = dict[str, Any]
+FLOAT32 = np.dtype(np.float32)
 
 
 class Report(NamedTuple):
@@ -41,23 +41,16 @@ class Report(NamedTuple):
     dropped: tuple[str, ...] = ()
 
 
-class Moments(NamedTuple):
-    """Adam's state: steps, and the running averages of gradients and of their squares, as trees like the parameters."""
-
-    count: int
-    mu: Tree
-    nu: Tree
-
-
 class Converted(NamedTuple):
     """A model in our shape.
 
     Attributes:
       config: the `Stage1` or `Stage2` of a run that would have made it.
       networks: trees of float32 arrays by the networks of `names`: "generator" or "transformer", and as far as the file
-        has them "discriminator", "batch_stats" (of its norms), "codebook" (a running average) and "lpips".
+        has them "discriminator", "batch_stats" (of its norms) and "codebook" (a running average).
       report: on every tensor of the file.
-      moments: Adam's, by network, where they are in the file.
+      moments: Adam's state by network, where it is in the file: "count", the steps, and trees like the parameters, "mu"
+        and "nu", the running averages of gradients and of their squares.
       step: of the training.
       tokenizer: of the images that a transformer makes.
       condition: the tokenizer of a transformer's condition, where it has one of its own.
@@ -66,7 +59,7 @@ class Converted(NamedTuple):
     config: Any
     networks: Tree
     report: Report
-    moments: dict[str, Moments]
+    moments: dict[str, Tree]
     step: int = 0
     tokenizer: "Converted | None" = None
     condition: "Converted | None" = None
@@ -80,16 +73,6 @@ class Converted(NamedTuple):
     def params(self) -> Tree:
         """Returns the parameters of the generator or of the transformer."""
         return self.networks["transformer" if self.is_prior else "generator"]
-
-    @property
-    def stats(self) -> Tree:
-        """Returns statistics as `TrainState` has them."""
-        found, networks = {}, self.networks
-        if "discriminator" in networks:
-            found["discriminator"] = networks.get("batch_stats", {})
-        if "codebook" in networks:
-            found["codebook"] = CodebookStats(**networks["codebook"])
-        return found
 
 
 def compare(entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[str] = (), prefix: str = "") -> Report:
@@ -140,17 +123,11 @@ def assemble(shapes: Shapes, entries: Mapping[str, Entry], tensors: Tensors) -> 
     What the file lacks, or has in another shape, is zero: see `compare`.
     """
     parts: dict[str, list[tuple[Entry, Tensor]]] = {path: [] for path in shapes}
-    missing = set()
     for name, entry in entries.items():
         if name in tensors and _fits(entry, tensors[name]):
             parts[entry.path].append((entry, tensors[name]))
-        else:
-            missing.add(entry.path)
-    leaves = {
-        path: Tensor(shape, np.dtype(np.float32), functools.partial(_read, shape, parts[path], path in missing))
-        for path, shape in shapes.items()
-    }
-    return unflatten_dict(leaves, sep="/")
+    read = lambda path: functools.partial(_read, shapes[path], parts[path])
+    return unflatten_dict({path: Tensor(shape, FLOAT32, read(path)) for path, shape in shapes.items()}, sep="/")
 
 
 def load(
@@ -171,15 +148,15 @@ def load(
     Raises:
       ConvertError: a tensor is missing, unexpected or of another shape.
     """
-    shapes = flat(_init(module, *inputs)["params"])
+    shapes = flat(jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"])
     entries = names.entries(table, shapes)
     check(compare(entries, tensors, dropped))
     return jax.tree.map(lambda leaf: jnp.asarray(leaf.read()), assemble(shapes, entries, tensors))
 
 
-def _read(shape: tuple[int, ...], parts: Sequence[tuple[Entry, Tensor]], zeros: bool) -> np.ndarray:
+def _read(shape: tuple[int, ...], parts: Sequence[tuple[Entry, Tensor]]) -> np.ndarray:
     """Returns one of our arrays; a tensor is freed before the next one is read."""
-    array = (np.zeros if zeros else np.empty)(shape, np.float32)
+    array = np.zeros(shape, FLOAT32)
     for entry, tensor in parts:
         names.put(entry, array, tensor.read())
     return array
@@ -201,18 +178,10 @@ def planned(
     return Converted(config, assemble(shapes, entries, tensors), compare(entries, tensors, dropped, prefix), {})
 
 
-def tokenizer(
-    config: Stage1,
-    entries: Callable[[Shapes], Mapping[str, Entry]],
-    tensors: Tensors,
-    dropped: Sequence[str] = (),
-    allow: Sequence[str] = (),
-) -> Converted:
-    """Returns the generator of a tokenizer; ConvertError if the file has not exactly its tensors, see `check`."""
-    shapes = stage1_shapes(config)
-    found = planned(config, shapes, entries(shapes), tensors, dropped)
-    check(found.report, allow)
-    return found
+def tokenizer(config: Stage1, table: names.Table, tensors: Tensors, dropped: Sequence[str] = ()) -> Converted:
+    """Returns a tokenizer by the names of a table; see `planned`."""
+    shapes = network_shapes(config)
+    return planned(config, shapes, names.entries(table, shapes), tensors, dropped)
 
 
 def by_path(tree: Any) -> dict[str, Any]:
@@ -224,8 +193,8 @@ def whole(converted: Converted) -> Converted:
     """Returns the model; ConvertError if it is a transformer without its tokenizer."""
     if converted.is_prior and converted.tokenizer is None:
         raise ConvertError(
-            "a transformer must come with the tokenizer of its images; this file has none. Give that one's file too: "
-            "`tokenizer` in Python, --tokenizer of vqgan convert."
+            "a transformer must come with its images' tokenizer; this file has none. Give that one's file: `tokenizer` "
+            "in Python, --tokenizer of vqgan convert."
         )
     return converted
 
@@ -236,54 +205,21 @@ def read(planned: Converted) -> Converted:
 
 
 @functools.lru_cache(maxsize=8)  # tracing takes a second, and tokenizers are often alike
-def stage1_shapes(config: Stage1, *, discriminator: bool = False, lpips: bool = False) -> Shapes:
-    """Returns shapes of every array of a tokenizer, and of what it is trained with, by path; see `names`."""
-    image = _image(config.model.downsample_factor, config.model.image_channels)
-    found = {"generator": _init(config.make_vqgan(), image)["params"]}
-    if config.quantizer.ema:
-        k, d = config.quantizer.codebook_size, config.quantizer.embed_dim
-        found["codebook"] = {"hits": jax.ShapeDtypeStruct((k,), jnp.float32)}
-        found["codebook"] |= {"sums": jax.ShapeDtypeStruct((k, d), jnp.float32)}
-    module = config.make_discriminator() if discriminator else None
-    if module is not None:
-        variables = _init(module, _image(256, config.model.image_channels), train=True)
-        found |= {"discriminator": variables["params"], "batch_stats": variables.get("batch_stats", {})}
-    if lpips:
-        found["lpips"] = _init(LPIPS(), _image(32, 3), _image(32, 3))["params"]
-    return flat(found)
+def network_shapes(config: Stage1 | Stage2) -> Shapes:
+    """Returns shapes of every array of a run's networks, by path; see `names`. Nothing is computed.
 
-
-@functools.lru_cache(maxsize=8)
-def stage2_shapes(config: Stage2) -> Shapes:
-    """Returns shapes of every array of a transformer, by path; see `names`."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)  # no parameter's shape depends on the input's
-    return flat({"transformer": _init(config.make_network(), tokens)["params"]})
-
-
-# By stage: shapes of every array of a model, given its config and the names of the networks that a file has.
-SHAPES: dict[int, Callable[[Any, Collection[str]], Shapes]] = {
-    1: lambda config, has: stage1_shapes(config, discriminator="discriminator" in has, lpips="lpips" in has),
-    2: lambda config, has: stage2_shapes(config),
-}
+    Raises:
+      ConvertError: there can be no such network.
+    """
+    try:
+        state = models.state_shapes(config)
+    except Exception as error:  # of whatever layer first finds that its numbers make no sense
+        text = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ConvertError(f"the checkpoint's shapes must be a network's; got {text}. Give a whole file.") from error
+    stats = {"batch_stats": state.stats.get("discriminator", {}), "codebook": state.stats.get("codebook", {})}
+    return flat(state.params | stats)
 
 
 def flat(tree: Any) -> Shapes:
     """Returns shapes of a tree's leaves, by path."""
     return {path: tuple(leaf.shape) for path, leaf in by_path(tree).items()}
-
-
-def _image(side: int, channels: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((1, side, side, channels), jnp.float32)
-
-
-def _init(module: Any, *inputs: jax.ShapeDtypeStruct, **options: Any) -> Tree:
-    """Returns shapes of a module's variables, ConvertError if it cannot be; nothing is computed."""
-    init = functools.partial(module.init, **options)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    try:
-        return jax.eval_shape(init, {"params": key, "gumbel": key}, *inputs)
-    except Exception as error:  # of whatever layer first finds that its numbers make no sense
-        raise ConvertError(
-            f"the checkpoint's shapes must be those of a network; {type(error).__name__}: {str(error)[:300]} Give the "
-            "file of a whole model."
-        ) from error

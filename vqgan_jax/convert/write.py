@@ -8,7 +8,7 @@ right to left.
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from safetensors.numpy import save_file
 from vqgan_jax import models, ordering
 from vqgan_jax.conditions import Frozen
 from vqgan_jax.config import Stage1, Stage2
-from vqgan_jax.convert import diffusers, llamagen, names, taming, trees
-from vqgan_jax.convert.names import Entry, Row
+from vqgan_jax.convert import diffusers, infer, llamagen, names, taming, trees
+from vqgan_jax.convert.names import Row
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError
 from vqgan_jax.convert.trees import Converted, Report, Tensors
 from vqgan_jax.data import storage
 from vqgan_jax.nn import fields
+from vqgan_jax.nn.quantizer import CodebookStats
 from vqgan_jax.train import stored
 from vqgan_jax.train.checkpoint import Checkpoints
 from vqgan_jax.train.state import TrainState
@@ -53,9 +54,7 @@ def write_run(planned: Converted, folder: Path) -> None:
     """
     trees.whole(planned)
     if folder.exists():
-        raise ConvertError(
-            f"a converted model needs a folder of its own; {folder} is there. Name another, or delete it."
-        )
+        raise ConvertError(f"a converted model needs a folder of its own; {folder} is there. Name another.")
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)  # of a conversion that was killed
     try:
@@ -97,31 +96,30 @@ def _state(converted: Converted) -> dict[str, Any]:
         "step": np.asarray(converted.step, np.int32),
         "params": params,
         "ema": {name: params[name] for name in abstract.ema},
-        "stats": converted.stats | _hits(config, converted),
+        "stats": _stats(converted),
     }
     if converted.moments:
-        optimizer = lambda name: _optimizer(abstract.opt_state[name], converted.moments.get(name))
-        state["opt_state"] = {name: optimizer(name) for name in params}
+        zeros = lambda leaf: np.zeros(leaf.shape, leaf.dtype)  # they take no memory before they are written to
+        fresh = {name: jax.tree.map(zeros, abstract.opt_state[name]) for name in params}
+        state["opt_state"] = {
+            name: optax.tree_utils.tree_set(each, **converted.moments.get(name, {})) for name, each in fresh.items()
+        }
     cast = lambda wanted, array: np.asarray(array, wanted.dtype)
     return {name: jax.tree.map(cast, getattr(abstract, name), part) for name, part in state.items()}
 
 
-def _optimizer(abstract: Any, moments: trees.Moments | None) -> Any:
-    """Returns an optimiser's state: Adam's averages if there are any, else that of no step."""
-    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)  # no memory before it is written to
-    if moments is None:
-        return fresh
-    return optax.tree_utils.tree_set(fresh, count=np.asarray(moments.count, np.int32), mu=moments.mu, nu=moments.nu)
-
-
-def _hits(config: Any, converted: Converted) -> dict[str, Any]:
-    """Returns hits of the codes as of uniform ones, for a run that counts them, where the file did not."""
-    if converted.is_prior or "codebook" in converted.networks:
+def _stats(converted: Converted) -> dict[str, Any]:
+    """Returns the statistics of a run's state: hits of the codes as of uniform ones, where the file has none."""
+    if converted.is_prior:
         return {}
+    config, networks = converted.config, converted.networks
+    stats = {"discriminator": networks.get("batch_stats", {})} if "discriminator" in networks else {}
+    if "codebook" in networks:
+        return stats | {"codebook": CodebookStats(**networks["codebook"])}
     latents = config.batch_size * (config.data.image_size // config.model.downsample_factor) ** 2
     params = jax.tree.map(jnp.asarray, converted.params.get("quantizer", {}))
-    stats = config.quantizer.initial_stats(params, latents)
-    return {} if stats is None else {"codebook": stats}
+    codebook = config.quantizer.initial_stats(params, latents)
+    return stats if codebook is None else stats | {"codebook": codebook}
 
 
 def read_run(path: epath.PathLike, *, step: int | str = "newest", weights: str = "") -> Converted:
@@ -172,20 +170,16 @@ def _tokenizer(wanted: Frozen, role: str, near: epath.PathLike) -> Converted:
 CONFIG = "vqgan_jax.config"  # key of the metadata; a tokenizer's has a dot and its name behind
 
 
-def plan(checkpoint: Checkpoint, *, allow: Sequence[str] = ()) -> Converted:
+def plan(checkpoint: Checkpoint) -> Converted:
     """Finds a model of ours in an opened file; each array is a `Tensor` that is read when it is asked for.
 
     Args:
       checkpoint: an opened file.
-      allow: patterns, as of file names, of tensors that may be missing, unexpected or of another shape.
 
     Raises:
-      ConvertError: a tensor is missing, unexpected or of another shape, or the file has no config that we know.
+      ConvertError: the file has no config that we know.
     """
-    other = checkpoint.other if isinstance(checkpoint.other, Mapping) else {}
-    found = _model(checkpoint.tensors, other.get("__metadata__", {}))
-    trees.check(found.report, allow)
-    return found
+    return _model(checkpoint.tensors, checkpoint.other.get("__metadata__", {}))
 
 
 def _model(tensors: Tensors, metadata: Mapping[str, str], name: str = "") -> Converted:
@@ -195,7 +189,8 @@ def _model(tensors: Tensors, metadata: Mapping[str, str], name: str = "") -> Con
     below = {part: _model(tensors, metadata, part) for part in PARTS if not name and f"{CONFIG}.{part}" in metadata}
     mine = {each.removeprefix(prefix): tensor for each, tensor in tensors.items() if each.startswith(prefix)}
     mine = {each: tensor for each, tensor in mine.items() if each.split("/")[0] not in below}
-    shapes = trees.SHAPES[config.stage](config, {each.split("/")[0] for each in mine})
+    there = {each.split("/")[0] for each in mine} | {"generator", "transformer"}
+    shapes = {path: shape for path, shape in trees.network_shapes(config).items() if path.split("/")[0] in there}
     found = trees.planned(config, shapes, names.entries((Row("(.+)", r"\1"),), shapes), mine, prefix=prefix)
     report = trees.joined([found.report, *(each.report for each in below.values())])
     return found._replace(step=step, report=report, **below)
@@ -207,10 +202,8 @@ def read_config(metadata: Mapping[str, str], key: str) -> tuple[Stage1 | Stage2,
         settings = json.loads(metadata[key])
         return stored.from_json(settings["config"]), int(settings["step"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ConvertError(
-            f"a file of ours must have its config under `{key}` in its metadata, as `vqgan export --to=safetensors` "
-            f"writes it; {type(error).__name__}: {str(error)[:300]}. Export it again."
-        ) from error
+        text = f"{type(error).__name__}: {str(error)[:300]}"
+        raise ConvertError(f"a file of ours must have its config, `{key}`; got {text}. Export it again.") from error
 
 
 def _metadata(converted: Converted, key: str = CONFIG) -> dict[str, str]:
@@ -230,15 +223,8 @@ NEEDS: dict[str, dict[str, Any]] = {
     "llamagen": UPSTREAM | {"quantizer.unit_length": True, "quantizer.kind": "vq"},
     "diffusers": {"model.kind": "paper", "quantizer.unit_length": False, "quantizer.kind": "vq"},
 }
-GPT_NEEDS = {
-    "transformer.kind": "transformer",
-    "transformer.norm": "layer",
-    "transformer.mlp": "gelu",
-    "transformer.positions": "learned",
-    "transformer.qk_norm": False,
-    "transformer.bias": True,
-    "condition.shared_vocab": True,
-}
+GPT_NEEDS = {f"transformer.{key}": infer.GPT[key] for key in ("norm", "mlp", "positions", "qk_norm", "bias")}
+GPT_NEEDS |= {"transformer.kind": "transformer", "condition.shared_vocab": True}
 
 
 def write_file(converted: Converted, to: str, path: Path) -> None:
@@ -285,11 +271,10 @@ def tensors(converted: Converted, to: str) -> dict[str, np.ndarray]:
     if converted.is_prior:
         return _taming_prior(converted, config, to)
     _check(config, NEEDS[to], to)
-    arrays = trees.by_path(converted.networks if to == "taming" else {"generator": converted.params})
-    shapes, levels = {path: array.shape for path, array in arrays.items()}, len(config.model.channel_multipliers)
     if to == "taming":
-        return _taken(names.entries(names.vq_model(config), shapes), arrays)
-    return _taken((llamagen if to == "llamagen" else diffusers).entries(shapes, levels), arrays)
+        return _taken(names.vq_model(config), converted.networks)
+    family = {"llamagen": llamagen, "diffusers": diffusers}[to]
+    return _taken(family.vq_model(len(config.model.channel_multipliers)), {"generator": converted.params})
 
 
 def _taming_prior(converted: Converted, config: Stage2, to: str) -> dict[str, np.ndarray]:
@@ -297,8 +282,7 @@ def _taming_prior(converted: Converted, config: Stage2, to: str) -> dict[str, np
     if to != "taming":
         raise ConvertError(f"a prior is written as 'taming' or 'safetensors'; got {to!r}. Export its tokenizer alone.")
     _check(config, GPT_NEEDS, to)
-    arrays = trees.by_path(converted.networks)
-    found = _taken(names.entries(names.gpt(), {path: array.shape for path, array in arrays.items()}), arrays)
+    found = _taken(names.GPT, converted.networks)
     for name, below in _below(converted):
         generator = {key: below.networks[key] for key in ("generator", "codebook") if key in below.networks}
         prefix = taming.FIRST if name == "tokenizer" else taming.SECOND
@@ -312,8 +296,13 @@ def _taming_prior(converted: Converted, config: Stage2, to: str) -> dict[str, np
     return found
 
 
-def _taken(entries: Mapping[str, Entry], arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: names.take(entry, arrays[entry.path]) for name, entry in entries.items()}
+def _taken(table: names.Table, networks: trees.Tree) -> dict[str, np.ndarray]:
+    """Returns every tensor of some networks by the names of a table."""
+    arrays = trees.by_path(networks)
+    return {
+        name: names.take(entry, arrays[entry.path])
+        for name, entry in names.entries(table, trees.flat(networks)).items()
+    }
 
 
 def _check(config: Stage1 | Stage2, needs: Mapping[str, Any], to: str) -> None:
@@ -323,7 +312,4 @@ def _check(config: Stage1 | Stage2, needs: Mapping[str, Any], to: str) -> None:
         section, field = key.split(".")
         value = written[section].get(field, needed)  # a kind that has no such key does not compute it
         if value != needed:
-            raise ConvertError(
-                f"a model in the format {to!r} must have {key} {needed!r}; this one has {value!r}, which would be "
-                "another network there. Export to 'safetensors' or 'stablehlo'."
-            )
+            raise ConvertError(f"{to!r} must have {key} {needed!r}; this one has {value!r}. Export to 'safetensors'.")
