@@ -54,7 +54,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--print_commands", action="store_true", help="print the commands of what is missing, and exit")
     parser.add_argument("--report", action="store_true", help="write results and page of what is there, and exit")
     parser.add_argument("--measure", metavar="RUN", help="call the page's own function for a trained run, and exit")
-    parser.add_argument("--summary", metavar="FILE", help="write what all committed studies came to, and exit")
+    parser.add_argument(
+        "--summary",
+        metavar="FILE",
+        help="write what committed studies came to, and exit; in a file with the line <!-- studies --> there",
+    )
     return parser.parse_args(argv)
 
 
@@ -62,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
     """`vqgan study`."""
     flags = parse(argv)
     if flags.summary:
-        Path(flags.summary).write_text(summary())
+        file = Path(flags.summary)
+        file.write_text(summary(file))
         return 0
     if not flags.page or not flags.workdir:
         raise cli.UsageError("give a PAGE and a `--workdir`, the folder of all studies.")
@@ -161,7 +166,10 @@ def finish(
     """Writes the page and prints the verdict; returns the exit status."""
     outcomes = results.compare(study, records.values())
     notes = results.tokenizers_differ(study, records.values())
-    sheets = {job.run: sheet for job in reversed(jobs) if (sheet := report.sheet_of(job.folder)) is not None}
+    sheets = {}
+    for job in sorted(jobs, key=lambda job: (list(study.runs).index(job.run), job.seed)):
+        if job.run not in sheets and (sheet := report.sheet_of(job.folder)) is not None:
+            sheets[job.run] = sheet
     text = report.page(study, name, list(records.values()), outcomes, failed=failed, notes=notes, sheets=sheets)
     (folder / "index.html").write_text(text)
     for comparison, outcome in outcomes:
@@ -275,8 +283,8 @@ def numbers(flag: str, text: str) -> tuple[int, ...]:
         raise cli.UsageError(f"`{flag}` must be numbers with commas between; got {text!r}.") from None
 
 
-def summary() -> str:
-    """Returns what all committed studies came to, as markdown."""
+def summary(file: Path) -> str:
+    """Returns what all committed studies came to, for a file: its own text with the verdicts, or the whole document."""
     sections = []
     for name, page in pages().items():
         path = epath.Path(page.parent.with_name("results") / f"{name}.json")
@@ -284,4 +292,7 @@ def summary() -> str:
             with cli.page_module(page) as module:
                 study, records = study_of(module, page), list(results.read(path).values())
             sections.append((name, study, records, results.compare(study, records)))
+    text = file.read_text() if file.is_file() else ""
+    if report.MARKS[0] in text:
+        return report.insert(text, sections, "docs/results.md")
     return report.markdown(sections)

@@ -88,8 +88,10 @@ class Runner:
         with self.locked(job.folder) as lock:
             if is_trained(job):
                 return
-            spent = lambda: bool(job.minutes) and minutes_of(lines_of(job), job) >= job.minutes
-            self.call(job.folder, lock, job.train(), f"{job.name}: {job.config.steps:,} steps", spent)
+            spent, began = lambda: bool(job.minutes) and minutes_of(lines_of(job), job) >= job.minutes, time.time()
+            # A process that was only just started would die of the signal instead of saving.
+            ending = lambda: spent() and (Path(job.folder) / "metrics.jsonl").stat().st_mtime > began
+            self.call(job.folder, lock, job.train(), f"{job.name}: {job.config.steps:,} steps", ending)
             lines = lines_of(job)
             reached = int(lines[-1]["step"]) if lines else 0
             if reached < job.config.steps and not spent():
@@ -111,11 +113,11 @@ class Runner:
         lock: int,
         arguments: Sequence[str],
         text: str,
-        spent: Callable[[], bool] = lambda: False,
+        ending: Callable[[], bool] = lambda: False,
     ) -> None:
         """Runs `vqgan` with arguments, from the verb on, in a process of its own; FOLDER/study.log has its output.
 
-        The process has the folder's `lock`, too. When time is `spent` it is told to save and end.
+        The process has the folder's `lock`, too. When it is time for the `ending` it is told to save and end.
 
         Raises:
           Failed: the process ended with an error.
@@ -136,7 +138,7 @@ class Runner:
                 start_new_session=True,
                 pass_fds=(lock,),
             )
-        usage = wait(process, lambda: self.stop.requested or spent())
+        usage = wait(process, lambda: self.stop.requested or ending())
         add_usage(folder, usage)
         if self.stop.requested:
             raise Stopped
