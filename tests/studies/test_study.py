@@ -208,6 +208,13 @@ def test_what_needs_a_failed_tokenizer_fails_with_it_and_is_tried_once(tmp_path,
     assert list(whole(tmp_path)["failed"]) == ["short, seed 0", "spiral, seed 0", "raster, seed 0"]
 
 
+def test_what_needs_a_tokenizer_goes_on_where_only_its_measuring_failed(tmp_path, verbs):
+    verbs.failing = "evaluate short, seed 0"
+    assert study(tmp_path, "--seeds=0") == 1
+    assert list(whole(tmp_path)["failed"]) == ["short, seed 0"]
+    assert [row["run"] for row in whole(tmp_path)["runs"]] == ["long", "spiral", "raster"]
+
+
 def test_several_at_a_time_come_to_the_same(tmp_path, verbs):
     assert study(tmp_path, "--jobs=3") == 0
     assert len(verbs.calls) == len(set(verbs.calls)) == 22
@@ -439,10 +446,10 @@ def test_a_folder_is_held_by_one(tmp_path):
         runner, order = run.Runner(epath.Path(tmp_path), Console(quiet=True), stop), []
 
         def second() -> None:
-            with runner.locked(epath.Path(tmp_path / "a")):
+            with runner.locked(epath.Path(tmp_path / "a"), epath.Path(tmp_path / "a")):
                 order.append("second")
 
-        with runner.locked(epath.Path(tmp_path / "a")):
+        with runner.locked(epath.Path(tmp_path / "a"), epath.Path(tmp_path / "a")):
             thread = threading.Thread(target=second)
             thread.start()
             time.sleep(2 * run.PAUSE)

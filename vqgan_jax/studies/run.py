@@ -72,7 +72,7 @@ class Runner:
         """
         if not (job.measured / FIGURES).exists():
             self.train(job)
-            with self.locked(job.folder) as lock:
+            with self.locked(job.folder, job.measured) as lock:
                 if not (job.measured / FIGURES).exists():
                     self.measure(job, lock)
         return record_of(job)
@@ -82,10 +82,10 @@ class Runner:
         for other in job.needs:
             self.train(other)
         if job.cache is not None:
-            with self.locked(job.cache) as lock:
+            with self.locked(job.cache, job.cache) as lock:
                 if not (job.cache / "tokens.json").exists():
                     self.call(job.cache, lock, job.tokenize(), f"{job.name}: the token cache of {job.needs[0].name}")
-        with self.locked(job.folder) as lock:
+        with self.locked(job.folder, job.folder) as lock:
             if is_trained(job):
                 return
             spent, began = lambda: bool(job.minutes) and minutes_of(lines_of(job), job) >= job.minutes, time.time()
@@ -146,11 +146,11 @@ class Runner:
             raise Failed(f"{text}: exit {process.returncode}: {last_line(log)} ({log})")
 
     @contextlib.contextmanager
-    def locked(self, folder: epath.Path) -> Iterator[int]:
-        """Holds a folder, and gives the lock's descriptor; a folder that another process holds is waited for.
+    def locked(self, folder: epath.Path, made: epath.Path) -> Iterator[int]:
+        """Holds a folder to make something in it, and gives the lock's descriptor; waits while others hold it.
 
         Raises:
-          Failed: what is to be in this folder failed, now or before in this call.
+          Failed: what is `made` failed, now or before in this call.
         """
         storage.make_folder(folder)
         with (Path(folder) / ".lock").open("w") as lock:
@@ -162,12 +162,12 @@ class Runner:
                 if self.stop.requested:
                     raise Stopped
                 time.sleep(PAUSE)
-            if why := self.failures.get(str(folder)):
+            if why := self.failures.get(str(made)):
                 raise Failed(why)
             try:
                 yield lock.fileno()
             except (Failed, OSError) as error:
-                self.failures[str(folder)] = str(error)
+                self.failures[str(made)] = str(error)
                 raise Failed(str(error)) from error
 
     def say(self, text: str) -> None:
