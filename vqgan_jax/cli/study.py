@@ -78,14 +78,8 @@ def main(argv: Sequence[str]) -> int:
     seeds = numbers("--seeds", flags.seeds)
     with cli.page_module(page) as module:
         study = study_of(module, page)
-        committed_file = (
-            Path(flags.results) if flags.results else page.parent.with_name("results") / f"{page.stem}.json"
-        )
-        if flags.results and not committed_file.is_file():
-            raise cli.UsageError(f"`--results` must be a file that is there; got {flags.results!r}.")
-        files = [epath.Path(committed_file), workdir / page.stem / "results.json"]
-        found = [results.read(file) for file in files]
-        everything = sorted({*study.seeds, *seeds, *(seed for records in found for _, seed in records)})
+        found = {file: results.read(file) for file in (*committed(flags, page), workdir / page.stem / "results.json")}
+        everything = sorted({*study.seeds, *seeds, *(seed for records in found.values() for _, seed in records)})
         jobs = plan.jobs(
             study,
             str(page),
@@ -98,7 +92,17 @@ def main(argv: Sequence[str]) -> int:
         if flags.measure:
             measure(study, jobs, flags.measure, seeds)
             return 0
-        return go_on(flags, study, page.stem, jobs, seeds or study.seeds, dict(zip(files, found, strict=True)))
+        return go_on(flags, study, page.stem, jobs, seeds or study.seeds, found)
+
+
+def committed(flags: argparse.Namespace, page: Path) -> list[epath.Path]:
+    """Returns the file of committed results, if there is one; those beside the page are of its own bases."""
+    if flags.results and not Path(flags.results).is_file():
+        raise cli.UsageError(f"`--results` must be a file that is there; got {flags.results!r}.")
+    beside = page.parent.with_name("results") / f"{page.stem}.json"
+    if flags.results or flags.base:
+        return [epath.Path(flags.results)] if flags.results else []
+    return [epath.Path(beside)]
 
 
 def go_on(
@@ -111,10 +115,12 @@ def go_on(
 ) -> int:
     """Runs what is missing, or only tells it, and returns the exit status."""
     console, workdir = Console(), storage.place(flags.workdir)
-    committed, ours = (results.fitting(records, jobs, file, renew=flags.renew) for file, records in files.items())
-    for run_name, seed in results.differing(committed, ours):
-        console.print(f"{run_name}, seed {seed} has two results that differ; the committed one counts")
-    records = {**ours, **committed}
+    first, *others = (results.fitting(records, jobs, file, renew=flags.renew) for file, records in files.items())
+    records = dict(first)  # the committed ones, where there are any
+    for other in others:
+        for run_name, seed in results.differing(first, other):
+            console.print(f"{run_name}, seed {seed} has two results that differ; the committed one counts")
+        records = {**other, **records}
     only = list(filter(None, flags.only.split(",")))
     for run_name in only:
         check_name("`--only`", run_name, study.runs)
