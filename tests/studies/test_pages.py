@@ -53,5 +53,6 @@ def test_committed_results_are_of_the_study_as_it_is(path, tmp_path):
     assert json.loads(written.read_text()) == json.loads(path.read_text()) | {"failed": {}}
 
 
-def test_the_document_is_that_of_the_results():
-    assert (ROOT / "docs" / "results.md").read_text() == verb.summary()
+@pytest.mark.parametrize("name", ["docs/results.md", "README.md"])
+def test_documents_say_what_the_results_say(name):
+    assert (ROOT / name).read_text() == verb.summary(ROOT / name)

@@ -38,7 +38,7 @@ class Verbs:
     calls: list[str] = dataclasses.field(default_factory=list)
     failing: str = ""
 
-    def __call__(self, runner, folder, lock, arguments, text, spent=lambda: False):
+    def __call__(self, runner, folder, lock, arguments, text, ending=lambda: False):
         self.calls.append(f"{arguments[0]} {text.partition(':')[0]}")
         if self.failing and self.calls[-1].startswith(self.failing):
             raise run.Failed(f"{text}: exit 1: no space left on device")
@@ -49,8 +49,9 @@ class Verbs:
         if arguments[0] == "train":
             (folder / "config.json").write_text(json.dumps(stored.to_json(job.config)))
             lines = [{"step": 2, "train/images_per_second": 8.0, "train/loss": 2.0}, {"step": 2, "eval/nll": 3.5}]
-            last = {"step": job.config.steps, "eval/nll": 3.0}
+            last = {"step": 3 if job.minutes else job.config.steps, "eval/nll": 3.0}
             (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*lines, last]))
+            assert ending() == (0 < job.minutes < 0.03)
         elif arguments[0] == "evaluate":
             offset = 0.1 * job.seed + (0.2 if job.run in ("long", "raster") else 0.0)
             records = [result(metric, VALUES[metric] - offset, job) for metric in job.measure.metrics]
@@ -207,6 +208,13 @@ def test_what_needs_a_failed_tokenizer_fails_with_it_and_is_tried_once(tmp_path,
     assert list(whole(tmp_path)["failed"]) == ["short, seed 0", "spiral, seed 0", "raster, seed 0"]
 
 
+def test_what_needs_a_tokenizer_goes_on_where_only_its_measuring_failed(tmp_path, verbs):
+    verbs.failing = "evaluate short, seed 0"
+    assert study(tmp_path, "--seeds=0") == 1
+    assert list(whole(tmp_path)["failed"]) == ["short, seed 0"]
+    assert [row["run"] for row in whole(tmp_path)["runs"]] == ["long", "spiral", "raster"]
+
+
 def test_several_at_a_time_come_to_the_same(tmp_path, verbs):
     assert study(tmp_path, "--jobs=3") == 0
     assert len(verbs.calls) == len(set(verbs.calls)) == 22
@@ -274,6 +282,20 @@ def test_minutes_are_those_of_steps(tmp_path):
     assert run.minutes_of([*lines, {"step": 4, "train/images_per_second": 8.0}], job) == pytest.approx((4 + 2) / 60)
     runs = {**STUDY.runs, "short": dataclasses.replace(STUDY.runs["short"], minutes=2.0)}
     assert jobs_of(tmp_path, dataclasses.replace(STUDY, runs=runs))[0].folder != job.folder
+
+
+@pytest.mark.parametrize(("minutes", "told"), [(0.01, ""), (5.0, "stopped from outside at step 3")])
+def test_a_run_of_some_minutes_ends_with_them(tmp_path, verbs, minutes, told):
+    runs = {**STUDY.runs, "short": dataclasses.replace(STUDY.runs["short"], minutes=minutes)}
+    (job, *_) = verbs.jobs = jobs_of(tmp_path / "work", dataclasses.replace(STUDY, runs=runs))
+    with run.Stop() as stop:
+        runner = run.Runner(epath.Path(tmp_path / "work"), Console(quiet=True), stop)
+        if told:
+            with pytest.raises(run.Failed, match=told):
+                runner.train(job)
+        else:
+            runner.train(job)
+            assert json.loads((job.folder / run.TRAINED).read_text()) == {"step": 3}
 
 
 def test_a_figure_of_the_page_must_be_finite():
@@ -424,10 +446,10 @@ def test_a_folder_is_held_by_one(tmp_path):
         runner, order = run.Runner(epath.Path(tmp_path), Console(quiet=True), stop), []
 
         def second() -> None:
-            with runner.locked(epath.Path(tmp_path / "a")):
+            with runner.locked(epath.Path(tmp_path / "a"), epath.Path(tmp_path / "a")):
                 order.append("second")
 
-        with runner.locked(epath.Path(tmp_path / "a")):
+        with runner.locked(epath.Path(tmp_path / "a"), epath.Path(tmp_path / "a")):
             thread = threading.Thread(target=second)
             thread.start()
             time.sleep(2 * run.PAUSE)

@@ -18,7 +18,8 @@ CLOCKS = ("minutes", "cpu_minutes", "peak_gib")
 
 
 def start(workdir: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "vqgan_jax", "study", PAGE, f"--workdir={workdir}"]
+    flags = [f"--workdir={workdir}", "--seeds=0", "--only=long,raster"]  # and what these need
+    command = [sys.executable, "-m", "vqgan_jax", "study", PAGE, *flags]
     with workdir.with_suffix(".log").open("a") as log:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
 

@@ -54,7 +54,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--print_commands", action="store_true", help="print the commands of what is missing, and exit")
     parser.add_argument("--report", action="store_true", help="write results and page of what is there, and exit")
     parser.add_argument("--measure", metavar="RUN", help="call the page's own function for a trained run, and exit")
-    parser.add_argument("--summary", metavar="FILE", help="write what all committed studies came to, and exit")
+    parser.add_argument(
+        "--summary",
+        metavar="FILE",
+        help="write what committed studies came to, and exit; in a file with the line <!-- studies --> there",
+    )
     return parser.parse_args(argv)
 
 
@@ -62,7 +66,8 @@ def main(argv: Sequence[str]) -> int:
     """`vqgan study`."""
     flags = parse(argv)
     if flags.summary:
-        Path(flags.summary).write_text(summary())
+        file = Path(flags.summary)
+        file.write_text(summary(file))
         return 0
     if not flags.page or not flags.workdir:
         raise cli.UsageError("give a PAGE and a `--workdir`, the folder of all studies.")
@@ -73,14 +78,8 @@ def main(argv: Sequence[str]) -> int:
     seeds = numbers("--seeds", flags.seeds)
     with cli.page_module(page) as module:
         study = study_of(module, page)
-        committed_file = (
-            Path(flags.results) if flags.results else page.parent.with_name("results") / f"{page.stem}.json"
-        )
-        if flags.results and not committed_file.is_file():
-            raise cli.UsageError(f"`--results` must be a file that is there; got {flags.results!r}.")
-        files = [epath.Path(committed_file), workdir / page.stem / "results.json"]
-        found = [results.read(file) for file in files]
-        everything = sorted({*study.seeds, *seeds, *(seed for records in found for _, seed in records)})
+        found = {file: results.read(file) for file in (*committed(flags, page), workdir / page.stem / "results.json")}
+        everything = sorted({*study.seeds, *seeds, *(seed for records in found.values() for _, seed in records)})
         jobs = plan.jobs(
             study,
             str(page),
@@ -93,7 +92,17 @@ def main(argv: Sequence[str]) -> int:
         if flags.measure:
             measure(study, jobs, flags.measure, seeds)
             return 0
-        return go_on(flags, study, page.stem, jobs, seeds or study.seeds, dict(zip(files, found, strict=True)))
+        return go_on(flags, study, page.stem, jobs, seeds or study.seeds, found)
+
+
+def committed(flags: argparse.Namespace, page: Path) -> list[epath.Path]:
+    """Returns the file of committed results, if there is one; those beside the page are of its own bases."""
+    if flags.results and not Path(flags.results).is_file():
+        raise cli.UsageError(f"`--results` must be a file that is there; got {flags.results!r}.")
+    beside = page.parent.with_name("results") / f"{page.stem}.json"
+    if flags.results or flags.base:
+        return [epath.Path(flags.results)] if flags.results else []
+    return [epath.Path(beside)]
 
 
 def go_on(
@@ -106,10 +115,12 @@ def go_on(
 ) -> int:
     """Runs what is missing, or only tells it, and returns the exit status."""
     console, workdir = Console(), storage.place(flags.workdir)
-    committed, ours = (results.fitting(records, jobs, file, renew=flags.renew) for file, records in files.items())
-    for run_name, seed in results.differing(committed, ours):
-        console.print(f"{run_name}, seed {seed} has two results that differ; the committed one counts")
-    records = {**ours, **committed}
+    first, *others = (results.fitting(records, jobs, file, renew=flags.renew) for file, records in files.items())
+    records = dict(first)  # the committed ones, where there are any
+    for other in others:
+        for run_name, seed in results.differing(first, other):
+            console.print(f"{run_name}, seed {seed} has two results that differ; the committed one counts")
+        records = {**other, **records}
     only = list(filter(None, flags.only.split(",")))
     for run_name in only:
         check_name("`--only`", run_name, study.runs)
@@ -161,7 +172,10 @@ def finish(
     """Writes the page and prints the verdict; returns the exit status."""
     outcomes = results.compare(study, records.values())
     notes = results.tokenizers_differ(study, records.values())
-    sheets = {job.run: sheet for job in reversed(jobs) if (sheet := report.sheet_of(job.folder)) is not None}
+    sheets = {}
+    for job in sorted(jobs, key=lambda job: (list(study.runs).index(job.run), job.seed)):
+        if job.run not in sheets and (sheet := report.sheet_of(job.folder)) is not None:
+            sheets[job.run] = sheet
     text = report.page(study, name, list(records.values()), outcomes, failed=failed, notes=notes, sheets=sheets)
     (folder / "index.html").write_text(text)
     for comparison, outcome in outcomes:
@@ -275,8 +289,8 @@ def numbers(flag: str, text: str) -> tuple[int, ...]:
         raise cli.UsageError(f"`{flag}` must be numbers with commas between; got {text!r}.") from None
 
 
-def summary() -> str:
-    """Returns what all committed studies came to, as markdown."""
+def summary(file: Path) -> str:
+    """Returns what all committed studies came to, for a file: its own text with the verdicts, or the whole document."""
     sections = []
     for name, page in pages().items():
         path = epath.Path(page.parent.with_name("results") / f"{name}.json")
@@ -284,4 +298,7 @@ def summary() -> str:
             with cli.page_module(page) as module:
                 study, records = study_of(module, page), list(results.read(path).values())
             sections.append((name, study, records, results.compare(study, records)))
+    text = file.read_text() if file.is_file() else ""
+    if report.MARKS[0] in text:
+        return report.insert(text, sections, "docs/results.md")
     return report.markdown(sections)

@@ -74,7 +74,8 @@ def points(groups: Mapping[str, Numbers], *, axis: str) -> Markup:
             )
             axes.plot(np.mean(values), row, "|", color=SERIES[1], markersize=13, markeredgewidth=2.5)
         axes.set_yticks(range(len(groups)), [_short(name) for name in groups])
-        axes.invert_yaxis()
+        axes.set_ylim(len(groups) - 0.5, -0.5)  # the first row on top
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_xlabel(axis)
         means = [f"{name} {number(float(np.mean(values)))}" for name, values in groups.items()]
         return _svg(figure, f"Means of {axis}: {'; '.join(means) or 'none'}.")

@@ -176,9 +176,7 @@ def sheet_of(workdir: epath.Path) -> UInt8[np.ndarray, "_ _ 3"] | None:
 
 def markdown(studies: Sequence[tuple[str, Study, Sequence[Record], Outcomes]]) -> str:
     """Returns docs/results.md: the verdicts, then each study with its figures."""
-    lines = [HEAD, "| study | claim | verdict |", "|---|---|---|"]
-    for name, study, _, outcomes in studies:
-        lines.append(f"| [{name}](#{name}) | {study.claim} | **{verdict_of(study, outcomes)}** |")
+    lines = [HEAD, *verdicts(studies, "")]
     for name, study, records, outcomes in studies:
         lines += ["", f"## {name}", "", study.question, "", f"    vqgan study {name} --workdir=studies", ""]
         lines += [f"Claim: {study.claim}", ""]
@@ -199,12 +197,29 @@ def markdown(studies: Sequence[tuple[str, Study, Sequence[Record], Outcomes]]) -
     return "\n".join(lines) + "\n"
 
 
+def verdicts(studies: Sequence[tuple[str, Study, Sequence[Record], Outcomes]], document: str) -> list[str]:
+    """Returns the table of claims and verdicts, whose links lead into a document."""
+    rows = [
+        (f"[{name}]({document}#{name})", study.claim, f"**{verdict_of(study, outcomes)}**")
+        for name, study, _, outcomes in studies
+    ]
+    return rows_of(("study", "claim", "verdict"), rows) if rows else ["No results are committed yet."]
+
+
+def insert(text: str, studies: Sequence[tuple[str, Study, Sequence[Record], Outcomes]], document: str) -> str:
+    """Returns a text with the table of verdicts between its lines `MARKS`."""
+    before, _, rest = text.partition(MARKS[0] + "\n")
+    after = rest.partition(MARKS[1])[2]
+    return before + "\n".join([MARKS[0], *verdicts(studies, document), MARKS[1]]) + after
+
+
 def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns a table in markdown."""
     row = lambda cells: "| " + " | ".join(cells) + " |"
     return [row(header), "|" + "---|" * len(header), *map(row, rows)]
 
 
+MARKS = ("<!-- studies -->", "<!-- end of studies -->")
 HEAD = """# Results: every claim a study, and its verdict
 
 This page is written by `vqgan study --summary=docs/results.md` from `experiments/results`, and a test compares the two.

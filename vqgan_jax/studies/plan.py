@@ -180,7 +180,7 @@ def make(
         changes["condition.tokenizer.workdir"] = str(parts["condition"].folder)
     spec, budget = base.page, base.changes
     try:
-        if replaced := bases.get(load(spec, []).stage):
+        if bases and (replaced := bases.get(load(spec, []).stage)):
             spec, budget = replaced, {}
         overrides = {**budget, **run.changes, **changes}
         config = load(spec, as_flags(overrides))

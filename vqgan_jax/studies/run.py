@@ -72,7 +72,7 @@ class Runner:
         """
         if not (job.measured / FIGURES).exists():
             self.train(job)
-            with self.locked(job.folder) as lock:
+            with self.locked(job.folder, job.measured) as lock:
                 if not (job.measured / FIGURES).exists():
                     self.measure(job, lock)
         return record_of(job)
@@ -82,14 +82,16 @@ class Runner:
         for other in job.needs:
             self.train(other)
         if job.cache is not None:
-            with self.locked(job.cache) as lock:
+            with self.locked(job.cache, job.cache) as lock:
                 if not (job.cache / "tokens.json").exists():
                     self.call(job.cache, lock, job.tokenize(), f"{job.name}: the token cache of {job.needs[0].name}")
-        with self.locked(job.folder) as lock:
+        with self.locked(job.folder, job.folder) as lock:
             if is_trained(job):
                 return
-            spent = lambda: bool(job.minutes) and minutes_of(lines_of(job), job) >= job.minutes
-            self.call(job.folder, lock, job.train(), f"{job.name}: {job.config.steps:,} steps", spent)
+            spent, began = lambda: bool(job.minutes) and minutes_of(lines_of(job), job) >= job.minutes, time.time()
+            # A process that was only just started would die of the signal instead of saving.
+            ending = lambda: spent() and (Path(job.folder) / "metrics.jsonl").stat().st_mtime > began
+            self.call(job.folder, lock, job.train(), f"{job.name}: {job.config.steps:,} steps", ending)
             lines = lines_of(job)
             reached = int(lines[-1]["step"]) if lines else 0
             if reached < job.config.steps and not spent():
@@ -111,11 +113,11 @@ class Runner:
         lock: int,
         arguments: Sequence[str],
         text: str,
-        spent: Callable[[], bool] = lambda: False,
+        ending: Callable[[], bool] = lambda: False,
     ) -> None:
         """Runs `vqgan` with arguments, from the verb on, in a process of its own; FOLDER/study.log has its output.
 
-        The process has the folder's `lock`, too. When time is `spent` it is told to save and end.
+        The process has the folder's `lock`, too. When it is time for the `ending` it is told to save and end.
 
         Raises:
           Failed: the process ended with an error.
@@ -136,7 +138,7 @@ class Runner:
                 start_new_session=True,
                 pass_fds=(lock,),
             )
-        usage = wait(process, lambda: self.stop.requested or spent())
+        usage = wait(process, lambda: self.stop.requested or ending())
         add_usage(folder, usage)
         if self.stop.requested:
             raise Stopped
@@ -144,11 +146,11 @@ class Runner:
             raise Failed(f"{text}: exit {process.returncode}: {last_line(log)} ({log})")
 
     @contextlib.contextmanager
-    def locked(self, folder: epath.Path) -> Iterator[int]:
-        """Holds a folder, and gives the lock's descriptor; a folder that another process holds is waited for.
+    def locked(self, folder: epath.Path, made: epath.Path) -> Iterator[int]:
+        """Holds a folder to make something in it, and gives the lock's descriptor; waits while others hold it.
 
         Raises:
-          Failed: what is to be in this folder failed, now or before in this call.
+          Failed: what is `made` failed, now or before in this call.
         """
         storage.make_folder(folder)
         with (Path(folder) / ".lock").open("w") as lock:
@@ -160,12 +162,12 @@ class Runner:
                 if self.stop.requested:
                     raise Stopped
                 time.sleep(PAUSE)
-            if why := self.failures.get(str(folder)):
+            if why := self.failures.get(str(made)):
                 raise Failed(why)
             try:
                 yield lock.fileno()
             except (Failed, OSError) as error:
-                self.failures[str(folder)] = str(error)
+                self.failures[str(made)] = str(error)
                 raise Failed(str(error)) from error
 
     def say(self, text: str) -> None:
