@@ -64,7 +64,7 @@ def said(model, grid):
     if kind in ("none", "coordinates"):
         return {"count": BATCH}
     if kind in ("boxes", "centers"):
-        windows = functools.partial(model.module.condition.layout.windows, grid=grid, window=(SIDE, SIDE), seed=0)
+        windows = functools.partial(model.module.condition.encode_windows, grid=grid, seed=0)
         tokens = np.stack([windows(*objects(i)) for i in range(BATCH)])
         return {"condition": tokens[:, 0, 0] if grid == (SIDE, SIDE) else tokens}
     if kind == "segmentation":
@@ -97,7 +97,7 @@ def trained_on(model, grid, top, left):
     if kind in ("boxes", "centers"):
         box = (left / grid[1], top / grid[0], SIDE / grid[1], SIDE / grid[0])
         rng = lambda: np.random.default_rng((0, top, left))
-        return np.stack([condition.layout.encode(*objects(i), crop=box, rng=rng()) for i in range(BATCH)])
+        return np.stack([condition.encode_objects(*objects(i), crop=box, rng=rng()) for i in range(BATCH)])
     maps = request["condition"]
     if not condition.size:  # as published: the codes of the whole map are cut
         codes = np.asarray(vq.encode(model.condition or model.tokenizer, maps))
@@ -248,7 +248,7 @@ def test_a_map_is_shown_as_its_windows_see_it():
     """Of 8 x 14 pixels two windows side by side, the second one flush with the border."""
     model = prior("half", "rope2d")
     maps = said(model, (SIDE, 7))["condition"]
-    shown = model.module.condition.reconstruct(model.frozen, maps)
+    _, shown = model.module.condition.beside(model.frozen, maps, maps.shape[1:3])
     picture = lambda left: model.module.condition.picture(
         model.frozen, np.asarray(trained_on(model, (SIDE, 7), 0, left)), F * SIDE
     )
@@ -268,7 +268,7 @@ def test_sizes_that_cannot_be_are_named():
         with pytest.raises(ValueError, match=message):
             draw(**request)
     with pytest.raises(ValueError, match="multiples of 2 pixels"):
-        model.module.condition.reconstruct(model.frozen, maps(8, 13))
+        model.module.condition.beside(model.frozen, maps(8, 13), (8, 13))
     spiral = untrained.prior("half", condition__size=4, transformer__order="spiral_in")
     with pytest.raises(ValueError, match="'raster'; this one's is 'spiral_in'"):
         vq.sample_indices(spiral, jax.random.key(0), condition=maps(8, 12))

@@ -106,7 +106,7 @@ def sample_indices(
       labels: the class of each, for a class-conditional prior.
       condition: the map of each, for a prior over maps: segmentation (integers b H W), depth (float b H W 1 in
         [-1, 1]), or low_resolution, edges, keypoints (uint8 b H W 3); for one over objects, their tokens as
-        `conditions.objects.Layout` makes them: b s of an image of the training size, else b n m s, one for each window;
+        `encode_objects` of its condition makes them, b s, or for a larger image `encode_windows`, b n m s;
         for one over captions, their texts, or token ids b s.
       count: how many, for a prior that has neither, without a prompt.
       size: height and width in pixels; by default the map's, or those of training. Larger images are drawn through a

@@ -64,7 +64,7 @@ def test_coordinates_round_half_to_even_and_stay_below_the_number_of_levels():
 
 def test_a_dropped_layout_shows_nothing_and_another_its_outlines():
     condition = Boxes(num_classes=3, num_tokens=65, max_objects=2)
-    tokens = condition.layout.encode(np.array([[0.25, 0.25, 0.5, 0.5]]), np.array([1]), np.array([0]), rng=None)
+    tokens = condition.encode_objects(np.array([[0.25, 0.25, 0.5, 0.5]]), np.array([1]), np.array([0]), rng=None)
     null = np.full_like(tokens, condition.vocab_size - 1)
     shown = condition.picture({}, np.stack([tokens, null]), 32, ("a", "b", "c"))
     assert len(np.unique(shown[1].reshape(-1, 3), axis=0)) == 1

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vqgan_jax.conditions.objects import Layout
+from vqgan_jax.conditions.objects import Boxes
 from vqgan_jax.data import evaluation_batches, training_batches, views
 from vqgan_jax.data.scenes import Scenes, segment_by_color
 from vqgan_jax.data.views import Augmentation, Geometry, apply_geometry, choose_geometry, evaluation
@@ -105,11 +105,11 @@ def test_impossible_augmentations_are_refused(change):
 # Views
 
 AUGMENTATION = Augmentation(image_size=16, resize=(16, 40), crop="random", flip=True, small="upscale")
-LAYOUT = Layout(num_categories=8, num_tokens=8192, max_objects=6)
+BOXES = Boxes(num_classes=8, num_tokens=8192, max_objects=6)
 SEGMENTATION = functools.partial(views.segmentation, num_classes=9, shift=False)
 ALL = {
     **views.PLAIN, "segmentation": SEGMENTATION, "depth": views.depth, "coordinates": views.coordinates,
-    "edges": functools.partial(views.edges, sigma=1.0), "boxes": functools.partial(views.objects, encode=LAYOUT.encode),
+    "edges": functools.partial(views.edges, sigma=1.0), **BOXES.views(None),
     "low_resolution": functools.partial(views.low_resolution, factor=4),
 }  # fmt: skip
 
@@ -220,16 +220,13 @@ def test_maps_of_scenes_agree_with_their_picture(scenes):
 def test_boxes_are_those_of_the_crop_and_its_flip(scenes):
     example = scenes[0]
     objects = {k: v for k, v in example.items() if k in ("boxes", "categories")}
-    tokens = [
-        views.objects(cut({**objects, "image": example["image"]}, flip=flip), encode=LAYOUT.encode)
-        for flip in (False, True)
-    ]
-    plain, flipped = (dict(LAYOUT.decode(row)) for row in tokens)
+    tokens = [ALL["boxes"](cut({**objects, "image": example["image"]}, flip=flip)) for flip in (False, True)]
+    plain, flipped = (dict(BOXES.decode_objects(row)) for row in tokens)
     assert plain.keys() == flipped.keys() == set(example["categories"][example["categories"] >= 0].tolist())
     for category, (x, y, w, h) in plain.items():
         np.testing.assert_allclose(flipped[category], (1 - x - w, y, w, h), atol=1 / 89 + 1e-9)
     half = cut({**objects, "image": example["image"]}, box=(0.0, 48.0, 96.0, 96.0))
-    corners = [divmod(int(token), 90) for token in views.objects(half, encode=LAYOUT.encode)[-2:]]  # rows and columns
+    corners = [divmod(int(token), 90) for token in ALL["boxes"](half)[-2:]]  # rows and columns
     np.testing.assert_allclose(np.divide(corners, 89), [(0.5, 0), (1, 1)], atol=0.6 / 89)
 
 

@@ -6,11 +6,10 @@ filled with the none token, and two points last of all say which part of the ima
 
 References:
   Jahn et al. 2021, High-Resolution Complex Scene Synthesis with Transformers; the order of building, the rounding and
-  the quirks behind `Layout.paper` are those of the code that was released with it, in taming-transformers.
+  the quirks behind `paper` are those of the code that was released with it, in taming-transformers.
 """
 
 import dataclasses
-import functools
 import json
 import math
 from collections.abc import Sequence
@@ -23,8 +22,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Int64, Integer
 
 from vqgan_jax import pictures
 from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, Size, in_range
-from vqgan_jax.data import views
-from vqgan_jax.data.views import View
+from vqgan_jax.data.views import Cut, View
 
 Box: TypeAlias = tuple[float, float, float, float]  # x0 y0 w h, each in [0, 1] of the image
 
@@ -36,53 +34,82 @@ _SLACK = 1e-6  # pixels divided by the image's size may miss 1 by rounding; this
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objects(Condition):
-    """Objects of an image as tokens, which the loader makes; `Boxes` and `Centers` are two forms."""
+    """Objects of an image as tokens, which the loader makes; `Boxes` and `Centers` are two forms.
+
+    Attributes:
+      object_length: tokens of one object: itself and the points of its two corners, or the point of its centre.
+      num_classes: categories are below it. An object's token is category + num_classes * modifier.
+      num_tokens: tokens are below it, at least 4. The last one is the none token; objects are below that.
+      max_objects: places for objects.
+      crop_points: the two corners of the crop come last and boxes stay where they are in the whole image. Else there
+        are no such points, and boxes are rescaled to the crop.
+      paper: as the published COCO models were trained. The bit `GROUP` is never set, and a rescaled box that sticks
+        out on the left or at the top is as large as if it did not, up to the crop's other side.
+    """
 
     argument = "condition"
     rule = "scene"
-    centers: ClassVar[bool] = False
+    object_length: ClassVar[int]
 
-    num_classes: int = 1000  # of objects
-    num_tokens: int = 1024  # whose points are on a square grid of so many
+    num_classes: int = 1000
+    num_tokens: int = 1024
     max_objects: int = 30
-    crop_points: bool = True  # boxes stay those of the whole image, and two more tokens say which part is seen
-    paper: bool = False  # upstream's quirks; see `Layout`
+    crop_points: bool = True
+    paper: bool = False
 
-    @property
-    def layout(self) -> "Layout":
-        """How objects become tokens; ValueError where the config's numbers are too small."""
-        return Layout(
-            num_categories=self.num_classes,
-            num_tokens=self.num_tokens,
-            max_objects=self.max_objects,
-            centers=self.centers,
-            crop_points=self.crop_points,
-            paper=self.paper,
-        )
+    def check(self) -> None:
+        """Raises ValueError where there are too few categories, objects or tokens."""
+        if min(self.num_classes, self.max_objects) < 1 or self.num_tokens < max(4, self.num_classes + 1):
+            raise ValueError(
+                "`config.condition.num_classes` and `max_objects` must be positive, and `num_tokens` at least 4 and "
+                f"above `num_classes`, for the last token is none; got {self.num_classes}, {self.max_objects} and "
+                f"{self.num_tokens}. Correct them."
+            )
+        super().check()
 
     @property
     def length(self) -> int:
-        """Of the layout."""
-        return self.layout.length
+        """Tokens of one layout: 92 of 30 boxes with the crop, 62 of 30 centres."""
+        return self.max_objects * self.object_length + 2 * self.crop_points
 
     @property
     def num_values(self) -> int:
-        """Tokens of the layout."""
-        return self.layout.num_tokens
+        """Objects, points and the none token."""
+        return self.num_tokens
+
+    @property
+    def sections(self) -> int:
+        """Points on each side of the unit square, both ends included."""
+        return math.isqrt(self.num_tokens)
+
+    @property
+    def none(self) -> int:
+        """The token of what is not there."""
+        return self.num_tokens - 1
 
     def views(self, data: Any) -> dict[str, View]:
-        """Returns the tokens of an image's objects."""
-        return {self.field: functools.partial(views.objects, encode=self.layout.encode)}
+        """Returns the tokens of the objects in the part of an image that is looked at."""
+        return {self.field: self._view}
+
+    def _view(self, cut: Cut) -> Int32[np.ndarray, "t"]:
+        height, width, _ = cut.example["image"].shape
+        left, upper, right, lower = cut.geometry.box
+        corner = (left / width, upper / height)
+        extent = (min(right / width, 1.0) - corner[0], min(lower / height, 1.0) - corner[1])
+        categories = np.asarray(cut.field("categories"))
+        modifiers = np.asarray(cut.example.get("modifiers", np.zeros_like(categories)))
+        boxes, crop = np.asarray(cut.field("boxes"), np.float64), (*corner, *extent)
+        return self.encode_objects(boxes, categories, modifiers, crop=crop, flip=cut.geometry.flip, rng=cut.rng)
 
     def tokens(self, frozen: Params, value: Any, grid: Grid, origins: np.ndarray | None) -> Int[Array, "b ..."]:
         """Returns tokens of a layout, or of one for each window; ValueError for what is neither."""
         windows = tuple(side - part + 1 for side, part in zip(grid, self.window, strict=True))
         shape = (self.length,) if grid == self.window else (*windows, self.length)
         if jnp.shape(value)[1:] != shape or not jnp.issubdtype(jnp.result_type(value), jnp.integer):
-            made_by = "encode" if grid == self.window else "windows"
+            made_by = "encode_objects" if grid == self.window else "encode_windows"
             raise ValueError(
-                f"`condition` must be integers of shape {('b', *shape)}, as `Layout.{made_by}` gives them; got "
-                f"{jnp.result_type(value)} of shape {jnp.shape(value)}."
+                f"`condition` must be integers of shape {('b', *shape)}, as the prior's `condition.{made_by}` gives "
+                f"them; got {jnp.result_type(value)} of shape {jnp.shape(value)}."
             )
         return in_range("condition", value, self.num_values)
 
@@ -91,16 +118,15 @@ class Objects(Condition):
 
         A point stands at itself, an object in the middle of its points, and what says nothing at (0, 0).
         """
-        layout, width = self.layout, 2 if self.centers else 3
-        last = layout.sections - 1
-        points = jnp.stack([tokens // layout.sections, tokens % layout.sections], axis=-1) / last
-        known = (tokens < layout.none)[..., None]
+        last = self.sections - 1
+        points = jnp.stack([tokens // self.sections, tokens % self.sections], axis=-1) / last
+        known = (tokens < self.none)[..., None]
         first, extent = jnp.zeros((1, 1, 2)), jnp.ones((1, 1, 2))
-        if layout.crop_points:
+        if self.crop_points:
             first = points[:, -2:-1]
             extent = jnp.maximum(points[:, -1:] - first, 1 / last)
-        count = layout.max_objects * width
-        objects = points[:, :count].reshape(len(tokens), -1, width, 2)
+        count = self.max_objects * self.object_length
+        objects = points[:, :count].reshape(len(tokens), -1, self.object_length, 2)
         objects = objects.at[:, :, 0].set(objects[:, :, 1:].mean(axis=2)).reshape(len(tokens), count, 2)
         points = jnp.concatenate([objects, points[:, count:]], axis=1)
         return jnp.where(known, (points - first) / extent * jnp.array(self.window)[None, None] - 0.5, 0.0)
@@ -125,19 +151,18 @@ class Objects(Condition):
         modifiers, f = np.zeros_like(categories), self.downsample_factor
         grid = (size[0] // f, size[1] // f)
         if grid == self.window:
-            return self.layout.encode(boxes, categories, modifiers, rng=None)
-        return self.layout.windows(boxes, categories, modifiers, grid=grid, window=self.window, seed=0)
+            return self.encode_objects(boxes, categories, modifiers, rng=None)
+        return self.encode_windows(boxes, categories, modifiers, grid=grid, seed=0)
 
     def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns outlines with the categories' names, or their numbers."""
-        layout = self.layout
 
         def outlines(row: np.ndarray) -> list[tuple[str, tuple[float, ...], tuple[int, ...]]]:
-            objects = [(number % layout.num_categories, box) for number, box in layout.decode(row)]
+            objects = [(number % self.num_classes, box) for number, box in self.decode_objects(row)]
             color = lambda category: tuple(int(v) for v in pictures.colors(np.full((1, 1), category + 1))[0, 0])
             return [(names[c] if c < len(names) else str(c), tuple(box), color(c)) for c, box in objects]
 
-        known = np.minimum(tokens, layout.num_tokens - 1)  # a null token is no object
+        known = np.minimum(tokens, self.none)  # a null token is no object
         return np.stack([pictures.boxes(outlines(row), size) for row in known])
 
     def beside(self, frozen: Params, values: np.ndarray, size: Size, names: Sequence[str] = ()) -> tuple[Pictures, ...]:
@@ -145,72 +170,7 @@ class Objects(Condition):
         first = values.reshape(len(values), -1, values.shape[-1])[:, 0]
         return super().beside(frozen, first, size, names)
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Boxes(Objects):
-    """Objects and the two corners of each."""
-
-    kind = field = "boxes"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Centers(Objects):
-    """Objects and the centre of each."""
-
-    kind = field = "centers"
-    centers = True
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
-    """How objects become tokens.
-
-    Attributes:
-      num_categories: categories are below it. An object's token is category + num_categories * modifier.
-      num_tokens: tokens are below it, at least 4. The last one is the none token; objects are below that.
-      max_objects: places for objects.
-      centers: an object is a pair, itself and the point of its centre; else a triple, itself, the upper left corner
-        and the lower right.
-      crop_points: the two corners of the crop come last and boxes stay where they are in the whole image. Else there
-        are no such points, and boxes are rescaled to the crop.
-      paper: as the published COCO models were trained. The bit `GROUP` is never set, and a rescaled box that sticks
-        out on the left or at the top is as large as if it did not, up to the crop's other side.
-    """
-
-    num_categories: int
-    num_tokens: int = 8192
-    max_objects: int = 30
-    centers: bool = False
-    crop_points: bool = True
-    paper: bool = False
-
-    def __post_init__(self):
-        if min(self.num_categories, self.max_objects) < 1 or self.num_tokens < max(4, self.num_categories + 1):
-            raise ValueError(
-                "a layout's `num_categories` and `max_objects` must be positive and `num_tokens` at least 4 and above "
-                f"`num_categories`, for the last token is none; got {self}. Correct them."
-            )
-
-    @property
-    def length(self) -> int:
-        """Tokens of one layout: 92 of 30 boxes with the crop, 62 of 30 centres."""
-        return self.max_objects * self._width + 2 * self.crop_points
-
-    @property
-    def sections(self) -> int:
-        """Points on each side of the unit square, both ends included."""
-        return math.isqrt(self.num_tokens)
-
-    @property
-    def none(self) -> int:
-        """The token of what is not there."""
-        return self.num_tokens - 1
-
-    @property
-    def _width(self) -> int:
-        return 2 if self.centers else 3
-
-    def encode(
+    def encode_objects(
         self,
         boxes: Float64[np.ndarray, "n 4"],
         categories: Integer[np.ndarray, "n"],
@@ -227,7 +187,7 @@ class Layout:
 
         Args:
           boxes: x0 y0 w h of each object, in [0, 1] of the whole image.
-          categories: of each, in [0, num_categories); below 0 is padding.
+          categories: of each, in [0, num_classes); below 0 is padding.
           modifiers: sums of `GROUP`, `OCCLUDED`, `DEPICTION` and `INSIDE`; 0 where nothing is known.
           crop: the part of the image that is looked at.
           flip: whether that part is mirrored left to right.
@@ -253,7 +213,7 @@ class Layout:
         if flip:
             boxes, part = _mirrored(boxes), _mirrored(part)
         start, extent = boxes[:, :2], boxes[:, 2:]
-        places = [start + extent / 2] if self.centers else [start, start + extent]
+        places = [start + extent / 2] if self.object_length == 2 else [start, start + extent]
         rows = np.column_stack([numbers[chosen], *map(self._points, places)])
         tokens = np.full(self.length, self.none, np.int32)
         tokens[: rows.size] = rows.ravel()
@@ -261,10 +221,10 @@ class Layout:
             tokens[-2:] = self._points(np.concatenate([part[:, :2], part[:, :2] + part[:, 2:]]))
         return tokens
 
-    def decode(self, tokens: Integer[np.ndarray, "t"]) -> list[tuple[int, Box]]:
+    def decode_objects(self, tokens: Integer[np.ndarray, "t"]) -> list[tuple[int, Box]]:
         """Token and box of each object, in their order; boxes are as exact as points are dense, centres have no size.
 
-        The category is the token modulo `num_categories`, the modifier its quotient. Boxes are where the points are:
+        The category is the token modulo `num_classes`, the modifier its quotient. Boxes are where the points are:
         in the whole image with `crop_points`, else in the crop.
 
         Raises:
@@ -272,42 +232,42 @@ class Layout:
         """
         if tokens.shape != (self.length,):
             raise ValueError(f"a layout must have {self.length} tokens; got shape {tokens.shape}. Give one at a time.")
-        rows = tokens[: self.max_objects * self._width].reshape(-1, self._width)
+        rows = tokens[: self.max_objects * self.object_length].reshape(-1, self.object_length)
         return [(int(row[0]), self._box(row[1], row[-1])) for row in rows if row[0] != self.none]
 
-    def windows(
+    def encode_windows(
         self,
         boxes: Float64[np.ndarray, "n 4"],
         categories: Integer[np.ndarray, "n"],
         modifiers: Integer[np.ndarray, "n"],
         *,
-        grid: tuple[int, int],
-        window: tuple[int, int],
+        grid: Grid,
         seed: int,
     ) -> Int32[np.ndarray, "_rows _columns {self.length}"]:
         """Tokens of an image that is larger than the window a prior looks through, for every place of the window.
 
         Args:
-          boxes, categories, modifiers: see `encode`.
-          grid: rows and columns of codes of the image, H and W.
-          window: rows and columns of the window, h and w.
+          boxes, categories, modifiers: see `encode_objects`.
+          grid: rows and columns of codes of the image, H and W; those of the window are h and w.
           seed: of the orders, not negative; each place has its own, the same whenever it is asked for.
 
         Returns:
           H - h + 1 by W - w + 1 layouts: at [i, j] that of the crop whose upper left code is (i, j).
 
         Raises:
-          ValueError: if the window is larger than the grid; see also `encode`.
+          ValueError: if the window is larger than the grid; see also `encode_objects`.
         """
-        (height, width), (rows, columns) = grid, window
+        (height, width), (rows, columns) = grid, self.window
         if not (1 <= rows <= height and 1 <= columns <= width):
-            raise ValueError(f"`window` must fit into the grid {grid}, in codes; got {window}. Ask for a larger image.")
+            raise ValueError(
+                f"the window {self.window} must fit into `grid`, in codes; got {grid}. Ask for a larger image."
+            )
         shape = (height - rows + 1, width - columns + 1)
         tokens = np.empty((*shape, self.length), np.int32)
         for i, j in np.ndindex(shape):
             crop = (j / width, i / height, columns / width, rows / height)
             rng = np.random.default_rng((seed, i, j))
-            tokens[i, j] = self.encode(boxes, categories, modifiers, crop=crop, rng=rng)
+            tokens[i, j] = self.encode_objects(boxes, categories, modifiers, crop=crop, rng=rng)
         return tokens
 
     def _numbers(
@@ -315,13 +275,13 @@ class Layout:
     ) -> Int64[np.ndarray, "n"]:
         """Tokens of the objects; ValueError if one of those chosen has none."""
         # Upstream compares COCO's flag, the integer 1, with `is True`.
-        numbers = categories + self.num_categories * (modifiers & ~GROUP if self.paper else modifiers)
-        fine = (categories < self.num_categories) & (modifiers >= 0) & (modifiers < _MODIFIERS) & (numbers < self.none)
+        numbers = categories + self.num_classes * (modifiers & ~GROUP if self.paper else modifiers)
+        fine = (categories < self.num_classes) & (modifiers >= 0) & (modifiers < _MODIFIERS) & (numbers < self.none)
         for i in chosen[~fine[chosen]]:
             raise ValueError(
-                f"categories must be below {self.num_categories}, modifiers in [0, {_MODIFIERS}), and the token of "
+                f"categories must be below {self.num_classes}, modifiers in [0, {_MODIFIERS}), and the token of "
                 f"both below the none token {self.none}; got category {categories[i]} with modifier {modifiers[i]} for "
-                f"object {i}. Leave it out, or ask for a layout of more categories or tokens."
+                f"object {i}. Leave it out, or ask for more categories or tokens."
             )
         return numbers
 
@@ -343,6 +303,22 @@ class Layout:
         (y0, x0), (y1, x1) = divmod(int(first), self.sections), divmod(int(last), self.sections)
         steps = self.sections - 1
         return x0 / steps, y0 / steps, (x1 - x0) / steps, (y1 - y0) / steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Boxes(Objects):
+    """Objects and the two corners of each."""
+
+    kind = field = "boxes"
+    object_length = 3
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Centers(Objects):
+    """Objects and the centre of each."""
+
+    kind = field = "centers"
+    object_length = 2
 
 
 def _check_boxes(name: str, boxes: Float64[np.ndarray, "n 4"], chosen: Int64[np.ndarray, "m"]) -> None:

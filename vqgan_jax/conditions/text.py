@@ -10,16 +10,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int32, Integer
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import (
-    Condition,
-    Grid,
-    HostTokens,
-    Params,
-    Pictures,
-    Size,
-    check_range,
-    in_range,
-)
+from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, Size, check_range, in_range
 from vqgan_jax.data.folder import CAPTIONS, read_captions
 from vqgan_jax.data.views import Cut, View
 

@@ -175,13 +175,11 @@ def check_shard(folder: epath.Path, plan: CachePlan, split: str, shard: int) -> 
     """The path of a shard, or of a local copy; ValueError unless it is there and has as many records as planned."""
     path, expected = folder / plan.file(split, shard), len(plan.splits[split].numbers(shard))
     contents = json.dumps({key: value for key, value in plan.to_json().items() if key != "splits"})
-    local = path
+    local, found = path, "none"
     try:
         if path.exists():
             local = storage.local_copy(path, contents)
             found = f"{count_records(local)} records"
-        else:
-            found = "none"
     except (ValueError, RuntimeError, OSError) as error:
         found = f"one that cannot be read ({error})"
     if found != f"{expected} records":

@@ -241,18 +241,6 @@ def edges(cut: Cut, *, sigma: float) -> UInt8[np.ndarray, "h w 3"]:
     return np.repeat(canny(grey, sigma=sigma)[..., None], 3, axis=-1).astype(np.uint8) * np.uint8(255)
 
 
-def objects(cut: Cut, *, encode: Callable[..., Int32[np.ndarray, "t"]]) -> Int32[np.ndarray, "t"]:
-    """Objects and their places as tokens; `encode` is that of a `conditions.objects.Layout`."""
-    height, width, _ = cut.example["image"].shape
-    left, upper, right, lower = cut.geometry.box
-    corner = (left / width, upper / height)
-    extent = (min(right / width, 1.0) - corner[0], min(lower / height, 1.0) - corner[1])
-    categories = np.asarray(cut.field("categories"))
-    modifiers = np.asarray(cut.example.get("modifiers", np.zeros_like(categories)))
-    boxes = np.asarray(cut.field("boxes"), np.float64)
-    return encode(boxes, categories, modifiers, crop=(*corner, *extent), flip=cut.geometry.flip, rng=cut.rng)
-
-
 class Field(NamedTuple):
     """A picture or map that a tokenizer may learn.
 
