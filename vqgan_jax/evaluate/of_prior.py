@@ -24,7 +24,7 @@ from vqgan_jax.evaluate.of_images import (
     numbers_of,
     open_images,
 )
-from vqgan_jax.evaluate.protocol import Evaluation, Metric, Request, Subject, Summary
+from vqgan_jax.evaluate.protocol import Evaluation, Metric, Request, Summary
 from vqgan_jax.train import program, sharding, stage2
 
 NEAREST = 3
@@ -73,30 +73,29 @@ def evaluate(prior: models.Prior, request: Request, draws: DrawRequest, *, workd
     results, nats = [], np.zeros((0, 2))
     if "nll" in chosen:  # of tokens, which no pixels were compared for
         nats = likelihoods(prior, request)
-        subject = Subject(f"codes of {prior.config.data.source}, held out", len(nats))
+        subject = Summary(f"codes of {prior.config.data.source}, held out", len(nats))
         fields = {"resize": "as the tokenizer's images were", "rounding": protocol.NOTHING, "sampling": {}}
         values = {"nll": float(np.mean(nats[:, 1]))}
-        results += protocol.records(values, chosen, networks.files, subject, Subject(), run | fields)
+        results += protocol.records(values, chosen, networks.files, subject, Summary(), run | fields)
     title, lead = "A prior, measured", f"{workdir}, step {prior.step}, {prior.weights} weights."
     if source is None:
         sections: dict[str, Any] = {"classes": class_rows(prior, (), nats)}
         return Evaluation(results=results, title=title, lead=lead, reference=None, sections=sections)
-    size, keep = prior.config.data.image_size, protocol.needed_rows(chosen)
-    real = collect(source, request, networks, size=size, keep=keep, name="real images")
+    size = prior.config.data.image_size
+    real = collect(source, request, networks, size=size, name="real images")
     references = gallery(source, real.labels, size) if "own_class" in chosen else None
     first, labels, looks = [], None, None
     for i, options in enumerate(draws.settings):
         name = f"drawing {i + 1} of {len(draws.settings)}"
         numbers = accepted(prior, request, draws, options, name)
-        drawn, shown, looks = draw(prior, request, networks, numbers, options, references, keep=keep, name=name)
+        drawn, shown, looks = draw(prior, request, networks, numbers, options, references, name=name)
         first.append(shown)
         labels = drawn.labels
         values = protocol.compare(chosen, real, drawn, seed=request.seed)
         if looks is not None:
             values["own_class"] = float(np.mean(labels == looks))
         fields = {"resize": real.resized(drawn), "rounding": ROUNDING, "sampling": dict(options)}
-        subjects = drawn.named("samples"), real.named(source.name)
-        results += protocol.records(values, chosen, networks.files, *subjects, run | fields)
+        results += protocol.records(values, chosen, networks.files, drawn, real, run | fields)
     swept = protocol.swept_settings(results)
     names = [", ".join(f"{name} {options[name]}" for name in swept) or "samples" for options in draws.settings]
     classes = class_rows(prior, source.class_names, nats, labels, looks)
@@ -174,9 +173,9 @@ def subjects_of(prior: models.Prior, count: int) -> tuple[np.ndarray, np.ndarray
     """Label, number within its label, and rows of each of `count` samples: classes in turn, each equally often."""
     condition = prior.module.condition
     if condition.argument == "condition":
-        given = drawing.held_out(prior, count)
-        which = np.arange(count) % len(given.labels)
-        return given.labels[which], np.arange(count), {name: rows[which] for name, rows in given.rows.items()}
+        subjects = drawing.held_out(prior, count)
+        which = np.arange(count) % len(subjects.labels)
+        return subjects.labels[which], np.arange(count), {name: rows[which] for name, rows in subjects.rows.items()}
     classes = condition.num_labels or 1
     return np.arange(count, dtype=np.int32) % classes, np.arange(count) // classes, {}
 
@@ -211,7 +210,6 @@ def draw(
     options: Mapping[str, Any],
     references: tuple[np.ndarray, np.ndarray] | None,
     *,
-    keep: frozenset[str],
     name: str,
 ) -> tuple[Summary, UInt8[np.ndarray, "_ H W 3"], Int[np.ndarray, "n"] | None]:
     """Draws the samples `which`, this process its share; no two samples have one key.
@@ -219,7 +217,7 @@ def draw(
     Returns:
       Their statistics, the first of them, and the class that each looks like; None without references.
     """
-    collector, first, classes, looks = Collector(networks.run, keep=keep), [], [], []
+    collector, first, classes, looks = Collector(networks.run, keep=networks.keep), [], [], []
     for part, images, labels in drawn_chunks(prior, request, which, options, name):
         collector.add(part, images, batch_size=request.local_batch)
         classes.append(labels)
@@ -227,7 +225,7 @@ def draw(
         if references is not None:
             looks.append(likeness.nearest_labels(networks.lpips, images, *references))
     side = prior.config.data.image_size
-    summary = collector.summary(f"none, drawn at {side}x{side}", in_order(collector.numbers, classes))
+    summary = collector.summary("samples", f"none, drawn at {side}x{side}", classes)
     return summary, np.stack(first), in_order(collector.numbers, looks) if looks else None
 
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from etils import epath
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vqgan_jax import config as configs
 from vqgan_jax.data import storage
@@ -21,7 +20,7 @@ from vqgan_jax.train import sharding, stored
 from vqgan_jax.train.checkpoint import Checkpoints, gathered
 from vqgan_jax.train.program import Config, Program
 from vqgan_jax.train.state import TrainState
-from vqgan_jax.train.watch import Goodput, Profile, Stop, deadline
+from vqgan_jax.train.watch import Goodput, Profile, Stop, deadline, tracking
 
 Evaluator = Callable[[TrainState, int], dict[str, float]]  # of a state and its step
 KEPT = ("stage", "tokenizer.fingerprint", "transformer.order", "transformer.positions", "condition.kind")
@@ -73,14 +72,14 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
     """`section.key: old -> new` for each value that differs; lists and tuples are alike."""
-    found = []
+    changed = []
     for key in old.keys() | new.keys():
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{path}{key}.")
+            changed += differences(a, b, f"{path}{key}.")
         elif (list(a) if isinstance(a, tuple) else a) != (list(b) if isinstance(b, tuple) else b):
-            found.append(f"{path}{key}: {a} -> {b}")
-    return sorted(found)
+            changed.append(f"{path}{key}: {a} -> {b}")
+    return sorted(changed)
 
 
 class Recorder:
@@ -148,12 +147,6 @@ class Recorder:
             self.console.print(f"[dim]step[/] {step:>6}  {shown}{tail}", highlight=False, soft_wrap=True)
 
 
-def progress_bar(console: Console) -> Progress:
-    """Steps, elapsed and remaining time; on a terminal only, since a log has the lines."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
-
-
 def train(
     config: Config,
     workdir: epath.Path,
@@ -210,8 +203,9 @@ def train(
         if first >= config.steps:
             return True
         writer.scalars(first, "goodput", goodput.shares())
-        with progress_bar(console) as progress, Profile(workdir / "profile", profile) as trace:
-            stopping, bar = False, progress.add_task("", total=config.steps, completed=first)
+        with tracking(console) as track, Profile(workdir / "profile", profile) as trace:
+            stopping, advance = False, track("steps", config.steps)
+            advance(first)
             for step in range(first + 1, config.steps + 1):
                 with trace.step(step):
                     with goodput.section("data"), deadline(seconds, f"batch of step {step}", config.data.source):
@@ -220,7 +214,7 @@ def train(
                         state, metrics = program.step(state, program.frozen, batch, key)
                     recorder.step(step, metrics)
                 trace.done(step, metrics)
-                progress.update(bar, completed=step)
+                advance(step)
                 stopping = stop.requested or checkpoints.preempted(step)
                 evaluating = is_evaluated(step, config) and not stopping
                 saving = stopping or step == config.steps or step % config.log.checkpoint_every == 0
