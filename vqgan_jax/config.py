@@ -325,7 +325,8 @@ class Stage2(Run):
     def summary(self) -> str:
         """What the model is, in a line."""
         t, k = self.transformer, self.tokenizer
-        return f"a prior: {t.summary}, condition {self.condition.kind!r}, order {t.order!r}, over {k.codebook_size} codes of f{k.downsample_factor}"
+        codes = f"order {t.order!r}, over {k.codebook_size} codes of f{k.downsample_factor}"
+        return f"a prior: {t.summary}, condition {self.condition.kind!r}, {codes}"
 
     @property
     def grid(self) -> tuple[int, int]:
