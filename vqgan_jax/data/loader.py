@@ -58,7 +58,7 @@ def training_batches(
       ValueError: if an argument is out of range; while iterating, if more than 1% of the images cannot be decoded, an
         image is smaller than `small` "refuse" allows, or an example lacks what a field needs.
     """
-    check_share(batch_size, process_index, process_count)
+    _check_share(batch_size, process_index, process_count)
     data = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
     # Randomness comes before the share of a process: keyed by the example's global number it is anyone's to load.
     data = data.random_map(Examples(source, augmentation, fields).train)
@@ -92,7 +92,7 @@ def evaluation_batches(
     Raises:
       ValueError: if an argument is out of range; while iterating, if more than 1% of the images cannot be decoded.
     """
-    check_share(batch_size, process_index, process_count)
+    _check_share(batch_size, process_index, process_count)
     count = len(source) if num_examples is None else num_examples
     if not 1 <= count <= len(source):
         raise ValueError(f"`num_examples` must be in 1 .. {len(source)} for {source.name}; got {count}. Lower it.")
@@ -102,7 +102,7 @@ def evaluation_batches(
     return share(data, batch_size, process_index, process_count, num_threads)
 
 
-def check_share(batch_size: int, process_index: int, process_count: int) -> None:
+def _check_share(batch_size: int, process_index: int, process_count: int) -> None:
     """Raises ValueError unless there is such a process, and all have equal parts of a global batch."""
     if not 0 <= process_index < process_count:
         raise ValueError(
