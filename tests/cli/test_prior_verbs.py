@@ -281,9 +281,9 @@ def test_a_file_to_complete_needs_its_class(capsys, prior, tmp_path):
 
 
 def test_a_run_of_the_other_stage_is_refused(capsys, prior, tokenizer, tmp_path):
-    assert "must be a run of Stage2; it is one of stage 1" in fails(
+    assert "must be a run of Stage2; it is one of stage 1" in refused(
         capsys, "sample", f"--workdir={tokenizer}", f"--output={tmp_path}"
     )
-    assert "must be a run of Stage1; it is one of stage 2" in fails(
+    assert "must be a run of Stage1; it is one of stage 2" in refused(
         capsys, "reconstruct", f"--workdir={prior}", "--input=photos", f"--output={tmp_path}"
     )
