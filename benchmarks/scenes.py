@@ -94,7 +94,8 @@ def swapped(prior: vq.Prior, layouts: np.ndarray) -> np.ndarray:
 
 def sheet(prior: vq.Prior, options: dict) -> np.ndarray:
     """Eight held-out conditions with four samples each."""
-    subjects = drawing.classes(prior, None) if prior.module.condition.num_labels else drawing.held_out(prior, 8)
+    classes = np.arange(prior.module.condition.num_labels, dtype=np.int32)
+    subjects = drawing.Subjects(classes, {}) if len(classes) else drawing.held_out(prior, 8)
     which = np.repeat(np.arange(8), 4)
     images, _ = drawing.draw(
         prior, subjects.labels[which], np.arange(32), seed=1, batch_size=32, options=options,

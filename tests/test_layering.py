@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import functools
 import sys
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -31,16 +32,23 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in FILES}
 
 
-def imports(path: Path) -> set[str]:
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """All of a file's syntax, its module first."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     """Full names of everything that a file imports, wherever it does so."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)
 
 
 def ours(path: Path) -> set[str]:
@@ -62,10 +70,10 @@ def layer_of(module: str) -> int:
     return next(i for names in ((module,), (head,)) for i, layer in enumerate(LAYERS) if set(names) & set(layer))
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda name: name or "package")
-def test_imports_point_downwards_only(module):
-    up = {name for name in ours(MODULES[module]) if layer_of(name) > layer_of(module)}
-    assert not up, f"{module} must not import {', '.join(sorted(up))}"
+def test_imports_point_downwards_only():
+    for module, path in MODULES.items():
+        up = {name for name in ours(path) if layer_of(name) > layer_of(module)}
+        assert not up, f"{module or 'the package'} must not import {', '.join(sorted(up))}"
 
 
 def test_every_folder_is_packaged():
@@ -119,7 +127,7 @@ def test_nobody_asks_which_kind_a_condition_is():
         heads = {imported.removeprefix("vqgan_jax.conditions.") for imported in imports(path)}
         assert not heads & (names - {"Condition"}), f"{name} imports {heads & names}"
         assert not {other for other in ours(path) if other.startswith("conditions.")}, name
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in ("isinstance", "issubclass", "type"):
                 assert not names & {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}, ast.unparse(node)
             if isinstance(node, ast.Compare | ast.Match):
@@ -159,13 +167,13 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax", "grain", "absl", "etils"
 
 def private_names(path: Path) -> set[str]:
     """The private names of libraries that a file imports or reaches by an attribute of a module."""
-    tree, modules = ast.parse(path.read_text()), {}
-    for node in ast.walk(tree):
+    modules = {}
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             modules |= {alias.asname or alias.name.split(".")[0]: alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             modules |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-    attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    attributes = {ast.unparse(node) for node in nodes(path) if isinstance(node, ast.Attribute)}
     heads = ((modules.get(name.split(".")[0]), name.partition(".")[2]) for name in attributes)
     names = imports(path) | {f"{head}.{rest}" for head, rest in heads if head}
     ours = {name for name in names if name.split(".")[0] in LIBRARIES}
@@ -198,35 +206,20 @@ def test_a_private_name_is_found_however_it_is_spelt(tmp_path, text):
     assert private_names(tmp_path / "page.py")
 
 
-@pytest.mark.parametrize(
-    "module",
-    [
-        "losses",
-        "sampling",
-        "prior",
-        "config",
-        "train.state",
-        "train.stage1",
-        "train.stage2",
-        "nn.autoencoder",
-    ],
-)
-def test_pure_modules_touch_no_clock_and_no_file(module):
-    heads = {name.split(".")[0] for name in imports(MODULES[module])}
-    assert not heads & {"time", "os", "pathlib", "etils", "signal", "random", "absl", "rich", "sys"}
+def test_pure_modules_touch_no_clock_and_no_file():
+    pure = ("losses", "sampling", "prior", "config", "train.state", "train.stage1", "train.stage2", "nn.autoencoder")
+    for module in pure:
+        heads = {name.split(".")[0] for name in imports(MODULES[module])}
+        assert not heads & {"time", "os", "pathlib", "etils", "signal", "random", "absl", "rich", "sys"}, module
 
 
 # Budgets
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_file_is_one_idea(path):
-    assert len(path.read_text().splitlines()) <= 450
-    assert path.stem not in ("utils", "common", "misc", "helpers")
-
-
-def functions(tree: ast.AST):
-    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+def test_a_file_is_one_idea():
+    for path in FILES:
+        assert len(path.read_text().splitlines()) <= 450, path
+        assert path.stem not in ("utils", "common", "misc", "helpers"), path
 
 
 def lines_of_code(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -240,23 +233,21 @@ def lines_of_code(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return lines
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_function_is_short(path):
-    for node in functions(ast.parse(path.read_text())):
-        budget = 90 if (path.stem, node.name) == ("loop", "train") else 60
-        assert lines_of_code(node) <= budget, f"{path.name}: {node.name}"
+def test_a_function_is_short():
+    for path in FILES:
+        for node in filter(lambda node: isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef), nodes(path)):
+            budget = 90 if (path.stem, node.name) == ("loop", "train") else 60
+            assert lines_of_code(node) <= budget, f"{path}: {node.name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_everything_public_has_a_docstring(path):
-    tree = ast.parse(path.read_text())
-    assert ast.get_docstring(tree)
-    methods = [
-        n for cls in tree.body if isinstance(cls, ast.ClassDef) and not cls.name.startswith("_") for n in cls.body
-    ]
-    for node in [*tree.body, *methods]:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_") and node.name != "setup":
-            assert ast.get_docstring(node), f"{path.name}: {node.name}"
+def test_everything_public_has_a_docstring():
+    for path in FILES:
+        tree = nodes(path)[0]
+        assert ast.get_docstring(tree), path
+        public = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+        for node in [*tree.body, *(method for cls in public for method in cls.body)]:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name != "setup" and node.name[0] != "_":
+                assert ast.get_docstring(node), f"{path}: {node.name}"
 
 
 def test_the_package_is_a_house():

@@ -216,19 +216,27 @@ def test_a_layout_stands_where_the_prior_learned_it(tmp_path, generation, line):
     assert (module.network.positions, same) == ("rope2d_line" if line else "rope2d", line)
 
 
-def test_a_run_keeps_the_positions_it_began_with(tmp_path):
-    """A page says "rope2d", which means another place of a layout's tokens than it did; the arrays are the same."""
-    old, new = (GENERATIONS[generation]["boxes"] for generation in ("6f65d5e", NEWEST))
+CENTERS = ("kind=centers", "num_classes=8", "num_tokens=65", "max_objects=6")
+
+
+@pytest.mark.parametrize(
+    ("generation", "flags", "message"),
+    [
+        ("6f65d5e", [], r"positions: rope2d_line -> rope2d\."),
+        (NEWEST, ["--config.transformer.order=spiral_out"], r"order: raster -> spiral_out\."),
+        (NEWEST, [f"--config.condition.{key}" for key in CENTERS], r"condition\.kind: boxes -> centers\."),
+    ],
+)
+def test_a_run_keeps_what_it_began_with_where_the_arrays_do_not_tell(tmp_path, generation, flags, message):
+    """A page's "rope2d" means another place of a layout's tokens than at first."""
+    old, new = (GENERATIONS[each]["boxes"] for each in (generation, NEWEST))
     (tmp_path / "config.json").write_text(json.dumps(new))
     workdir = untrained.save_tokenizer(tmp_path / "tokenizer")
-    config = cli.load_config(str(tmp_path / "config.json"), [f"--config.tokenizer.workdir={workdir}"])
+    config = cli.load_config(str(tmp_path / "config.json"), [f"--config.tokenizer.workdir={workdir}", *flags])
     built = open_program(config, program.make_mesh(config))
     tokenizer = old["tokenizer"] | {"fingerprint": built.config.tokenizer.fingerprint}
     run = save(tmp_path / "run", old | {"tokenizer": tokenizer}, stored.from_json(old))
-    with (
-        Checkpoints(epath.Path(run)) as checkpoints,
-        pytest.raises(ValueError, match=r"positions.*rope2d_line.*rope2d"),
-    ):
+    with Checkpoints(epath.Path(run)) as checkpoints, pytest.raises(ValueError, match=message):
         loop.resume(built, checkpoints)
 
 

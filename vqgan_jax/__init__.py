@@ -11,8 +11,9 @@ images = vq.to_uint8(vq.sample(prior, jax.random.key(0), labels=jnp.array([2, 4]
 nats = vq.log_likelihood(prior, images, labels=jnp.array([2, 4]))
 """
 
-from vqgan_jax.api import decode, encode, log_likelihood, sample, sample_indices, to_uint8
+from vqgan_jax.api import decode, encode, log_likelihood, sample, sample_indices
 from vqgan_jax.models import Prior, Tokenizer, load_prior, load_tokenizer
+from vqgan_jax.nn.pixels import to_uint8
 from vqgan_jax.train import compat
 
 compat.quiet_libtpu()

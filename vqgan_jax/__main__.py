@@ -53,7 +53,7 @@ def run(argv: Sequence[str] | None) -> int:
     except TimeoutError as error:
         print(f"vqgan {verb}: {error}", file=sys.stderr)
         leave()  # the interpreter's own end would wait for the thread that hangs
-    except (cli.UsageError, ValueError, FloatingPointError, OSError) as error:
+    except (ValueError, FloatingPointError, OSError) as error:
         if not (isinstance(error, BrokenPipeError) and reader_is_gone()):
             print(f"vqgan {verb}: {error}", file=sys.stderr)
         if one_of_several():

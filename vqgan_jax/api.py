@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from vqgan_jax import prior as priors
 from vqgan_jax import sampling
@@ -68,17 +68,17 @@ def decode(
     return _decode(tokenizer, indices, tile)
 
 
-def to_uint8(images: Float[Array, "*b"]) -> UInt8[Array, "*b"]:
-    """[-1, 1] to the nearest of the levels 0..255; rounds, never truncates."""
-    return pixels.to_uint8(images)
-
-
 def sample(prior: Prior, key: Key[Array, "*b"], **options: Any) -> Float[Array, "b H W c"]:
     """Images out of the prior; float32, about in [-1, 1]: see `to_uint8`. Arguments and errors: `sample_indices`.
 
     What is larger than twice the training images, and a quarter, is decoded in tiles of that size.
     """
-    return decode(prior.tokenizer, sample_indices(prior, key, **options), tile=2 * max(prior.module.grid))
+    return decode_samples(prior, sample_indices(prior, key, **options))
+
+
+def decode_samples(prior: Prior, indices: Int[Array, "b h w"] | Int[np.ndarray, "b h w"]) -> Float[Array, "b H W c"]:
+    """Images of a prior's codes, in tiles where they are larger than twice those of training, and a quarter."""
+    return decode(prior.tokenizer, indices, tile=2 * max(prior.module.grid))
 
 
 def sample_indices(
@@ -215,7 +215,12 @@ def log_likelihood(
     if jnp.ndim(indices) == 4:
         indices = encode(prior.tokenizer, indices)
     check_indices(prior, indices, len(indices), prior.module.grid)
-    tokens, _ = prefix(prior, labels=labels, condition=condition, count=len(indices), size=None)
+    tokens, grid = prefix(prior, labels=labels, condition=condition, count=len(indices), size=None)
+    if grid != prior.module.grid:
+        raise ValueError(
+            f"`condition` must be of the size of the training images, {prior.image_size} pixels a side; got one of an "
+            f"image of {grid} codes. A likelihood is of one window: crop both."
+        )
     return _log_likelihood(prior, tokens, jnp.asarray(indices))
 
 

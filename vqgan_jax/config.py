@@ -21,7 +21,7 @@ from vqgan_jax.losses import ADVERSARIAL, PIXEL
 from vqgan_jax.nn import fields
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.discriminator import DISCRIMINATORS, PatchDiscriminator
-from vqgan_jax.nn.fields import check_known, section
+from vqgan_jax.nn.fields import check_known, kind_of, section
 from vqgan_jax.nn.maskgit import AUTOENCODERS
 from vqgan_jax.nn.network import PriorNetwork
 from vqgan_jax.nn.pixelsnail import PixelSNAIL
@@ -223,6 +223,15 @@ class Stage1(Run):
     loss: Loss = Loss()
     optimizer: TwoOptimizers = TwoOptimizers()
 
+    @property
+    def summary(self) -> str:
+        """What the model is, in a line."""
+        m, q = self.model, self.quantizer
+        return (
+            f"a tokenizer: f{m.downsample_factor}, {q.codebook_size} codes of {q.embed_dim}, {kind_of(q, QUANTIZERS)}, "
+            f"{m.image_channels} channels, widths {[m.channels * n for n in m.channel_multipliers]}"
+        )
+
     def make_vqgan(self) -> VQGAN:
         """Returns the tokenizer's module with its quantizer."""
         return self.model.clone(quantizer=self.quantizer)
@@ -271,6 +280,15 @@ class Stage2(Run):
     loss: TokenLoss = TokenLoss()
     sampling: Sampling = Sampling()
     optimizer: Optimizer = Optimizer()
+
+    @property
+    def summary(self) -> str:
+        """What the model is, in a line."""
+        t, k = self.transformer, self.tokenizer
+        return (
+            f"a prior: {t.summary}, condition {self.condition.kind!r}, order "
+            f"{t.order!r}, over {k.codebook_size} codes of f{k.downsample_factor}"
+        )
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -150,10 +150,8 @@ def load_tokenizer(path: epath.PathLike, *, step: int | str = "newest", weights:
       FileNotFoundError: no such folder, or no whole checkpoint in it.
       ValueError: the run is not one of stage 1, has no such step, or no averaged parameters where these are wanted.
     """
-    restored, config = restore(path, configs.Stage1, parameters("generator", weights), step=step)
-    ((name, params),) = restored.state.items()
-    run = Run(config, restored.step, WEIGHTS[name])
-    return Tokenizer(params["generator"], config.make_vqgan(), run=run)
+    params, run = load_network(path, configs.Stage1, "generator", step=step, weights=weights)
+    return Tokenizer(params, run.config.make_vqgan(), run=run)
 
 
 def load_prior(
@@ -181,12 +179,19 @@ def load_prior(
       ValueError: the run is not one of stage 2, has no such step, or a tokenizer is another than the one that it was
         trained with.
     """
-    restored, config = restore(path, configs.Stage2, parameters("transformer", weights), step=step)
+    params, run = load_network(path, configs.Stage2, "transformer", step=step, weights=weights)
+    tokenizers = load_frozen(run.config, tokenizer=tokenizer, condition=condition, near=path)
+    module = prior.from_config(run.config, condition_module(*tokenizers))
+    return Prior(params, tokenizers[0], module, tokenizers[1], run=run)
+
+
+def load_network(
+    path: epath.PathLike, stage: type, network: str, *, step: int | str, weights: str
+) -> tuple[dict[str, Any], Run[Any]]:
+    """The parameters of a run's network, and the run; arguments and errors: `load_tokenizer`."""
+    restored, config = restore(path, stage, parameters(network, weights), step=step)
     ((name, params),) = restored.state.items()
-    tokenizers = load_frozen(config, tokenizer=tokenizer, condition=condition, near=path)
-    module = prior.from_config(config, condition_module(*tokenizers))
-    run = Run(config, restored.step, WEIGHTS[name])
-    return Prior(params["transformer"], tokenizers[0], module, tokenizers[1], run=run)
+    return params[network], Run(config, restored.step, WEIGHTS[name])
 
 
 def load_frozen(
@@ -197,13 +202,13 @@ def load_frozen(
     `step` is of the former, where it is a folder; by default it is the one that the config's fingerprint names.
     """
 
-    def load(wanted: Frozen, given: Any, role: str, step: int | str = "") -> Tokenizer:
-        given = given or find_tokenizer(wanted.workdir, role, near)
-        if isinstance(given, Tokenizer):
-            loaded = given
+    def load(expected: Frozen, source: Any, role: str, step: int | str = "") -> Tokenizer:
+        source = source or find_tokenizer(expected.workdir, role, near)
+        if isinstance(source, Tokenizer):
+            loaded = source
         else:
-            loaded = load_tokenizer(given, step=step) if step != "" else load_marked(given, wanted.fingerprint)
-        check_tokenizer(wanted, loaded, role)
+            loaded = load_tokenizer(source, step=step) if step != "" else load_marked(source, expected.fingerprint)
+        check_tokenizer(expected, loaded, role)
         return loaded
 
     first = load(config.tokenizer, tokenizer, "tokenizer", step)
@@ -243,15 +248,10 @@ def with_fingerprints(config: configs.Stage2, tokenizer: Tokenizer, condition: T
     return replace(config, condition=replace(config.condition, tokenizer=named))
 
 
-def absolute(path: epath.PathLike) -> Any:
-    """A path, with its folder if it is local; ValueError for a URL that is none of a bucket."""
-    return storage.place(path)
-
-
 def find_tokenizer(workdir: str, role: str = "tokenizer", near: Any = None) -> Any:
     """The folder of a prior's tokenizer: as the config names it, or beside or in the prior's, if both were moved."""
-    around = [absolute(near).parent, absolute(near)] if near is not None else []
-    places = [absolute(workdir), *(place / Path(workdir).name for place in around)]
+    around = [storage.place(near).parent, storage.place(near)] if near is not None else []
+    places = [storage.place(workdir), *(place / Path(workdir).name for place in around)]
     for place in places:
         if (place / "checkpoints").is_dir():
             return place
@@ -286,14 +286,14 @@ def chosen(checkpoints: Checkpoints, step: int | str) -> int | None:
         raise ValueError(f'`step` must be "newest", "best" or a checkpoint\'s number; got {step!r}. {there}.')
     _, config, _ = next(checkpoints.readable())
     figure = stage_of(stored.from_json(config)).best
-    found = {step: checkpoints.metrics(step).get(figure, math.nan) for step in steps}
-    found = {step: value for step, value in found.items() if math.isfinite(value)}
-    if not found:
+    figures = {step: checkpoints.metrics(step).get(figure, math.nan) for step in steps}
+    figures = {step: value for step, value in figures.items() if math.isfinite(value)}
+    if not figures:
         raise ValueError(
             f"the best checkpoint is the one with the lowest held-out {figure}; none of these has one: {there}. Give "
             "a number, or take the newest."
         )
-    return min(found, key=lambda step: (found[step], -step))
+    return min(figures, key=lambda step: (figures[step], -step))
 
 
 def _of(step: int | str) -> str:
@@ -302,7 +302,7 @@ def _of(step: int | str) -> str:
 
 def folder_of(path: epath.PathLike) -> Any:
     """A run's folder; FileNotFoundError if it is none."""
-    workdir = absolute(path)
+    workdir = storage.place(path)
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"a run's folder must hold `checkpoints`; {workdir} does not. Give the --workdir of `vqgan train`."
@@ -333,7 +333,7 @@ def restore(
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
 
-    def wanted(saved: dict[str, Any], _: Any) -> Any:
+    def shapes(saved: dict[str, Any], _: Any) -> Any:
         config = stored.from_json(saved)
         if not isinstance(config, stages):
             name = stages.__name__ if isinstance(stages, type) else " or ".join(each.__name__ for each in stages)
@@ -341,7 +341,7 @@ def restore(
         return jax.tree.map(place, part(state_shapes(config)))
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.newest(wanted, partial=True, only=chosen(checkpoints, step))
+        restored = checkpoints.newest(shapes, partial=True, only=chosen(checkpoints, step))
     if restored is None:
         raise FileNotFoundError(
             f"{workdir / 'checkpoints'} holds no whole checkpoint{_of(step)}; train longer or give another run."
@@ -379,13 +379,13 @@ def fingerprint(tokenizer: Tokenizer) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_tokenizer(wanted: Frozen, tokenizer: Tokenizer, role: str = "tokenizer") -> None:
+def check_tokenizer(config: Frozen, tokenizer: Tokenizer, role: str = "tokenizer") -> None:
     """Raises ValueError if a tokenizer is not the one that the config describes."""
-    found = fingerprint(tokenizer)
+    mark = fingerprint(tokenizer)
     for name, expected, value in (
-        ("codebook_size", wanted.codebook_size, tokenizer.codebook_size),
-        ("downsample_factor", wanted.downsample_factor, tokenizer.downsample_factor),
-        ("fingerprint", wanted.fingerprint or found, found),
+        ("codebook_size", config.codebook_size, tokenizer.codebook_size),
+        ("downsample_factor", config.downsample_factor, tokenizer.downsample_factor),
+        ("fingerprint", config.fingerprint or mark, mark),
     ):
         if value != expected:
             raise ValueError(

@@ -19,8 +19,9 @@ from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.data import storage
 from vqgan_jax.evaluate import drawing, of_training
 from vqgan_jax.evaluate.likeness import nearest_labels
+from vqgan_jax.nn.pixels import to_uint8
 from vqgan_jax.report.quickstart import Results, page
-from vqgan_jax.train import loop, metrics, program, token_cache
+from vqgan_jax.train import loop, metrics, program, token_cache, watch
 
 PER_CLASS = 8  # samples, and twice as many real crops to compare them with
 
@@ -84,10 +85,7 @@ def run(plan: Quickstart, console: Console) -> bool:
         return False
     say(2, "the token cache: crops of the photographs as codes")
     if not (folder("tokens") / "tokens.json").exists():
-        with loop.progress_bar(console) as bar:
-            task = bar.add_task("", total=None)
-            report = lambda done, total: bar.update(task, completed=done, total=total)
-            clock.run("token cache", lambda: token_cache.write_cache(plan.images, folder("tokens"), report))
+        clock.run("token cache", lambda: token_cache.write_cache(plan.images, folder("tokens"), console))
     say(3, "the prior: codes of each class")
     if not clock.run("prior", lambda: train(plan.prior, folder("prior"), console)):
         return False
@@ -115,41 +113,39 @@ def results_of(plan: Quickstart, console: Console) -> Results:
     shown = np.array([np.flatnonzero(labels == label)[0] for label in range(len(names))])
     classes = np.repeat(np.arange(len(names), dtype=np.int32), PER_CLASS)
     thrice = np.repeat(shown, 3)
-    options = drawing.options_of(plan.prior.sampling)
+    options = vars(plan.prior.sampling.settings)
     common: dict[str, Any] = {"seed": plan.prior.seed, "batch_size": 64, "options": options}
-    with loop.progress_bar(console) as bar:
-        task = bar.add_task("", total=len(classes) + len(thrice))
-        advance = lambda before: lambda done: bar.update(task, completed=before + done)
-        numbers = np.tile(np.arange(PER_CLASS), len(names))
-        samples, _ = drawing.draw(prior, classes, numbers, progress=advance(0), **common)
-        prompts, numbers = {"prompt": indices[thrice]}, np.arange(len(thrice))
-        progress = advance(len(classes))
+    with watch.tracking(console) as track:
+        numbers, progress = np.tile(np.arange(PER_CLASS), len(names)), track("samples", len(classes))
+        samples, _ = drawing.draw(prior, classes, numbers, progress=progress, **common)
+        numbers, progress = np.arange(len(thrice)), track("completions", len(thrice))
+        prompts = {"prompt": indices[thrice]}
         completed, _ = drawing.draw(prior, labels[thrice], numbers, rows=prompts, progress=progress, **common)
     lpips, crops = jax.device_put(load_lpips()), real_crops(plan, len(names))
-    judge = lambda images, labels: float(np.mean(nearest_labels(lpips, images, *crops) == labels))
+    in_own_class = lambda images, labels: float(np.mean(nearest_labels(lpips, images, *crops) == labels))
     return Results(
         names=names,
         grid=indices.shape[1:],
         originals=originals,
-        recons=np.asarray(api.to_uint8(api.decode(prior.tokenizer, indices))),
+        recons=np.asarray(to_uint8(api.decode(prior.tokenizer, indices))),
         labels=labels,
         hits=np.bincount(indices.reshape(-1), minlength=prior.tokenizer.codebook_size),
         shown=shown,
         samples=samples,
         completed=completed,
-        own_class=judge(samples, classes),
-        own_class_real=judge(originals, labels),
+        own_class=in_own_class(samples, classes),
+        own_class_real=in_own_class(originals, labels),
     )
 
 
 def real_crops(plan: Quickstart, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Training crops, equally many of each class, and their labels."""
-    wanted = 2 * PER_CLASS
+    count = 2 * PER_CLASS
     batches = program.training_batches(plan.images, program.open_split(plan.images, plan.images.data.train_split))
-    found: dict[int, list[np.ndarray]] = {label: [] for label in range(num_classes)}
-    while min(map(len, found.values())) < wanted:
+    by_class: dict[int, list[np.ndarray]] = {label: [] for label in range(num_classes)}
+    while min(map(len, by_class.values())) < count:
         batch = next(batches)
         for image, label in zip(batch["image"], batch["label"], strict=True):
-            found[int(label)].append(image)
-    crops = [images[:wanted] for images in found.values()]
-    return np.concatenate(crops), np.repeat(np.arange(num_classes), wanted)
+            by_class[int(label)].append(image)
+    crops = [images[:count] for images in by_class.values()]
+    return np.concatenate(crops), np.repeat(np.arange(num_classes), count)

@@ -65,13 +65,13 @@ def kth_largest(x: Float[Array, "b v"], k: int | Int[Array, ""]) -> Float[Array,
     sign = jnp.uint32(1 << 31)
     rank = jnp.where(bits < sign, bits | sign, ~bits)  # negative numbers below, the other way round
 
-    def narrow(found: Array, bit: Array) -> tuple[Array, None]:
-        reached = jnp.sum(rank >= (found | bit), axis=-1, keepdims=True) >= k
-        return jnp.where(reached, found | bit, found), None
+    def narrow(threshold: Array, bit: Array) -> tuple[Array, None]:
+        reached = jnp.sum(rank >= (threshold | bit), axis=-1, keepdims=True) >= k
+        return jnp.where(reached, threshold | bit, threshold), None
 
     masks = sign >> jnp.arange(32, dtype=jnp.uint32)
-    found, _ = jax.lax.scan(narrow, jnp.zeros_like(rank[:, :1]), masks, unroll=8)
-    return jnp.min(jnp.where(rank >= found, x, jnp.inf), axis=-1, keepdims=True)
+    threshold, _ = jax.lax.scan(narrow, jnp.zeros_like(rank[:, :1]), masks, unroll=8)
+    return jnp.min(jnp.where(rank >= threshold, x, jnp.inf), axis=-1, keepdims=True)
 
 
 def keep_top_p(logits: Float[Array, "b v"], p: float | Float[Array, ""]) -> Float[Array, "b v"]:

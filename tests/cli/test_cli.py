@@ -49,12 +49,11 @@ def test_every_verb_has_help_with_examples(capsys, verb):
     assert f"vqgan {verb} " in capsys.readouterr().out.split("examples:")[1]
 
 
-@pytest.mark.parametrize("verb", ["", "train"])
-def test_a_reader_that_leaves_early_ends_a_verb_quietly(verb):
+def test_a_reader_that_leaves_early_ends_a_verb_quietly():
     """As `vqgan train --help | head -1` does, but that here the reader is surely gone before the first line."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "vqgan_jax", *verb.split(), "--help"]
+    command = [sys.executable, "-m", "vqgan_jax", "train", "--help"]
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     ran = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, env=buffered, text=True, timeout=300)
     os.close(writer)

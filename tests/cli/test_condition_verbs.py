@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import untrained
 from PIL import Image
+from verbs import refused, succeeds
 
 import vqgan_jax as vq
-from vqgan_jax.__main__ import main
 from vqgan_jax.data import open_tokens
 from vqgan_jax.data.scenes import Scenes
 
@@ -17,10 +17,6 @@ pytestmark = pytest.mark.slow
 
 TRAIN = Path(__file__).parents[1] / "train"
 PRIOR = f"--config={TRAIN / 'tiny_prior.py'}:segmentation"
-
-
-def runs(*argv) -> None:
-    assert main([str(argument) for argument in argv]) == 0
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +28,13 @@ def folder(tmp_path_factory):
 def flags(folder):
     """The tokenizers of images and of label maps, the second one trained for a few steps."""
     tokenizer = untrained.save_tokenizer(folder / "tokenizer")
-    runs("train", f"--config={TRAIN / 'tiny.py'}:segmentation", f"--workdir={folder / 'maps'}", "--config.steps=6")
+    succeeds("train", f"--config={TRAIN / 'tiny.py'}:segmentation", f"--workdir={folder / 'maps'}", "--config.steps=6")
     return [f"--config.tokenizer.workdir={tokenizer}", f"--config.condition.tokenizer.workdir={folder / 'maps'}"]
 
 
 @pytest.fixture(scope="module")
 def prior(folder, flags):
-    runs("train", PRIOR, *flags, f"--workdir={folder / 'prior'}", "--config.steps=3", "--config.log.eval_every=3")
+    succeeds("train", PRIOR, *flags, f"--workdir={folder / 'prior'}", "--config.steps=3", "--config.log.eval_every=3")
     return folder / "prior"
 
 
@@ -70,7 +66,7 @@ def test_a_cache_holds_the_codes_of_the_map_before_those_of_the_image(folder, fl
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(scenes[i][field]).save(path)
     source = f"--config.data.source=paired:{tmp_path / 'pairs'}"
-    runs("tokenize", PRIOR, *flags, source, f"--workdir={tmp_path / 'cache'}")
+    succeeds("tokenize", PRIOR, *flags, source, f"--workdir={tmp_path / 'cache'}")
     rows = open_tokens(tmp_path / "cache", split="validation")
     assert (len(rows), rows.plan.prefix) == (4, 64)
     scene = Scenes(split="validation", image_size=16)[0]
@@ -78,11 +74,11 @@ def test_a_cache_holds_the_codes_of_the_map_before_those_of_the_image(folder, fl
     image = vq.encode(vq.load_tokenizer(folder / "tokenizer"), scene["image"][None])
     np.testing.assert_array_equal(rows[0]["tokens"], np.concatenate([condition.reshape(-1), image.reshape(-1)]))
     cached = f"--config.data.source=tokens:{tmp_path / 'cache'}"
-    runs("train", PRIOR, *flags, cached, f"--workdir={tmp_path / 'prior'}", "--config.steps=2")
+    succeeds("train", PRIOR, *flags, cached, f"--workdir={tmp_path / 'prior'}", "--config.steps=2")
 
 
 def sampled(prior, output, *argv):
-    runs("sample", f"--workdir={prior}", f"--output={output}", *argv)
+    succeeds("sample", f"--workdir={prior}", f"--output={output}", *argv)
     with np.load(output / "samples.npz") as arrays:
         return dict(arrays)
 
@@ -109,7 +105,7 @@ def test_a_wide_map_gives_a_wide_image(prior, label_map, tmp_path):
 
 def test_a_wide_picture_gives_a_wide_image_where_maps_are_brought_to_another_size(folder, flags, tmp_path):
     page = f"--config={TRAIN / 'tiny_prior.py'}:half"
-    runs("train", page, flags[0], f"--workdir={tmp_path / 'prior'}", "--config.steps=1")
+    succeeds("train", page, flags[0], f"--workdir={tmp_path / 'prior'}", "--config.steps=1")
     picture = tmp_path / "wide.png"
     Image.fromarray(np.hstack([Scenes(split="validation", image_size=18)[i]["image"] for i in range(2)])).save(picture)
     found = sampled(
@@ -152,5 +148,4 @@ def test_only_what_is_white_is_drawn_anew(prior, label_map, tmp_path):
 )
 def test_flags_that_cannot_be_are_refused(capsys, prior, label_map, tmp_path, argv, message):
     argv = [str(label_map) if argument == "map.png" else argument for argument in argv]
-    assert main(["sample", f"--workdir={prior}", f"--output={tmp_path / 'out'}", *argv]) == 1
-    assert message in " ".join(capsys.readouterr().err.split())
+    assert message in refused(capsys, "sample", f"--workdir={prior}", f"--output={tmp_path / 'out'}", *argv)

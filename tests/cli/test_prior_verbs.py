@@ -11,10 +11,10 @@ import pytest
 import untrained
 from flax import serialization
 from PIL import Image
+from verbs import refused, succeeds, told
 
 import vqgan_jax as vq
 from vqgan_jax import ordering
-from vqgan_jax.__main__ import main
 from vqgan_jax.data import open_tokens
 from vqgan_jax.evaluate import classifier
 
@@ -22,23 +22,6 @@ pytestmark = pytest.mark.slow
 
 PAGE = f"--config={Path(__file__).parents[1] / 'train' / 'tiny_prior.py'}"
 ORDER = ordering.order("spiral_out", 8, 8)
-
-
-def succeeds(capsys, *argv) -> str:
-    """What it printed, on one line."""
-    status = main([str(argument) for argument in argv])
-    captured = capsys.readouterr()
-    assert status == 0, captured.err
-    return " ".join(captured.out.split())
-
-
-def fails(capsys, *argv) -> str:
-    """Its message, on one line."""
-    assert main([str(argument) for argument in argv]) == 1
-    captured = capsys.readouterr()
-    assert "Traceback" not in captured.err
-    assert captured.err.startswith(f"vqgan {argv[0]}: ")
-    return " ".join(captured.err.split())
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +42,14 @@ def stranger(folder):
 
 @pytest.fixture(scope="module")
 def cache(folder, tokenizer):
-    assert main(["tokenize", PAGE, f"--config.tokenizer.workdir={tokenizer}", f"--workdir={folder / 'cache'}"]) == 0
+    succeeds("tokenize", PAGE, f"--config.tokenizer.workdir={tokenizer}", f"--workdir={folder / 'cache'}")
     return folder / "cache"
 
 
 @pytest.fixture(scope="module")
 def prior(folder, tokenizer, cache):
     flags = [f"--config.tokenizer.workdir={tokenizer}", f"--config.data.source=tokens:{cache}"]
-    assert main(["train", PAGE, *flags, f"--workdir={folder / 'prior'}", "--config.steps=4"]) == 0
+    succeeds("train", PAGE, *flags, f"--workdir={folder / 'prior'}", "--config.steps=4")
     return folder / "prior"
 
 
@@ -98,7 +81,7 @@ def test_a_cache_holds_the_codes_that_its_tokenizer_gives(capsys, tokenizer, cac
 def test_tokenizing_again_finds_everything_done(capsys, tokenizer, cache):
     before = {path.name: path.read_bytes() for path in cache.iterdir()}
     argv = ["tokenize", PAGE, f"--config.tokenizer.workdir={tokenizer}", f"--workdir={cache}"]
-    assert "22 of train, 40 of validation" in succeeds(capsys, *argv)
+    assert "22 of train, 40 of validation" in told(capsys, *argv)
     assert {path.name: path.read_bytes() for path in cache.iterdir()} == before
 
 
@@ -124,7 +107,7 @@ def test_samples_are_the_same_for_any_batch(capsys, prior, tmp_path):
     drawn = []
     for name, size in (("a", 4), ("b", 100)):
         argv = ["sample", f"--workdir={prior}", f"--output={tmp_path / name}", "--labels=3,7", "--count=9"]
-        assert "18 images" in succeeds(capsys, *argv, f"--batch_size={size}", "--seed=5")
+        assert "18 images" in told(capsys, *argv, f"--batch_size={size}", "--seed=5")
         drawn.append(np.load(tmp_path / name / "samples.npz"))
     for name in ("images", "indices", "labels", "numbers"):
         np.testing.assert_array_equal(drawn[0][name], drawn[1][name])
@@ -140,7 +123,7 @@ def test_a_completion_keeps_the_first_tokens_of_its_file(capsys, prior, tmp_path
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "given.png")
     argv = ["sample", f"--workdir={prior}", f"--output={tmp_path / 'out'}", f"--complete={tmp_path / 'given.png'}"]
-    assert "3 images" in succeeds(capsys, *argv, "--labels=2", "--count=3", "--keep=0.25", "--temperature=2")
+    assert "3 images" in told(capsys, *argv, "--labels=2", "--count=3", "--keep=0.25", "--temperature=2")
     codes = np.load(tmp_path / "out" / "samples.npz")["indices"].reshape(3, 64)[:, ORDER]
     given = np.reshape(vq.encode(vq.load_prior(prior).tokenizer, pixels[None]), 64)[ORDER]
     np.testing.assert_array_equal(codes[:, :16], np.broadcast_to(given[:16], (3, 16)))
@@ -151,9 +134,9 @@ def test_rejection_keeps_the_best_of_more(capsys, prior, tmp_path):
     """Two of five a class, by brightness."""
     (tmp_path / "scorer.py").write_text("def bright(images, labels):\n    return images.mean((1, 2, 3)) + 0 * labels\n")
     common = ["sample", f"--workdir={prior}", "--labels=1,4", "--batch_size=8"]
-    succeeds(capsys, *common, f"--output={tmp_path / 'all'}", "--count=5")
+    told(capsys, *common, f"--output={tmp_path / 'all'}", "--count=5")
     scorer = f"--scorer={tmp_path / 'scorer.py'}:bright"
-    succeeds(capsys, *common, f"--output={tmp_path / 'best'}", "--count=2", "--accept_rate=0.4", scorer)
+    told(capsys, *common, f"--output={tmp_path / 'best'}", "--count=2", "--accept_rate=0.4", scorer)
     every, best = (np.load(tmp_path / name / "samples.npz") for name in ("all", "best"))
     scores = every["images"].mean((1, 2, 3))
     wanted = [*np.sort(np.argsort(-scores[:5])[:2]), *(5 + np.sort(np.argsort(-scores[5:])[:2]))]
@@ -187,7 +170,7 @@ def test_reconstruct_names_a_broken_image_and_does_the_rest(capsys, tokenizer, t
         Image.fromarray(image).save(tmp_path / "in" / f"{name}.png")
     (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:100])
     argv = ["reconstruct", f"--workdir={tokenizer}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
-    out = succeeds(capsys, *argv)
+    out = told(capsys, *argv)
     assert "2 images" in out
     assert re.search(r"skipped .*b\.png", out)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "a.npy", "c.png", "c.npy", "sheet.png"}
@@ -206,17 +189,17 @@ def test_reconstruct_names_a_broken_image_and_does_the_rest(capsys, tokenizer, t
 
 def test_a_prior_with_another_tokenizer_is_refused(capsys, prior, stranger, cache, tmp_path):
     argv = ["sample", f"--workdir={prior}", f"--output={tmp_path / 'out'}", f"--tokenizer={stranger}"]
-    assert "the prior's tokenizer must have fingerprint" in fails(capsys, *argv)
-    assert "was made with" in fails(capsys, *train(prior, stranger, f"tokens:{cache}"))  # a cache of the other
-    message = fails(capsys, *train(prior, stranger, "photos"))  # a resume with the other
-    assert "a run goes on with the tokenizer fingerprint it began with" in message
+    assert "the prior's tokenizer must have fingerprint" in refused(capsys, *argv)
+    assert "was made with" in refused(capsys, *train(prior, stranger, f"tokens:{cache}"))  # a cache of the other
+    message = refused(capsys, *train(prior, stranger, "photos"))  # a resume with the other
+    assert "would change tokenizer.fingerprint: " in message
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("verb", ["train", "tokenize"])
 def test_a_tokenizer_that_is_not_there_is_named(capsys, verb, tmp_path):
     argv = [verb, PAGE, f"--workdir={tmp_path / 'run'}", f"--config.tokenizer.workdir={tmp_path / 'nothing'}"]
-    assert str(tmp_path / "nothing") in fails(capsys, *argv)
+    assert str(tmp_path / "nothing") in refused(capsys, *argv)
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert not list(tmp_path.rglob("plan.json"))
 
@@ -226,7 +209,7 @@ def test_a_prior_that_lost_its_tokenizer_finds_it_beside_itself_or_names_it(caps
     tokenizer.rename(tmp_path / "away")
     try:
         argv = ["sample", f"--workdir={prior}", "--output", tmp_path / "out", "--labels=0", "--count=1"]
-        assert str(tokenizer) in fails(capsys, *argv)
+        assert str(tokenizer) in refused(capsys, *argv)
         moved.mkdir()
         (moved / "prior").symlink_to(prior)
         (moved / "tokenizer").symlink_to(tmp_path / "away")
@@ -246,23 +229,23 @@ def test_a_prior_that_lost_its_tokenizer_finds_it_beside_itself_or_names_it(caps
 def test_a_config_that_does_not_fit_the_tokenizer_or_the_images_is_refused(
     capsys, tokenizer, tmp_path, override, message
 ):
-    assert message in fails(capsys, *train(tmp_path / "run", tokenizer, "photos", override))
+    assert message in refused(capsys, *train(tmp_path / "run", tokenizer, "photos", override))
     argv = ["tokenize", PAGE, f"--workdir={tmp_path / 'run'}", f"--config.tokenizer.workdir={tokenizer}", override]
-    assert message in fails(capsys, *argv)
+    assert message in refused(capsys, *argv)
 
 
 def test_an_empty_and_a_half_written_cache_are_refused(capsys, tokenizer, cache, tmp_path):
     source = f"tokens:{tmp_path / 'cache'}"
-    assert "is none" in fails(capsys, *train(tmp_path / "run", tokenizer, source))
+    assert "is none" in refused(capsys, *train(tmp_path / "run", tokenizer, source))
     (tmp_path / "cache").mkdir()
-    assert "it has no tokens.json" in fails(capsys, *train(tmp_path / "run", tokenizer, source))
+    assert "it has no tokens.json" in refused(capsys, *train(tmp_path / "run", tokenizer, source))
     for path in cache.iterdir():
         if path.name not in ("tokens.json", "train-00001-of-00003.array_record"):
             (tmp_path / "cache" / path.name).symlink_to(path)
-    message = fails(capsys, *train(tmp_path / "run", tokenizer, source))
+    message = refused(capsys, *train(tmp_path / "run", tokenizer, source))
     assert re.search(r"is half-written: (\d+) of (\d+) shards", message)
     (tmp_path / "cache" / "tokens.json").symlink_to(cache / "tokens.json")
-    assert "must be a file of 8 records; got none" in fails(capsys, *train(tmp_path / "run", tokenizer, source))
+    assert "must be a file of 8 records; got none" in refused(capsys, *train(tmp_path / "run", tokenizer, source))
 
 
 @pytest.mark.parametrize(
@@ -274,19 +257,19 @@ def test_an_empty_and_a_half_written_cache_are_refused(capsys, tokenizer, cache,
 )
 def test_a_cache_for_another_prior_is_refused(capsys, tokenizer, cache, tmp_path, override, message):
     argv = train(tmp_path / "run", tokenizer, f"tokens:{cache}", override, "--config.data.resize=(16,16)")
-    assert message in fails(capsys, *argv)
+    assert message in refused(capsys, *argv)
 
 
 def test_a_cache_is_not_continued_by_another_tokenizer(capsys, stranger, cache):
     argv = ["tokenize", PAGE, f"--config.tokenizer.workdir={stranger}", f"--workdir={cache}"]
-    message = fails(capsys, *argv)
+    message = refused(capsys, *argv)
     assert "a folder holds one token cache" in message
     assert "fingerprint: " in message
 
 
 def test_a_cache_is_made_of_images(capsys, tokenizer, cache, tmp_path):
     argv = ["tokenize", PAGE, f"--config.tokenizer.workdir={tokenizer}", f"--workdir={tmp_path}"]
-    assert "is made of images" in fails(capsys, *argv, f"--config.data.source=tokens:{cache}")
+    assert "is made of images" in refused(capsys, *argv, f"--config.data.source=tokens:{cache}")
 
 
 @pytest.mark.parametrize(
@@ -306,15 +289,15 @@ def test_a_cache_is_made_of_images(capsys, tokenizer, cache, tmp_path):
 )  # fmt: skip
 def test_flags_of_sample_that_cannot_be_are_refused(capsys, prior, tmp_path, flags, message):
     argv = ["sample", f"--workdir={prior}", f"--output={tmp_path / 'out'}", *flags]
-    assert message in fails(capsys, *argv)
+    assert message in refused(capsys, *argv)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_to_complete_needs_its_class(capsys, prior, tmp_path):
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")
     argv = ["sample", f"--workdir={prior}", f"--output={tmp_path / 'out'}", "--complete", tmp_path / "a.png"]
-    assert "`--labels` must give the class of the files" in fails(capsys, *argv)
-    assert "one for each of 1 files; got 2" in fails(capsys, *argv, "--labels=1,2")
+    assert "`--labels` must give the class of the files" in refused(capsys, *argv)
+    assert "one for each of 1 files; got 2" in refused(capsys, *argv, "--labels=1,2")
 
 
 def test_a_run_of_the_other_stage_is_refused(capsys, prior, tokenizer, tmp_path):

@@ -20,6 +20,14 @@ def test_minutes_scale_both_stages_and_nothing_else():
     assert short.prior.network == long.prior.network
 
 
+def test_the_shortest_one_has_figures_to_plot():
+    plan = quickstart.make_plan("runs/q", 0.01)
+    for config in (plan.tokenizer, plan.prior):
+        assert config.log.metrics_every <= config.log.eval_every <= config.steps / 5
+    usual = quickstart.make_plan("runs/q", 10)
+    assert (usual.tokenizer.log.metrics_every, usual.prior.log.metrics_every) == (20, 20), "as the pages say"
+
+
 def test_the_prior_learns_the_tokenizer_s_codes():
     plan = quickstart.make_plan("runs/q", 10)
     assert plan.prior.tokenizer.codebook_size == plan.tokenizer.quantizer.codebook_size
@@ -67,6 +75,7 @@ def test_a_short_quickstart_ends_in_a_report_and_then_has_nothing_to_do(tmp_path
     page = (tmp_path / "q" / "report.html").read_text()
     assert len(re.findall(r'src="data:image/png', page)) > 11 * (2 + 8 + 5)
     assert "://" not in page, "nothing may be asked of the network"
+    assert "without values" not in page, "every plot has its lines"
     seconds = json.loads((tmp_path / "q" / "quickstart.json").read_text())["seconds"]
     assert set(seconds) == {"tokenizer", "token cache", "prior", "pictures"}
     steps = (tmp_path / "q" / "prior" / "metrics.jsonl").read_text()

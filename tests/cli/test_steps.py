@@ -8,6 +8,7 @@ import pytest
 import untrained
 from etils import epath
 from PIL import Image
+from verbs import refused, succeeds, told
 
 import vqgan_jax as vq
 from vqgan_jax import cli, models
@@ -38,18 +39,14 @@ def tokenizer(tmp_path_factory):
     return folder
 
 
-def succeeds(*argv) -> None:
-    assert main([str(argument) for argument in argv]) == 0
-
-
 @pytest.mark.slow
 def test_verbs_load_it(capsys, tokenizer, tmp_path):
     for split in ("train", "validation"):
         (tmp_path / "images" / split).mkdir(parents=True)
         Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "images" / split / "0.png")
     images = str(tmp_path / "images")
-    succeeds("reconstruct", f"--workdir={tokenizer}", f"--input={images}", f"--output={tmp_path / 'r'}", "--step=best")
-    assert "step 1 of" in " ".join(capsys.readouterr().out.split())
+    argv = "reconstruct", f"--workdir={tokenizer}", f"--input={images}"
+    assert "step 1 of" in told(capsys, *argv, f"--output={tmp_path / 'r'}", "--step=best")
     flags = f"--workdir={tokenizer}", "--to=safetensors", f"--output={tmp_path / 'one.safetensors'}"
     succeeds("export", *flags, "--step=1")
     succeeds("convert", f"--input={tmp_path / 'one.safetensors'}", f"--output={tmp_path / 'converted'}")
@@ -60,8 +57,7 @@ def test_verbs_load_it(capsys, tokenizer, tmp_path):
     (row,) = json.loads((tmp_path / "e" / "evaluation.json").read_text())["results"]
     assert row["step"] == 1
     capsys.readouterr()
-    assert main(["reconstruct", f"--workdir={tokenizer}", f"--input={images}", f"--output={tmp_path}", "--step=3"]) == 1
-    message = " ".join(capsys.readouterr().err.split())
+    message = refused(capsys, *argv, f"--output={tmp_path}", "--step=3")
     assert "got 3." in message
     assert "has step 1, 2." in message
 

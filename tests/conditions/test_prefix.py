@@ -83,6 +83,8 @@ def test_a_shuffled_condition_has_another_likelihood(segmentation):
     own = vq.log_likelihood(segmentation, codes, condition=maps())
     other = vq.log_likelihood(segmentation, codes, condition=maps()[::-1].copy())
     assert np.all(np.abs(own - other) > 1e-3)
+    with pytest.raises(ValueError, match=r"training images, 8 pixels a side; got one of an image of \(4, 6\) codes"):
+        vq.log_likelihood(segmentation, codes, condition=maps(2, 8, 12))
 
 
 @pytest.mark.parametrize(

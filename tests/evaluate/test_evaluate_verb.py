@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import sets
 import untrained
+from verbs import refused, succeeds
 
 import vqgan_jax as vq
 from vqgan_jax import data
-from vqgan_jax.__main__ import main
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.evaluate.distances import add, empty, frechet_distance
 from vqgan_jax.nn.perceptual import LPIPS
@@ -22,17 +22,9 @@ pytestmark = pytest.mark.slow
 COUNT = 37  # of 8 devices and batches of 16, no multiple
 
 
-def fails(capsys, *argv) -> str:
-    """Its message, on one line."""
-    assert main(["evaluate", *map(str, argv)]) == 1
-    captured = capsys.readouterr()
-    assert captured.err.startswith("vqgan evaluate: ")
-    return " ".join(captured.err.split())
-
-
 def run(output, *argv) -> dict:
     """Results by metric."""
-    assert main(["evaluate", f"--output={output}", *map(str, argv)]) == 0
+    succeeds("evaluate", f"--output={output}", *argv)
     return {row["metric"]: row for row in json.loads((output / "evaluation.json").read_text())["results"]}
 
 
@@ -161,13 +153,13 @@ def test_two_sets_that_are_one_and_two_that_are_none(tmp_path):
 
 def test_what_cannot_be_measured_is_refused_before_any_work(capsys, flags, tmp_path, monkeypatch):
     monkeypatch.setenv("VQGAN_JAX_CACHE", str(tmp_path))
-    assert "must be one of psnr, ssim, l1" in fails(capsys, *flags, "--metrics=psnr,psrn")
-    assert "'nll' is for a prior" in fails(capsys, *flags, "--metrics=nll")
-    assert "'fid' is for a prior or two sets of images" in fails(capsys, *flags, "--metrics=fid")
-    assert "2015-12-05" in fails(capsys, *flags, "--metrics=rfid")
-    assert "must be validation or train" in fails(capsys, *flags, "--reference=test")
-    assert "give a run by --workdir, or two sets" in fails(capsys, "--metrics=fid")
-    assert "neither" in fails(capsys, "--reference=nowhere", f"--samples_from={tmp_path / 'none.npz'}")
+    assert "must be one of psnr, ssim, l1" in refused(capsys, "evaluate", *flags, "--metrics=psnr,psrn")
+    assert "'nll' is for a prior" in refused(capsys, "evaluate", *flags, "--metrics=nll")
+    assert "'fid' is for a prior or two sets of images" in refused(capsys, "evaluate", *flags, "--metrics=fid")
+    assert "2015-12-05" in refused(capsys, "evaluate", *flags, "--metrics=rfid")
+    assert "must be validation or train" in refused(capsys, "evaluate", *flags, "--reference=test")
+    assert "give a run by --workdir, or two sets" in refused(capsys, "evaluate", "--metrics=fid")
+    assert "neither" in refused(capsys, "evaluate", "--reference=nowhere", f"--samples_from={tmp_path / 'none.npz'}")
     few = sets.archive(tmp_path / "few.npz", sets.blobs(4))
-    message = fails(capsys, f"--reference={few}", f"--samples_from={few}", "--metrics=coverage_vgg")
+    message = refused(capsys, "evaluate", f"--reference={few}", f"--samples_from={few}", "--metrics=coverage_vgg")
     assert "`coverage_vgg` needs at least 6 images in each set; --samples_from has 4" in message

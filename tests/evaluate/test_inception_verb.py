@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import sets
 from safetensors.numpy import save_file
+from verbs import succeeds
 
-from vqgan_jax.__main__ import main
 from vqgan_jax.convert import names, trees
 from vqgan_jax.convert.inception import FILES, TORCH, load_inception
 from vqgan_jax.evaluate import distances
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 def test_figures_are_those_of_the_features(folder, monkeypatch):
     monkeypatch.setenv("VQGAN_JAX_CACHE", str(folder))
     flags = (f"--reference={folder / 'real'}", f"--samples_from={folder / 'drawn'}", f"--metrics={METRICS}")
-    assert main(["evaluate", *flags, f"--output={folder / 'out'}", "--batch_size=4"]) == 0
+    succeeds("evaluate", *flags, f"--output={folder / 'out'}", "--batch_size=4")
     told = json.loads((folder / "out" / "evaluation.json").read_text())
     found = {row["metric"]: row for row in told["results"]}
     params, images = load_inception(folder / FILES[0]), (sets.blobs(9, size=40), sets.blobs(7, size=40, seed=1))
@@ -62,10 +62,10 @@ def test_figures_are_those_of_the_features(folder, monkeypatch):
 def test_nothing_is_as_near_as_itself(folder):
     file = f"--inception={folder / FILES[0]}"
     same = (f"--reference={folder / 'real'}", f"--samples_from={folder / 'real'}", "--metrics=fid", file)
-    assert main(["evaluate", *same, f"--output={folder / 'same'}"]) == 0
+    succeeds("evaluate", *same, f"--output={folder / 'same'}")
     (row,) = json.loads((folder / "same" / "evaluation.json").read_text())["results"]
     assert abs(row["value"]) < 1e-6 * 2048
     statistics = f"--reference={folder / 'same' / 'reference_inception.npz'}"
-    assert main(["evaluate", statistics, *same[1:], f"--output={folder / 'again'}", "--size=40"]) == 0
+    succeeds("evaluate", statistics, *same[1:], f"--output={folder / 'again'}", "--size=40")
     (again,) = json.loads((folder / "again" / "evaluation.json").read_text())["results"]
     assert abs(again["value"]) < 1e-6 * 2048

@@ -15,7 +15,7 @@ from rich.console import Console
 import vqgan_jax as vq
 from vqgan_jax import config as configs
 from vqgan_jax import models
-from vqgan_jax.evaluate import drawing, of_prior, of_tokenizer, of_training
+from vqgan_jax.evaluate import of_prior, of_tokenizer, of_training
 from vqgan_jax.train import loop
 
 pytestmark = pytest.mark.slow
@@ -53,7 +53,7 @@ def test_of_a_prior(tmp_path):
     tokenizer = str(untrained.save_tokenizer(tmp_path / "tokenizer"))
     config, found = trained("tiny_prior.py", tmp_path / "run", **{"tokenizer.workdir": tokenizer})
     prior = vq.load_prior(tmp_path / "run")
-    options = [drawing.options_of(config.sampling)]
+    options = [vars(config.sampling.settings)]
     drawn = of_prior.DrawRequest(samples=16, settings=options)
     (expected,) = of_prior.evaluate(prior, asked(config), drawn, workdir=str(tmp_path / "run")).results
     assert found["value"] == pytest.approx(expected.value, rel=1e-6)

@@ -9,7 +9,6 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from vqgan_jax import cli, models
-from vqgan_jax import config as configs
 from vqgan_jax.train import sharding
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -21,10 +20,7 @@ LARGE = 2**20  # elements, 4 MiB of float32
 
 @functools.cache
 def state(page: str):
-    config = cli.load_config(str(EXPERIMENTS / page))
-    if isinstance(config, configs.Stage1):
-        return models.state_shapes(config)
-    return models.state_shapes(config)
+    return models.state_shapes(cli.load_config(str(EXPERIMENTS / page)))
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -55,6 +51,12 @@ def test_under_zero1_every_large_moment_and_average_of_a_page_is_cut_by_all_devi
             name, parts = sharding.path_name(path), leaf.size // int(np.prod(there.shard_shape(leaf.shape)))
             if name.startswith(("opt_state/", "ema/")) and leaf.size >= LARGE:
                 assert parts == mesh.size or all(size % mesh.size for size in leaf.shape), (name, leaf.shape)
+
+
+def test_a_codebook_is_as_large_as_its_page_says():
+    config = cli.load_config(str(EXPERIMENTS / "stage1_imagenet.py"))
+    codebook = state("stage1_imagenet.py").params["generator"]["quantizer"]["codebook"]
+    assert codebook.shape == (config.quantizer.codebook_size, config.quantizer.embed_dim)
 
 
 def test_the_paper_prior_is_an_eighth_on_each_of_eight():

@@ -188,7 +188,7 @@ def test_the_page_of_an_evaluation_holds_every_figure_with_its_protocol(evaluate
     rows = document.rows()
     assert rows["psnr"] == ["psnr", "22.8457", "dB", "↑", NASTY, "vgg16.ckpt abcd"]
     assert rows["precision_vgg6"][1] == "0.305", "of several settings the first one's"
-    assert rows["judged"][1] == NASTY
+    assert rows["measured"][1] == NASTY
     assert rows["how many"][1] == "1,200"
     assert rows[NASTY] == [NASTY, "3", "1.5", "2", "—"]
     assert rows["50 %"][1] == "0.25", "the median of the distances"

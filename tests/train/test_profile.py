@@ -10,7 +10,7 @@ from drill import Job, rows, run
 from etils import epath
 
 from vqgan_jax import cli
-from vqgan_jax.cli.train import compilation_cache, window
+from vqgan_jax.cli.train import window
 from vqgan_jax.train import metrics
 from vqgan_jax.train.watch import Profile
 
@@ -69,7 +69,7 @@ def test_what_is_compiled_is_kept_where_the_flag_says(tmp_path, getkey, flag, en
     jax.config.update("jax_compilation_cache_dir", path(environment))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:
-        with compilation_cache(path(flag), path("default")):
+        with cli.compilation_cache(path(flag), path("default")):
             jax.jit(lambda x: jnp.sin(x) * 1.25)(jax.random.normal(getkey(), (3,)))
         assert jax.config.values["jax_compilation_cache_dir"] == path(environment)
     finally:

@@ -4,30 +4,30 @@ import argparse
 import ast
 import contextlib
 import dataclasses
-import importlib.util
 import json
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
+from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from vqgan_jax import config as configs
 from vqgan_jax import convert as readers
 from vqgan_jax.convert import taming
-from vqgan_jax.evaluate import drawing
-from vqgan_jax.nn.fields import kind_of
-from vqgan_jax.nn.quantizer import QUANTIZERS
 from vqgan_jax.train import stored
 
 # The lab book: inside the installed package, or beside it in a clone.
 PAGES = [Path(configs.__file__).parents[i] / "experiments" for i in (0, 1)]
 
 
-class UsageError(Exception):
-    """A mistake of the caller, shown as one message without a traceback."""
+class UsageError(ValueError):
+    """A mistake of the caller in what they typed."""
 
 
 def parser(verb: str, description: str | None, examples: str) -> argparse.ArgumentParser:
@@ -47,8 +47,11 @@ def add_cluster_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--process_id", type=int, help="elsewhere: which one this is, from 0")
 
 
-def join_cluster(flags: argparse.Namespace) -> None:
+def join_cluster(flags: argparse.Namespace) -> Console:
     """Does what the flags of `add_cluster_flags` say, before anything else touches a device.
+
+    Returns:
+      A console that prints in process 0 only; absl's own lines begin with warnings.
 
     Raises:
       UsageError: only some of the three flags for elsewhere are given, or they without `--distributed`.
@@ -58,6 +61,26 @@ def join_cluster(flags: argparse.Namespace) -> None:
         raise UsageError("`--coordinator`, `--processes` and `--process_id` go together, and with `--distributed`.")
     if flags.distributed:
         jax.distributed.initialize(*elsewhere)
+    logging.set_verbosity(logging.WARNING)
+    return Console(quiet=jax.process_index() != 0)
+
+
+@contextlib.contextmanager
+def compilation_cache(folder: str | None, default: str = "") -> Iterator[None]:
+    """Keeps what is compiled inside in `folder`; None is that of the environment, or else `default`; "" is nowhere.
+
+    What takes less than a second to compile is not kept, unless the environment says so. Of a cluster, process 0
+    writes and all read, so the folder must be one that all see.
+    """
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    kept = before or default if folder is None else folder
+    jax.config.update("jax_compilation_cache_dir", kept or None)
+    jax_cache.reset_cache()  # it looks for its folder once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax_cache.reset_cache()
 
 
 def add_step_flag(parser: argparse.ArgumentParser, default: str = "newest", of: str = "") -> None:
@@ -81,9 +104,8 @@ def add_sampling_flags(parser: argparse.ArgumentParser | argparse._ArgumentGroup
 
 def sampling_options(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
     """Returns what `sample_indices` takes: the run's own settings (`config.Sampling`), and the flags over them."""
-    named = {field.name: getattr(flags, field.name, None) for field in dataclasses.fields(config)}
-    changed = {name: value for name, value in named.items() if value is not None}
-    return drawing.options_of(dataclasses.replace(config, **changed))
+    changed = {name: value for name, value in vars(flags).items() if name in vars(config) and value is not None}
+    return dict(vars(dataclasses.replace(config, **changed).settings))
 
 
 def add_checkpoint_flags(parser: argparse.ArgumentParser) -> None:
@@ -104,30 +126,6 @@ def checkpoint_options(flags: argparse.Namespace) -> dict[str, Any]:
         options["tokenizer"] = readers.plan(readers.open_checkpoint(flags.tokenizer))
     named = {"num_heads": flags.heads, "condition": flags.condition, "num_codes": flags.codes, "allow": flags.allow}
     return options | {key: value for key, value in named.items() if value is not None}
-
-
-def summary(config: Any) -> str:
-    """Returns what the model of a config is, in a line for `rich`."""
-    return {1: tokenizer_summary, 2: prior_summary}[config.stage](config)
-
-
-def tokenizer_summary(config: Any) -> str:
-    """Returns it of a `config.Stage1`."""
-    m, q = config.model, config.quantizer
-    kind = kind_of(q, QUANTIZERS)
-    return (
-        f"[bold]a tokenizer[/]: f{m.downsample_factor}, {q.codebook_size} codes of {q.embed_dim}, {kind}, "
-        f"{m.image_channels} channels, widths {[m.channels * n for n in m.channel_multipliers]}"
-    )
-
-
-def prior_summary(config: Any) -> str:
-    """Returns it of a `config.Stage2`."""
-    t, k = config.transformer, config.tokenizer
-    return (
-        f"[bold]a prior[/]: {t.summary}, condition {config.condition.kind!r}, "
-        f"order {t.order!r}, over {k.codebook_size} codes of f{k.downsample_factor}"
-    )
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
@@ -168,15 +166,11 @@ def find_page(page: str) -> Path:
 
 def run_page(path: Path, variant: str) -> dict[str, Any]:
     """The config that a page of the lab book returns, as nested dicts."""
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert module_spec is not None
-    assert module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
     with neighbours(path.parent):
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
+        page = runpy.run_path(str(path))
+        if "get_config" not in page:
             raise UsageError(f"a config file must define `get_config(variant)`; {path} does not. See experiments/.")
-        config = module.get_config(variant) if variant else module.get_config()
+        config = page["get_config"](variant) if variant else page["get_config"]()
     return config.to_dict() if isinstance(config, ConfigDict) else dict(config)
 
 
@@ -198,20 +192,20 @@ def neighbours(folder: Path) -> Iterator[None]:
         sys.modules.update(others)
 
 
-def size(text: str) -> tuple[int, int]:
-    """Height and width of `--size`; UsageError if it is of another form."""
-    try:
-        height, width = (int(side) for side in text.split("x"))
-    except ValueError:
-        raise UsageError(f"`--size` must look like 512x2048, height and width; got {text!r}.") from None
-    return height, width
+def size(text: str | None, side: int) -> tuple[int, int]:
+    """Height and width of `--size`, of a square without it; UsageError if it is of another form."""
+    height, _, width = (text or f"{side}x{side}").partition("x")
+    if not height.isdecimal() or not width.isdecimal():
+        raise UsageError(f"`--size` must look like 512x2048, height and width; got {text!r}.")
+    return int(height), int(width)
 
 
 def override(nested: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Returns a nested config with some values changed, as `config.vary` does.
 
     Raises:
-      UsageError: an override does not look like `--config.section.key=value`, or goes into what is no section.
+      UsageError: an override does not look like `--config.section.key=value`.
+      ValueError: it goes into what is no section, or names a kind that does not exist.
     """
     changes = {}
     for text in overrides:
@@ -219,10 +213,7 @@ def override(nested: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, A
         if not flag.startswith("--config.") or not equals:
             raise UsageError(f"overrides must look like --config.section.key=value; got {text!r}.")
         changes[flag.removeprefix("--config.")] = literal(value)
-    try:
-        return configs.vary(nested, changes).to_dict()
-    except ValueError as error:
-        raise UsageError(str(error)) from None
+    return configs.vary(nested, changes).to_dict()
 
 
 def literal(text: str) -> Any:
@@ -236,11 +227,9 @@ def literal(text: str) -> Any:
 def load_function(flag: str, text: str) -> Callable[..., Any]:
     """The function that `FILE.py:NAME` names; the file is run."""
     file, _, name = text.rpartition(":")
-    spec = importlib.util.spec_from_file_location("given", file) if file.endswith(".py") else None
-    if spec is None or spec.loader is None or not Path(file).is_file():
+    if not file.endswith(".py") or not Path(file).is_file():
         raise UsageError(f"`{flag}` must look like FILE.py:NAME, of a file that is there; got {text!r}.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
+    function = runpy.run_path(file).get(name)
+    if not callable(function):
         raise UsageError(f"`{flag}` must name a function of {file}; it has no {name!r}.")
-    return getattr(module, name)
+    return function

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
     console, began = Console(), time.monotonic()
     planned = convert.plan(convert.open_checkpoint(flags.input), flags.format, **cli.checkpoint_options(flags))
-    console.print(cli.summary(planned.config))
+    console.print(planned.config.summary)
     with console.status("reading and writing"):
         write.write_run(planned, Path(flags.output).absolute())
     dropped = f"; {len(planned.report.dropped)} not needed" if planned.report.dropped else ""

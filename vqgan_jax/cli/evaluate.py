@@ -6,11 +6,8 @@ import shlex
 from collections.abc import Callable, Sequence
 
 import jax
-from absl import logging
 from rich.console import Console
-from rich.progress import Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
-from rich.text import Text
 
 from vqgan_jax import cli, models
 from vqgan_jax import config as configs
@@ -21,7 +18,7 @@ from vqgan_jax.evaluate.of_images import save_moments
 from vqgan_jax.evaluate.protocol import Evaluation, Request, swept_settings
 from vqgan_jax.nn import fields
 from vqgan_jax.report.evaluation import by_setting, page, unit_of
-from vqgan_jax.train.loop import progress_bar
+from vqgan_jax.train.watch import tracking
 
 EXAMPLES = """examples:
   vqgan evaluate --workdir=runs/photos
@@ -44,14 +41,14 @@ reference_NETWORK.npz that every evaluation leaves. The results are evaluation.j
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and overrides of the run's config."""
     parser = cli.parser("evaluate", __doc__, EXAMPLES)
-    parser.add_argument("--workdir", help="of the run to judge")
+    parser.add_argument("--workdir", help="of the run to measure")
     cli.add_step_flag(parser)
     parser.add_argument("--metrics", help="with commas between; default: all common ones that need no file")
     parser.add_argument("--weights", choices=("ema", "raw"), default="", help="default: ema where there are any")
     parser.add_argument(
         "--reference", default="", help="of a run: validation or train; else a folder or .npz. Default: validation"
     )
-    parser.add_argument("--samples_from", default="", metavar="DIR_OR_NPZ", help="images to judge, instead of a run")
+    parser.add_argument("--samples_from", default="", metavar="DIR_OR_NPZ", help="images to measure, instead of a run")
     parser.add_argument("--size", type=int, help="pixels to which sets are brought; default: that of the first sample")
     parser.add_argument("--reference_count", type=int, help="images behind an .npz of mu and sigma, if it tells none")
     parser.add_argument("--output", metavar="DIR", help="default: evaluation in the workdir, or here")
@@ -86,16 +83,8 @@ def main(argv: Sequence[str]) -> int:
         raise cli.UsageError("`--samples_from` needs a `--reference`: another folder, or an .npz.")
     if min(flags.batch_size, flags.samples + 1, flags.neighbours + 1) < 1:
         raise cli.UsageError("`--batch_size` must be positive, `--samples` and `--neighbours` 0 or more.")
-    cli.join_cluster(flags)
-
-    logging.set_verbosity(logging.WARNING)
-    console = Console(quiet=jax.process_index() != 0)
-    with progress(console) as bar:
-
-        def track(name: str, total: int) -> Callable[[int], None]:
-            task = bar.add_task(name, total=total)
-            return lambda done: bar.update(task, completed=done)
-
+    console = cli.join_cluster(flags)
+    with tracking(console) as track:
         request = Request(
             metrics=tuple(filter(None, (flags.metrics or "").split(","))),
             seed=flags.seed,
@@ -108,32 +97,12 @@ def main(argv: Sequence[str]) -> int:
                 flags.reference, flags.samples_from, request, size=flags.size, count=flags.reference_count
             )
         else:
-            config = run_config(flags, overrides)
+            nested = fields.write(models.config_of(flags.workdir, step=flags.step))
+            config = configs.read(cli.override(nested, overrides))
             evaluation = BY_STAGE[config.stage](flags, config, request)
     if jax.process_index() == 0:
         save(flags, console, shlex.join(["vqgan", "evaluate", *argv]), evaluation)
     return 0
-
-
-def progress(console: Console) -> Progress:
-    """Returns a bar for each part of the work, with its rate."""
-
-    class Rate(ProgressColumn):
-        """Images a second."""
-
-        def render(self, task: Task) -> Text:
-            """Of one bar."""
-            return Text(f"{task.speed or 0.0:,.1f} / s")
-
-    bar = progress_bar(console)
-    bar.columns = (TextColumn("{task.description}"), *bar.columns, Rate())
-    return bar
-
-
-def run_config(flags: argparse.Namespace, overrides: Sequence[str]) -> configs.Stage1 | configs.Stage2:
-    """Returns the run's config with the overrides."""
-    nested = fields.write(models.config_of(flags.workdir, step=flags.step))
-    return configs.read(cli.override(nested, overrides))
 
 
 def evaluate_tokenizer(flags: argparse.Namespace, config: configs.Stage1, request: Request) -> Evaluation:

@@ -38,9 +38,7 @@ def main(argv: Sequence[str]) -> int:
         raise cli.UsageError(f"`--output` must not be there yet; {output} is. Name another, or delete it.")
     converted = write.read_run(flags.workdir, step=flags.step, weights=flags.weights)
     if flags.to == "stablehlo":
-        side = converted.config.data.image_size
-        size = cli.size(flags.size) if flags.size else (side, side)
-        platforms = tuple(flags.platforms.split(","))
+        size, platforms = cli.size(flags.size, converted.config.data.image_size), tuple(flags.platforms.split(","))
         stablehlo.write(convert.model(converted), output, size=size, platforms=platforms)
     else:
         write.write_file(converted, flags.to, output)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         name = flags.format or convert.recognise(checkpoint)
         planned = convert.plan(checkpoint, name, **options)
-        console.print(f"{name}: {cli.summary(planned.config)}")
+        console.print(f"{name}: {planned.config.summary}")
         lists = planned.report._asdict()
     except convert.ConvertError as error:
         console.print(f"[bold]not a model that can be loaded:[/] {escape(str(error))}", soft_wrap=True)

@@ -1,24 +1,23 @@
 """Tells, before a launch and without the chips, whether a run fits them, how fast it is and where its time goes."""
 
 import argparse
-import contextlib
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from vqgan_jax import cli
 from vqgan_jax.data import storage
 from vqgan_jax.plan import lowering, report, topology
 from vqgan_jax.train import program, stage_of
 from vqgan_jax.train.compat import serialize_executable
+from vqgan_jax.train.watch import tracking
 
 EXAMPLES = """examples:
   vqgan plan --config=stage1_imagenet --topology=v5p:2x2x1 --batch=16
@@ -56,10 +55,8 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = parser.parse_known_args(argv)
 
     config, names = cli.load_config(flags.config, overrides), flags.topology.split(",")
-    batches = [None]
-    if flags.batch:
-        batches = [cli.literal(text) for text in flags.batch.split(",")]
-    if not all(batch is None or (isinstance(batch, int) and batch > 0) for batch in batches):
+    batches = [int(text) if text.isdecimal() else 0 for text in flags.batch.split(",")] if flags.batch else [None]
+    if 0 in batches:
         raise cli.UsageError(f"`--batch` must be positive whole numbers a chip; got {flags.batch!r}. Such as 16,32.")
     if flags.executable and len(names) * len(batches) > 1:
         raise cli.UsageError("`--executable` is one program; give one topology and one batch.")
@@ -67,17 +64,14 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     prepare(names)
     plans = []
-    for name in names:
-        for batch in batches:
-            try:
-                plans.append(one(config, flags, name, batch, console))
-            except ModuleNotFoundError as error:
-                raise cli.UsageError(str(error)) from None
-            if flags.json:  # after each: a long list may be stopped
-                Path(flags.json).write_text(json.dumps([plan.record() for plan in plans], indent=1) + "\n")
+    for name, batch in itertools.product(names, batches):
+        plans.append(one(config, flags, name, batch, console))
+        if flags.json:  # after each: a long list may be stopped
+            Path(flags.json).write_text(json.dumps([plan.record() for plan in plans], indent=1) + "\n")
     console.print(*report.tables(plans))
-    if flags.what == "step" and config.stage == 1 and config.quantizer.start_batches:
-        console.print("The k-means start is a program of its own: plan it, too, with --what=start.", soft_wrap=True)
+    if flags.what == "step" and stage_of(config).start_batches:
+        text = "The first state is made of data by a program of its own: plan it, too, with --what=start."
+        console.print(text, soft_wrap=True)
     for plan in plans:
         if names := sorted(set(plan.outcome.unestimated)):
             count, where = len(plan.outcome.unestimated), plan.topology.name
@@ -106,19 +100,6 @@ def prepare(names: Sequence[str]) -> None:
         pass
 
 
-@contextlib.contextmanager
-def compiling_anew() -> Iterator[None]:
-    """Leaves JAX's cache of compiled programs aside: what is read from it cannot be written as an executable."""
-    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    jax.config.update("jax_enable_compilation_cache", False)
-    jax_cache.reset_cache()  # JAX asks once whether there is one
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", enabled)
-        jax_cache.reset_cache()
-
-
 def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, console: Console) -> report.Plan:
     """Returns the plan of one topology and batch; the compiler's time is shown while it passes."""
     target = topology.describe(name)
@@ -126,17 +107,18 @@ def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, co
     if batch is not None:
         config = dataclasses.replace(config, batch_size=batch * mesh.size)
     function, arguments = lowering.call(config, mesh, flags.what)
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        title = f"{name}, {config.batch_size} on {mesh.size} chips"
-        task = progress.add_task(f"{title}: lowering")
+    title, cache = f"{name}, {config.batch_size} on {mesh.size} chips", storage.place(flags.cache)
+    with tracking(console) as track:
+        advance = track(f"{title}: lowering", 1)
         lowered = function.lower(*arguments)
-        progress.update(task, description=f"{title}: compiling, minutes for a large model")
-        cache = storage.place(flags.cache)
+        advance(1)
+        advance = track(f"{title}: compiling, minutes for a large model", 1)
         if flags.executable:
             lowering.cached(lowered, target, cache).unlink(missing_ok=True)
-        with compiling_anew() if flags.executable else contextlib.nullcontext():
+        # What is read from JAX's own cache cannot be written as an executable.
+        with cli.compilation_cache("" if flags.executable else None):
             outcome, executable = lowering.compiled(lowered, target, mesh, cache)
+        advance(1)
     if flags.executable and executable is not None:
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
     state = program.abstract_state(config, mesh)

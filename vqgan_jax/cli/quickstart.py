@@ -6,7 +6,8 @@ import jax
 from absl import logging
 from rich.console import Console
 
-from vqgan_jax import cli, models, quickstart
+from vqgan_jax import cli, quickstart
+from vqgan_jax.data import storage
 
 EXAMPLES = """examples:
   vqgan quickstart
@@ -39,7 +40,6 @@ def main(argv: Sequence[str]) -> int:
 
 def make_plan(workdir: str, minutes: float | int, seed: int = 0) -> quickstart.Quickstart:
     """Returns the pages' configs with their steps scaled, and the commands that do the same."""
-    folder = models.absolute(workdir)
     scaled = lambda steps: max(round(steps * minutes / 10), 10)
     load = lambda name, overrides: cli.load_config(f"{name}:quick", overrides)
     base = {name: load(name, []) for name in ("stage1_photos", "stage2_photos")}
@@ -48,6 +48,7 @@ def make_plan(workdir: str, minutes: float | int, seed: int = 0) -> quickstart.Q
         "seed": seed,
         "batch_size": -(-base[name].batch_size // devices) * devices,
         "steps": scaled(base[name].steps),
+        "log.metrics_every": min(base[name].log.metrics_every, scaled(base[name].steps) // 5),
         "log.eval_every": max(scaled(base[name].steps) // 5, 1),
         "log.checkpoint_every": max(scaled(base[name].steps) // 5, 1),
     }
@@ -59,7 +60,7 @@ def make_plan(workdir: str, minutes: float | int, seed: int = 0) -> quickstart.Q
         [f"vqgan {verb} --config={name}:quick --workdir={workdir}/{part}", *flags(changes)]
     )
     return quickstart.Quickstart(
-        workdir=folder,
+        workdir=storage.place(workdir),
         tokenizer=load("stage1_photos", flags(one)),
         prior=load("stage2_photos", flags(cached)),
         images=load("stage2_photos", flags(two)),

@@ -14,7 +14,7 @@ import vqgan_jax as vq
 from vqgan_jax import cli, pictures
 from vqgan_jax.data import storage
 from vqgan_jax.evaluate import classifier, drawing
-from vqgan_jax.train.loop import progress_bar
+from vqgan_jax.train.watch import tracking
 
 EXAMPLES = """examples:
   vqgan sample --workdir=runs/photos_prior --output=out
@@ -76,16 +76,14 @@ def main(argv: Sequence[str]) -> int:
         flags.workdir, tokenizer=flags.tokenizer, condition=flags.condition_tokenizer, step=flags.step
     )
     scorer, draws = load_scorer(flags)
-    side = prior.config.data.image_size
-    size = cli.size(flags.size) if flags.size else (side, side)
+    size = cli.size(flags.size, prior.config.data.image_size)
     options = cli.sampling_options(flags, prior.config.sampling) | {"size": size, "stride": flags.stride}
-    subjects = asked_for(flags, prior, size)
+    subjects = choose_subjects(flags, prior, size)
     which = np.repeat(np.arange(len(subjects.labels)), draws)
     numbers = np.tile(np.arange(draws), len(subjects.labels))
     if subjects.rows:  # else the class tells them apart
         numbers += which * draws
-    with progress_bar(console) as bar:
-        task = bar.add_task("drawing", total=len(which))
+    with tracking(console) as track:
         images, indices = drawing.draw(
             prior,
             subjects.labels[which],
@@ -94,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
             batch_size=flags.batch_size,
             options=options,
             rows={name: rows[which] for name, rows in subjects.rows.items()},
-            progress=lambda done: bar.update(task, completed=done),
+            progress=track("drawing", len(which)),
         )
     if scorer is not None:
         scores = drawing.scored(scorer, images, subjects.labels[which])
@@ -128,7 +126,7 @@ def load_scorer(flags: argparse.Namespace) -> tuple[drawing.Scorer | None, int]:
     return score, math.ceil(flags.count / flags.accept_rate)
 
 
-def asked_for(flags: argparse.Namespace, prior: vq.Prior, size: tuple[int, int]) -> drawing.Subjects:
+def choose_subjects(flags: argparse.Namespace, prior: vq.Prior, size: tuple[int, int]) -> drawing.Subjects:
     """Returns what to draw images of."""
     condition = prior.module.condition
     if not 0 <= flags.keep <= 1:
@@ -142,7 +140,7 @@ def asked_for(flags: argparse.Namespace, prior: vq.Prior, size: tuple[int, int])
     if condition.num_labels:
         if flags.complete and flags.labels is None:
             raise cli.UsageError("`--labels` must give the class of the files to complete: one, or one for each.")
-        subjects = drawing.classes(prior, numbers_of(flags.labels))
+        subjects = drawing.Subjects(classes(flags.labels, condition.num_labels), {})
     elif flags.condition:
         subjects = drawing.of_values(prior, condition.read(flags.condition, size, prior.config.data), size)
     elif condition.argument == "condition":
@@ -150,16 +148,16 @@ def asked_for(flags: argparse.Namespace, prior: vq.Prior, size: tuple[int, int])
             raise cli.UsageError("held-out examples have the training size; for another give --condition FILE.")
         subjects = drawing.held_out(prior, flags.examples)
     else:
-        subjects = drawing.unconditional(1)
+        subjects = drawing.Subjects(np.zeros(1, np.int32), {})
     if not flags.complete:
         return subjects
     return drawing.completing(prior, subjects, flags.complete, size, keep=flags.keep, mask=flags.mask)
 
 
-def numbers_of(labels: str | None) -> list[int] | None:
-    """Returns 0,3,5 as numbers."""
+def classes(labels: str | None, count: int) -> Int[np.ndarray, "n"]:
+    """Returns 0,3,5 as numbers; without labels all classes."""
     try:
-        return None if labels is None else [int(text) for text in labels.split(",")]
+        return np.array([int(text) for text in labels.split(",")] if labels is not None else range(count), np.int32)
     except ValueError:
         raise cli.UsageError(f"`--labels` must be numbers with commas between; got {labels!r}.") from None
 

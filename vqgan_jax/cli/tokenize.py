@@ -4,14 +4,10 @@ import time
 from collections.abc import Sequence
 
 import jax
-from absl import logging
-from rich.console import Console
 
 from vqgan_jax import cli
-from vqgan_jax import config as configs
 from vqgan_jax.data import storage
 from vqgan_jax.train import token_cache
-from vqgan_jax.train.loop import progress_bar
 
 EXAMPLES = """examples:
   vqgan tokenize --config=stage2_photos --workdir=runs/photos_tokens
@@ -35,21 +31,12 @@ def main(argv: Sequence[str]) -> int:
     config = cli.load_config(flags.config, overrides)
     if config.stage != 2:
         raise cli.UsageError(f"`--config` must be a page of stage 2; {flags.config} is of stage {config.stage}.")
-    cli.join_cluster(flags)
-
-    logging.set_verbosity(logging.WARNING)
+    console = cli.join_cluster(flags)
     if jax.process_index() == 0:
         storage.check_writable(storage.place(flags.workdir))
-    write(config, flags.workdir, Console(quiet=jax.process_index() != 0), step=flags.step)
-    return 0
-
-
-def write(config: configs.Stage2, folder: str, console: Console, *, step: int | str = "") -> None:
-    """Writes the cache, with progress."""
-    with progress_bar(console) as bar:
-        task, start = bar.add_task("tokenizing", total=None), time.monotonic()
-        report = lambda done, total: bar.update(task, completed=done, total=total)
-        plan = token_cache.write_cache(config, folder, report, step=step)
+    start = time.monotonic()
+    plan = token_cache.write_cache(config, flags.workdir, console, step=flags.step)
     counts = ", ".join(f"{split.examples:,} of {name}" for name, split in plan.splits.items())
     seconds = time.monotonic() - start
-    console.print(f"{counts} in {folder}, {seconds:.0f} s; tokenizer {plan.fingerprint}", soft_wrap=True)
+    console.print(f"{counts} in {flags.workdir}, {seconds:.0f} s; tokenizer {plan.fingerprint}", soft_wrap=True)
+    return 0

@@ -1,12 +1,9 @@
 """Trains what a config describes, or goes on where the same command stopped."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
-from absl import logging
-from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from rich.console import Console
 from rich.table import Table
 
@@ -45,10 +42,7 @@ def main(argv: Sequence[str]) -> int:
     flags, overrides = parser.parse_known_args(argv)
 
     config, profile = cli.load_config(flags.config, overrides), window(flags.profile)
-    cli.join_cluster(flags)
-
-    logging.set_verbosity(logging.WARNING)
-    console = Console(quiet=jax.process_index() != 0)
+    console = cli.join_cluster(flags)
     if flags.dry_run:
         describe(config, console)
         return 0
@@ -57,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     workdir = storage.place(flags.workdir)
     if jax.process_index() == 0:
         storage.check_writable(workdir)
-    with compilation_cache(flags.compilation_cache, f"{workdir}/compilation_cache"):
+    with cli.compilation_cache(flags.compilation_cache, f"{workdir}/compilation_cache"):
         loop.train(config, workdir, console, evaluator=of_training.evaluator, profile=profile)
     return 0
 
@@ -70,23 +64,6 @@ def window(text: str | None) -> tuple[int, int] | None:
     if not (first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last)):
         raise cli.UsageError(f"`--profile` must look like 100:105, first and last step, from 1; got {text!r}.")
     return int(first), int(last)
-
-
-@contextlib.contextmanager
-def compilation_cache(folder: str | None, default: str) -> Iterator[None]:
-    """What is compiled inside is kept in `folder`; None is that of the environment, or else `default`; "" is nowhere.
-
-    What takes less than a second to compile is not kept, unless the environment says so. Of a cluster, process 0
-    writes and all read, so the folder must be one that all see.
-    """
-    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    jax.config.update("jax_compilation_cache_dir", (before or default) if folder is None else folder or None)
-    jax_cache.reset_cache()  # it looks for its folder once
-    try:
-        yield
-    finally:
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax_cache.reset_cache()
 
 
 def describe(config: configs.Stage1 | configs.Stage2, console: Console) -> None:

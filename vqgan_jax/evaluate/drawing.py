@@ -1,6 +1,5 @@
 """Many samples: in batches over all devices of this process, each sample the same however it is batched."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -11,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Num, UInt8
 
 from vqgan_jax import api, data
-from vqgan_jax import config as configs
 from vqgan_jax.conditions import check_range
 from vqgan_jax.data import images, views
 from vqgan_jax.models import Prior
+from vqgan_jax.nn.pixels import to_uint8
 from vqgan_jax.train import program, sharding
 
 Scorer = Callable[[UInt8[np.ndarray, "n H W c"], Int[np.ndarray, "n"]], Any]
@@ -58,13 +57,12 @@ def draw(
     for start in range(0, len(labels), batch_size):
         index = np.arange(start, start + batch_size).clip(max=len(labels) - 1)  # the last batch repeats its last row
         put = lambda array: jax.device_put(np.asarray(array)[index], split)  # noqa: B023
-        given: dict[str, Any] = {name: put(array) for name, array in rows.items()}
-        if not given.keys() & {"labels", "condition"}:
-            given["count"] = batch_size
+        arguments: dict[str, Any] = {name: put(array) for name, array in rows.items()}
+        if not arguments.keys() & {"labels", "condition"}:
+            arguments["count"] = batch_size
         own = jax.device_put(keys(key, put(labels), put(numbers)), split)  # for `jit` keys at rest are of one form only
-        indices = api.sample_indices(prior, own, **given, **options)
-        pixels = api.to_uint8(api.decode(prior.tokenizer, indices, tile=2 * max(prior.module.grid)))
-        images.append(np.asarray(pixels))
+        indices = api.sample_indices(prior, own, **arguments, **options)
+        images.append(np.asarray(to_uint8(api.decode_samples(prior, indices))))
         codes.append(np.asarray(indices))
         progress(min(start + batch_size, len(labels)))
     return np.concatenate(images)[: len(labels)], np.concatenate(codes)[: len(labels)]
@@ -73,8 +71,8 @@ def draw(
 def check(prior: Prior, rows: Mapping[str, Any], count: int, size: tuple[int, int] | None, stride: int) -> None:
     """Raises ValueError for rows out of range: here, on the host, once for all batches. Nothing is computed."""
     labels, condition = rows.get("labels"), rows.get("condition")
-    given = {"labels": labels, "condition": condition, "count": count, "size": size, "stride": stride}
-    jax.eval_shape(lambda: api.prefix(prior, **given).tokens)
+    arguments = {"labels": labels, "condition": condition, "count": count, "size": size, "stride": stride}
+    jax.eval_shape(lambda: api.prefix(prior, **arguments).tokens)
     if "prompt" in rows:
         check_range("prompt", rows["prompt"], prior.tokenizer.codebook_size, "It is of another tokenizer.")
 
@@ -93,7 +91,7 @@ def stages(
     Args:
       prior: that drew it.
       indices: all of its codes.
-      known: those that were given.
+      known: the codes of the prompt.
       frames: at most so many, from none of the drawn codes to all.
     """
     f, count = prior.tokenizer.downsample_factor, indices.size
@@ -105,15 +103,9 @@ def stages(
         hidden[drawn[number:]] = True
         hidden = hidden.reshape(indices.shape)
         codes = np.where(hidden, 0, indices)[None]
-        pixels = np.asarray(api.to_uint8(api.decode(prior.tokenizer, codes, tile=2 * max(prior.module.grid))))[0]
+        pixels = np.asarray(to_uint8(api.decode_samples(prior, codes)))[0]
         film.append(np.where(np.repeat(np.repeat(hidden, f, 0), f, 1)[..., None], np.uint8(128), pixels))
     return np.stack(film)
-
-
-def options_of(config: configs.Sampling) -> dict[str, Any]:
-    """The section of a config as the options of `sample_indices`."""
-    settings = config.settings
-    return {field.name: getattr(settings, field.name) for field in dataclasses.fields(settings)}
 
 
 def scored(
@@ -154,17 +146,6 @@ class Subjects(NamedTuple):
     labels: Int[np.ndarray, "n"]
     rows: dict[str, np.ndarray]
     beside: tuple[UInt8[np.ndarray, "n H W 3"], ...] = ()
-
-
-def classes(prior: Prior, labels: Sequence[int] | None) -> Subjects:
-    """Returns the classes of `labels`, or all."""
-    everything = range(prior.module.condition.num_labels)
-    return Subjects(np.array(everything if labels is None else labels, np.int32), {})
-
-
-def unconditional(count: int) -> Subjects:
-    """Returns so many subjects of a prior without a condition."""
-    return Subjects(np.zeros(count, np.int32), {})
 
 
 def of_values(prior: Prior, values: np.ndarray, size: Size, names: Sequence[str] = ()) -> Subjects:

@@ -1,6 +1,6 @@
 """The networks that see the images: their weights, and from pixels to features with each network's own resize."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +25,16 @@ class Networks(NamedTuple):
       run: from images (uint8 b H W 3) to features by name.
       lpips: parameters of LPIPS and its VGG16.
       files: name and hash of the weights' file, by network.
+      keep: features that a metric needs one by one; of the others it needs moments.
     """
 
     run: Callable[[Any], Mapping[str, Any]]
     lpips: Any
     files: dict[str, tuple[str, str]]
+    keep: frozenset[str]
 
 
-def open_networks(metrics: Iterable[protocol.Metric], path: str | None) -> Networks:
+def open_networks(metrics: Collection[protocol.Metric], path: str | None) -> Networks:
     """Loads what the metrics need, before any work.
 
     Args:
@@ -55,7 +57,8 @@ def open_networks(metrics: Iterable[protocol.Metric], path: str | None) -> Netwo
             features["inception"], features["logits"] = inception_features(inception_params, images)
         return features
 
-    return Networks(run, vgg, {name: (file.name, protocol.file_hash(file)) for name, file in files.items()})
+    hashes = {name: (file.name, protocol.file_hash(file)) for name, file in files.items()}
+    return Networks(run, vgg, hashes, keep=frozenset(metric.rows for metric in metrics if metric.rows))
 
 
 @jax.jit

@@ -96,7 +96,7 @@ def nearest_images(
 
     Args:
       params: LPIPS's.
-      images: to be judged, few: 0.5 MB of memory each at 32 pixels a side, 32 MB at 256, and twice that in float64.
+      images: to look up, few: 0.5 MB of memory each at 32 pixels a side, 32 MB at 256, and twice that in float64.
       references: batches of any number of others, such as all training images; only one is held at a time.
       count: how many neighbours; fewer where there are fewer references.
       batch_size: images through VGG16 at a time.
@@ -132,7 +132,7 @@ def nearest_labels(
 
     Args:
       params: LPIPS's.
-      images: to be judged.
+      images: to look up.
       references, labels: real images of each class, of the same size.
       batch_size: images through VGG16 at a time.
     """

@@ -1,5 +1,6 @@
 """Sets of images: every image once, the same for any batches and any number of processes; and two sets compared."""
 
+import functools
 import hashlib
 import io
 import os
@@ -96,8 +97,14 @@ class Collector:
                 if name in self.keep:
                     self.rows[name].append(features)
 
-    def summary(self, resize: str, labels: Int[np.ndarray, "n"]) -> Summary:
-        """Returns what is known of the images of all processes; each must call it, after `add`, if with no image."""
+    def summary(self, name: str, resize: str, labels: Sequence[Int[np.ndarray, "_"]] = ()) -> Summary:
+        """Returns what is known of the images of all processes; each must call it, after `add`, if with no image.
+
+        Args:
+          name: of the set, for a record.
+          resize: what was done to the images, in words.
+          labels: of what was added, in parts as it was added; none if the images have no classes.
+        """
         numbers = gather(np.concatenate(self.numbers))
         digests = np.sort(gather(np.concatenate(self.digests)))
         if len(np.unique(numbers)) != len(numbers):
@@ -105,12 +112,13 @@ class Collector:
                 f"every image must count once; {len(numbers)} came with {len(np.unique(numbers))} numbers."
             )
         return Summary(
+            name=name,
             count=len(numbers),
             fingerprint=hashlib.sha256(digests.tobytes()).hexdigest()[:16],
             moments={name: merged(self.moments[name]) for name in sorted(self.moments)},
             rows={name: in_order(self.numbers, parts) for name, parts in sorted(self.rows.items())},
             resize=resize,
-            labels=labels,
+            labels=in_order(self.numbers, labels) if labels else np.zeros(0, np.int32),
             rate=self.timed / self.seconds if self.seconds else 0.0,
         )
 
@@ -178,19 +186,28 @@ class Measured:
         return f"from {sizes}: short side to {size} by antialiased bicubic (Pillow), centre crop {size}x{size}"
 
 
-def collect(
-    source: Any, request: Request, networks: Networks, *, size: int, keep: frozenset[str], name: str
-) -> Summary:
-    """Reads every image of a source once, this process its share; the centre, unflipped, at `size` pixels."""
-    measured, share = Measured(source), program.share()
-    batches = data.evaluation_batches(measured, image_size=size, batch_size=request.global_batch, **share)
-    collector, labels = Collector(networks.run, keep=keep), []
-    progress = request.track(name, -(-len(source) // jax.process_count()))
+def read(
+    source: Any, request: Request, *, size: int, name: str
+) -> Iterator[tuple[Int[np.ndarray, "b"], dict[str, Any]]]:
+    """Yields this process's share of a source in batches, with numbers; the centre, unflipped, at `size` pixels.
+
+    Every example comes once. `name` is of this part of the work.
+    """
+    share = program.share()
+    batches = data.evaluation_batches(source, image_size=size, batch_size=request.global_batch, **share)
+    progress, done = request.track(name, -(-len(source) // jax.process_count())), 0
     for numbers, batch in numbered(batches, **share):
+        yield numbers, batch
+        progress(done := done + len(numbers))
+
+
+def collect(source: Any, request: Request, networks: Networks, *, size: int, name: str) -> Summary:
+    """Reads every image of a source once, this process its share; `name` is of this part of the work."""
+    measured, collector, labels = Measured(source), Collector(networks.run, keep=networks.keep), []
+    for numbers, batch in read(measured, request, size=size, name=name):
         collector.add(numbers, batch["image"], batch_size=request.local_batch)
         labels.append(batch["label"])
-        progress(sum(map(len, labels)))
-    return collector.summary(measured.resize(size), in_order(collector.numbers, labels))
+    return collector.summary(source.name, measured.resize(size), labels)
 
 
 def gallery(source: Any, labels: Int[np.ndarray, "n"], size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -227,15 +244,14 @@ def evaluate(
     real = None if holds_statistics(reference) else open_images(reference)
     counts = {"--samples_from": len(source)} | ({} if real is None else {"--reference": len(real)})
     protocol.check_counts(chosen, **counts)
-    networks, keep = open_networks(chosen.values(), request.inception), protocol.needed_rows(chosen)
-    read = lambda source, name: collect(source, request, networks, size=size, keep=keep, name=name)
-    first = load_statistics(reference, chosen, count) if real is None else read(real, "reference")
-    second = read(source, "samples")
+    networks = open_networks(chosen.values(), request.inception)
+    collected = functools.partial(collect, request=request, networks=networks, size=size)
+    first = load_statistics(reference, chosen, count) if real is None else collected(real, name="reference")
+    first, second = first._replace(name=reference), collected(source, name="samples")._replace(name=samples)
     values = protocol.compare(chosen, first, second, seed=request.seed)
     run = {"model": protocol.NOTHING, "step": 0, "weights": protocol.NOTHING, "seed": request.seed, "sampling": {}}
     pixels = {"resize": first.resized(second), "rounding": "none, images came in 8 bits"}
-    subjects = second.named(samples), first.named(reference)
-    results = protocol.records(values, chosen, networks.files, *subjects, run | pixels)
+    results = protocol.records(values, chosen, networks.files, second, first, run | pixels)
     lead = f"{samples} against {reference}."
     return Evaluation(results=results, title="Two sets of images", lead=lead, reference=first)
 
@@ -248,7 +264,7 @@ def open_images(text: str) -> Any:
     """
     if Path(text).is_dir():
         return data.open_source(f"folder:{text}", split="all", image_size=1)
-    if not text.endswith(".npz") or not Path(text).is_file():
+    if not is_archive(text):
         raise ValueError(
             f"a set of images must be a folder or an .npz with `arr_0`; {text!r} is neither. Correct the path."
         )
@@ -272,9 +288,14 @@ def load_images(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "n H W 3"]:
     return images
 
 
+def is_archive(text: str) -> bool:
+    """Returns whether there is a file .npz of this name."""
+    return text.endswith(".npz") and Path(text).is_file()
+
+
 def holds_statistics(text: str) -> bool:
     """Returns whether it is an .npz without images."""
-    if not text.endswith(".npz") or not Path(text).is_file():
+    if not is_archive(text):
         return False
     with np.load(text, allow_pickle=False) as arrays:
         return "arr_0" not in arrays
@@ -290,10 +311,8 @@ def load_statistics(path: str, chosen: Mapping[str, Metric], count: int | None) 
                 f"`{name}` needs images as its reference; {path} holds {network or 'other'} statistics only. Give the "
                 "images, or leave the metric out."
             )
-    digest = protocol.file_hash(Path(path))
-    return Summary(
-        moments.count, digest, {network: moments}, {}, "as the file's author did", np.zeros(0, np.int32), rate=0.0
-    )
+    digest, resize = protocol.file_hash(Path(path)), "as the file's author did"
+    return Summary(path, moments.count, digest, {network: moments}, resize=resize)
 
 
 def save_moments(path: epath.Path, moments: distances.Moments) -> None:
@@ -318,7 +337,7 @@ def load_moments(path: str | os.PathLike[str], *, count: int | None = None) -> d
             moments = distances.Moments(int(arrays["count"]), arrays["mean"], arrays["scatter"])
         elif "mu" in arrays and "sigma" in arrays:
             if count is None:
-                raise ValueError(f"`count` must be told for {path}, which holds `mu` and `sigma` only. Give it.")
+                raise ValueError(f"`count` must be given for {path}, which holds `mu` and `sigma` only. Give it.")
             mean, covariance = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
             moments = distances.Moments(count, mean, covariance * (count - 1))
         else:

@@ -26,7 +26,7 @@ from vqgan_jax.evaluate.of_images import (
     numbers_of,
     open_images,
 )
-from vqgan_jax.evaluate.protocol import Evaluation, Metric, Request, Subject, Summary
+from vqgan_jax.evaluate.protocol import Evaluation, Metric, Request, Summary
 from vqgan_jax.train import program, sharding, stage2
 
 NEAREST = 3
@@ -79,16 +79,16 @@ def evaluate(prior: models.Prior, request: Request, draws: DrawRequest, *, workd
     results, nats = [], np.zeros((0, 2))
     if "nll" in chosen:  # of tokens, which no pixels were compared for
         nats = likelihoods(prior, request)
-        subject = Subject(f"codes of {prior.config.data.source}, held out", len(nats))
+        subject = Summary(f"codes of {prior.config.data.source}, held out", len(nats))
         fields = {"resize": "as the tokenizer's images were", "rounding": protocol.NOTHING, "sampling": {}}
         values = {"nll": float(np.mean(nats[:, 1]))}
-        results += protocol.records(values, chosen, files, subject, Subject(), run | fields)
+        results += protocol.records(values, chosen, files, subject, Summary(), run | fields)
     title, lead = "A prior, measured", f"{workdir}, step {prior.step}, {prior.weights} weights."
     if source is None:
         sections: dict[str, Any] = {"classes": class_rows(prior, (), nats)}
         return Evaluation(results=results, title=title, lead=lead, reference=None, sections=sections)
-    size, keep = prior.config.data.image_size, protocol.needed_rows(chosen)
-    real = collect(source, request, networks, size=size, keep=keep, name="real images")
+    size = prior.config.data.image_size
+    real = collect(source, request, networks, size=size, name="real images")
     judges: dict[str, Judge] = {}
     if "own_class" in chosen:
         judges["own_class"] = nearest_judge(networks, *gallery(source, real.labels, size))
@@ -98,14 +98,13 @@ def evaluate(prior: models.Prior, request: Request, draws: DrawRequest, *, workd
     for i, options in enumerate(draws.settings):
         name = f"drawing {i + 1} of {len(draws.settings)}"
         numbers = accepted(prior, request, draws, options, name)
-        drawn, shown, looks = draw(prior, request, networks, numbers, options, judges, keep=keep, name=name)
+        drawn, shown, looks = draw(prior, request, networks, numbers, options, judges, name=name)
         first.append(shown)
         labels = drawn.labels
         values = protocol.compare(chosen, real, drawn, seed=request.seed)
         values |= {judge: float(np.mean(labels == look)) for judge, look in looks.items()}
         fields = {"resize": real.resized(drawn), "rounding": ROUNDING, "sampling": dict(options)}
-        subjects = drawn.named("samples"), real.named(source.name)
-        results += protocol.records(values, chosen, files, *subjects, run | fields)
+        results += protocol.records(values, chosen, files, drawn, real, run | fields)
     swept = protocol.swept_settings(results)
     names = [", ".join(f"{name} {options[name]}" for name in swept) or "samples" for options in draws.settings]
     classes = class_rows(prior, source.class_names, nats, labels, looks.get("own_class", looks.get("class_accuracy")))
@@ -199,9 +198,9 @@ def subjects_of(prior: models.Prior, count: int) -> tuple[np.ndarray, np.ndarray
     """Label, number within its label, and rows of each of `count` samples: classes in turn, each equally often."""
     condition = prior.module.condition
     if condition.argument == "condition":
-        given = drawing.held_out(prior, count)
-        which = np.arange(count) % len(given.labels)
-        return given.labels[which], np.arange(count), {name: rows[which] for name, rows in given.rows.items()}
+        subjects = drawing.held_out(prior, count)
+        which = np.arange(count) % len(subjects.labels)
+        return subjects.labels[which], np.arange(count), {name: rows[which] for name, rows in subjects.rows.items()}
     classes = condition.num_labels or 1
     return np.arange(count, dtype=np.int32) % classes, np.arange(count) // classes, {}
 
@@ -236,7 +235,6 @@ def draw(
     options: Mapping[str, Any],
     judges: Mapping[str, Judge],
     *,
-    keep: frozenset[str],
     name: str,
 ) -> tuple[Summary, UInt8[np.ndarray, "_ H W 3"], dict[str, Int[np.ndarray, "n"]]]:
     """Draws the samples `which`, this process its share; no two samples have one key.
@@ -244,7 +242,7 @@ def draw(
     Returns:
       Their statistics, the first of them, and the class that each looks like, by judge.
     """
-    collector, first, classes = Collector(networks.run, keep=keep), [], []
+    collector, first, classes = Collector(networks.run, keep=networks.keep), [], []
     looks: dict[str, list[np.ndarray]] = {judge: [] for judge in judges}
     for part, images, labels in drawn_chunks(prior, request, which, options, name):
         collector.add(part, images, batch_size=request.local_batch)
@@ -253,7 +251,7 @@ def draw(
         for judge, look in judges.items():
             looks[judge].append(look(images))
     side = prior.config.data.image_size
-    summary = collector.summary(f"none, drawn at {side}x{side}", in_order(collector.numbers, classes))
+    summary = collector.summary("samples", f"none, drawn at {side}x{side}", classes)
     return summary, np.stack(first), {judge: in_order(collector.numbers, rows) for judge, rows in looks.items()}
 
 

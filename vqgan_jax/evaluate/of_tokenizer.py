@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from vqgan_jax import api, data, models
+from vqgan_jax import api, models
 from vqgan_jax import config as configs
 from vqgan_jax.evaluate import likeness, perturbed, protocol
 from vqgan_jax.evaluate.features import Networks, open_networks
-from vqgan_jax.evaluate.of_images import ROUNDING, Collector, Measured, crops, gather, in_order, numbered, padded
+from vqgan_jax.evaluate.of_images import ROUNDING, Collector, Measured, crops, gather, in_order, padded, read
 from vqgan_jax.evaluate.protocol import Evaluation, Request, Summary
+from vqgan_jax.nn.pixels import to_uint8
 from vqgan_jax.train import program, sharding
 from vqgan_jax.train.metrics import code_statistics
 
@@ -70,34 +71,29 @@ def evaluate(
     source = Measured(request.limited(program.open_split(config, splits[split])))
     protocol.check_counts(chosen, reference=len(source))
     networks, size = open_networks(chosen.values(), request.inception), config.data.image_size
-    share: dict[str, Any] = program.share()
-    batches = data.evaluation_batches(source, image_size=size, batch_size=request.global_batch, **share)
     reconstruct, compare = pair_functions(model, networks, request.local_batch, ssim="ssim" in chosen)
     plain = {name: metric for name, metric in chosen.items() if not metric.perturbed}
     of_perturbed = {name: metric for name, metric in chosen.items() if metric.perturbed}
     perturb = perturbing(model, request.local_batch, request.seed) if of_perturbed else None
-    keep = protocol.needed_rows(chosen)
     measured = measure(
-        numbered(batches, **share),
+        read(source, request, size=size, name="reconstructing"),
         reconstruct,
         compare,
         perturb,
         codebook_size=model.codebook_size,
-        collectors=tuple(Collector(networks.run, keep=keep) for _ in range(3 if of_perturbed else 2)),
+        collectors=tuple(Collector(networks.run, keep=networks.keep) for _ in range(3 if of_perturbed else 2)),
         batch_size=request.local_batch,
-        progress=request.track("reconstructing", -(-len(source) // jax.process_count())),
     )
-    originals, recons = measured.originals, measured.recons
+    originals = measured.originals._replace(name=f"{source.name}, the same crops")
+    recons = measured.recons._replace(name="reconstructions of the reference")
     values = measured.means | protocol.compare(plain, originals, recons, seed=request.seed)
-    reference = originals.named(f"{source.name}, the same crops")
     run = {"model": workdir, "step": model.step, "weights": model.weights, "seed": request.seed, "sampling": {}}
     pixels = {"resize": source.resize(size), "rounding": ROUNDING}
-    subject = recons.named("reconstructions of the reference")
-    results = protocol.records(values, plain, networks.files, subject, reference, run | pixels)
+    results = protocol.records(values, plain, networks.files, recons, originals, run | pixels)
     if measured.perturbed is not None:
-        values = protocol.compare(of_perturbed, originals, measured.perturbed, seed=request.seed)
-        subject = measured.perturbed.named("images of the reference's codes, perturbed")
-        results += protocol.records(values, of_perturbed, networks.files, subject, reference, run | pixels)
+        moved = measured.perturbed._replace(name="images of the reference's codes, perturbed")
+        values = protocol.compare(of_perturbed, originals, moved, seed=request.seed)
+        results += protocol.records(values, of_perturbed, networks.files, moved, originals, run | pixels)
     distances, pairs = measured.values["lpips_vgg"], {}
     for kind, rows in measured.extremes(EXTREMES).items():
         images = crops(source.source, rows.tolist(), size)
@@ -125,7 +121,7 @@ def check(config: configs.Stage1) -> None:
 def reconstructed(model: models.Tokenizer, images: Any) -> tuple[Any, Any]:
     """Returns rounded pixels and codes."""
     indices = api.encode(model, images)
-    return api.to_uint8(api.decode(model, indices)), indices
+    return to_uint8(api.decode(model, indices)), indices
 
 
 def pair_functions(model: models.Tokenizer, networks: Networks, size: int, *, ssim: bool) -> tuple[Any, Any]:
@@ -169,19 +165,17 @@ def measure(
     codebook_size: int,
     collectors: tuple[Collector, ...],
     batch_size: int,
-    progress: Callable[[int], None] = lambda done: None,
 ) -> Reconstructed:
     """Measures every image once; nothing is kept of it but a few numbers.
 
     Args:
-      batches: this process's, from `of_images.numbered`.
+      batches: this process's, from `of_images.read`.
       reconstruct: rounded pixels and codes of images.
       compare: values of each pair by name.
       perturb: pixels of perturbed codes, from the images' numbers and codes; None where they are not needed.
       codebook_size: codes are below it.
       collectors: of the originals, of the reconstructions and, where there is `perturb`, of its images.
       batch_size: images that a network sees at a time.
-      progress: told how many images this process has done.
     """
     numbers, values = [], []
     hits = np.zeros(codebook_size, np.int64)
@@ -194,7 +188,6 @@ def measure(
         sets = (images, recons) if perturb is None else (images, recons, perturb(rows, indices))
         for collector, each in zip(collectors, sets, strict=True):
             collector.add(rows, each, batch_size=batch_size)
-        progress(sum(map(len, numbers)))
     joined = {name: in_order(numbers, [np.asarray(v[name], np.float64) for v in values]) for name in sorted(values[0])}
-    originals, recons, *others = (collector.summary("", np.zeros(0, np.int32)) for collector in collectors)
+    originals, recons, *others = (collector.summary(protocol.NOTHING, protocol.NOTHING) for collector in collectors)
     return Reconstructed(joined, gather(hits[None]).sum(0), originals, recons, others[0] if others else None)

@@ -12,7 +12,7 @@ from vqgan_jax import config as configs
 from vqgan_jax import models
 from vqgan_jax import prior as priors
 from vqgan_jax.data import storage
-from vqgan_jax.evaluate import drawing, of_prior, of_tokenizer, protocol
+from vqgan_jax.evaluate import of_prior, of_tokenizer, protocol
 from vqgan_jax.evaluate.features import open_networks
 from vqgan_jax.evaluate.protocol import Request
 
@@ -81,7 +81,7 @@ def of_priors(config: configs.Stage2, request: Request, workdir: str) -> Results
     code_prior = priors.from_config(config, models.condition_module(tokenizer, condition))
     of_prior.check_judges(request.metrics, code_prior.condition, has_classifier=False)
     draws = of_prior.DrawRequest(
-        samples=request.limit, settings=[drawing.options_of(config.sampling)], reference="validation", neighbours=0
+        samples=request.limit, settings=[vars(config.sampling.settings)], reference="validation", neighbours=0
     )
 
     def of_state(state: Any, step: int) -> list[protocol.Result]:

@@ -7,6 +7,7 @@ import math
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -31,7 +32,7 @@ class Result:
       unit: what it is of, such as "dB" or "nats a token".
       better: "higher", "lower", or "none" where it is neither.
       variant: which of the definitions in use this is, with its constants.
-      subject: what was judged, such as "samples" or "reconstructions of the reference".
+      subject: what was measured, such as "samples" or "reconstructions of the reference".
       subject_count: how many there were.
       subject_fingerprint: of their pixels, in any order; of codes "none".
       reference: what they were compared with.
@@ -41,7 +42,7 @@ class Result:
       rounding: how pixels became 8 bits.
       network: file of the weights that see the images.
       network_hash: first 16 digits of the SHA-256 of this file.
-      model: where the judged model is.
+      model: where the measured model is.
       step: of its training; 0 without a model.
       weights: "ema", "raw" or "none".
       sampling: settings by name; empty where nothing was drawn.
@@ -103,18 +104,11 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in packages} | {"python": platform.python_version()}
 
 
-class Subject(NamedTuple):
-    """What was measured or compared with, in a record: its name, how many there are, and a fingerprint of them."""
-
-    name: str = NOTHING
-    count: int = 0
-    fingerprint: str = NOTHING
-
-
 class Summary(NamedTuple):
-    """What is known of a set of images.
+    """What is known of a set of images; without any arguments, of no set.
 
     Attributes:
+      name: for a record.
       count: how many there are.
       fingerprint: sixteen hexadecimal digits of their pixels, whatever their order.
       moments: of each kind of features.
@@ -124,17 +118,14 @@ class Summary(NamedTuple):
       rate: images a second that the networks of this process saw, without its first batch; 0 if there was no other.
     """
 
-    count: int
-    fingerprint: str
-    moments: dict[str, distances.Moments]
-    rows: dict[str, Float[np.ndarray, "n d"]]
-    resize: str
-    labels: Int[np.ndarray, "n"]
-    rate: float
-
-    def named(self, name: str) -> Subject:
-        """Returns the set as a record names it."""
-        return Subject(name, self.count, self.fingerprint)
+    name: str = NOTHING
+    count: int = 0
+    fingerprint: str = NOTHING
+    moments: Mapping[str, distances.Moments] = MappingProxyType({})
+    rows: Mapping[str, Float[np.ndarray, "n d"]] = MappingProxyType({})
+    resize: str = NOTHING
+    labels: Int[np.ndarray, "n"] = np.zeros(0, np.int32)
+    rate: float = 0.0
 
     def resized(self, samples: "Summary") -> str:
         """Returns in words what was done to the images of this reference and to samples."""
@@ -323,11 +314,6 @@ def check_counts(chosen: dict[str, Metric], **counts: int) -> None:
                 )
 
 
-def needed_rows(chosen: dict[str, Metric]) -> frozenset[str]:
-    """Returns the features of which the rows are needed."""
-    return frozenset(metric.rows for metric in chosen.values() if metric.rows)
-
-
 def compare(chosen: dict[str, Metric], reference: Summary, samples: Summary, *, seed: int) -> dict[str, float]:
     """Returns the values of the metrics, of those chosen, that compare two sets."""
     return {
@@ -339,8 +325,8 @@ def records(
     values: Mapping[str, float],
     chosen: Mapping[str, Metric],
     files: Mapping[str, tuple[str, str]],
-    subject: Subject,
-    reference: Subject,
+    subject: Summary,
+    reference: Summary,
     common: Mapping[str, Any],
 ) -> list[Result]:
     """Returns records of the values that there are.
@@ -353,27 +339,30 @@ def records(
       reference: what it was compared with.
       common: the other fields of `Result`, from `resize` to `seed`.
     """
-    common = {**common, "versions": versions()}
-    common |= {"subject": subject.name, "subject_count": subject.count, "subject_fingerprint": subject.fingerprint}
-    common |= {"reference": reference.name, "reference_count": reference.count}
     made = []
     for name, metric in chosen.items():
-        if name in values:
-            counted = metric.compare is not None or name in JUDGED
-            network, network_hash = files.get(metric.network, (NOTHING, NOTHING))
-            made.append(
-                Result(
-                    metric=named(name, subject.count) if counted else name,
-                    value=values[name],
-                    unit=metric.unit,
-                    better=metric.better,
-                    variant=metric.variant,
-                    reference_fingerprint=reference.fingerprint,
-                    network=network,
-                    network_hash=network_hash,
-                    **common,
-                )
-            )
+        if name not in values:
+            continue
+        counted = metric.compare is not None or name in JUDGED
+        network, network_hash = files.get(metric.network, (NOTHING, NOTHING))
+        result = Result(
+            metric=named(name, subject.count) if counted else name,
+            value=values[name],
+            unit=metric.unit,
+            better=metric.better,
+            variant=metric.variant,
+            subject=subject.name,
+            subject_count=subject.count,
+            subject_fingerprint=subject.fingerprint,
+            reference=reference.name,
+            reference_count=reference.count,
+            reference_fingerprint=reference.fingerprint,
+            network=network,
+            network_hash=network_hash,
+            versions=versions(),
+            **common,
+        )
+        made.append(result)
     return made
 
 

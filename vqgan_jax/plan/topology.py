@@ -88,9 +88,8 @@ def describe(name: str) -> Topology:
     """The topology of a name.
 
     Raises:
-      ValueError: the name is not of a known form, the compiler does not know such a slice, or there are too few CPU
-        devices.
-      ModuleNotFoundError: the TPU's compiler, libtpu, is not installed.
+      ValueError: the name is not of a known form, the compiler does not know such a slice, there are too few CPU
+        devices, or the TPU's compiler, libtpu, is not installed.
     """
     slices, family, sides = parse(name)
     if family == "cpu":
@@ -104,7 +103,7 @@ def describe(name: str) -> Topology:
     try:
         import libtpu  # type: ignore[import-not-found]
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(
+        raise ValueError(
             f"`--topology={name}` needs the TPU's compiler, which runs without a TPU; libtpu is not installed. "
             "Run `pip install 'vqgan_jax[tpu]'`, or plan for cpu:8."
         ) from None

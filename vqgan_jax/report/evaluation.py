@@ -13,7 +13,7 @@ from vqgan_jax.report.page import number, render
 
 Images = UInt8[np.ndarray, "_n _H _W 3"]
 PROTOCOL = {  # fields of a result, in the order of the page
-    "subject": "judged",
+    "subject": "measured",
     "subject_count": "how many",
     "subject_fingerprint": "fingerprint of their pixels",
     "reference": "reference",
@@ -178,10 +178,10 @@ def quantiles(values: Float[np.ndarray, "n"]) -> list[tuple[str, float]]:
 
 
 def nearest(
-    samples: Images, found: Images, distances: Float[np.ndarray, "n m"], held_out: Float[np.ndarray, "_"]
+    samples: Images, neighbours: Images, distances: Float[np.ndarray, "n m"], held_out: Float[np.ndarray, "_"]
 ) -> dict[str, Any]:
     """Returns rows of a sample with the images nearest to it, labels and scale; and in words how near they are."""
-    near = found.reshape(len(samples), -1, *found.shape[1:])
+    near = neighbours.reshape(len(samples), -1, *neighbours.shape[1:])
     words = lambda values: f"{np.median(values):.3f} in the middle and {np.min(values):.3f} at least"
     return {
         "rows": [

@@ -6,11 +6,11 @@ Each function returns one `<svg>` element as markup. Its text stays text, and a 
 import io
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
-from cycler import cycler
 from jaxtyping import Integer, Real
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -21,41 +21,13 @@ from vqgan_jax.report.page import number
 
 Numbers = Sequence[float | int] | Real[np.ndarray, " n"]
 
+STYLE: Any = matplotlib.rc_params_from_file(
+    str(Path(__file__).with_name("templates") / "plots.mplstyle"), use_default_template=False
+)
+INK, SOFT, RULE = STYLE["text.color"], STYLE["axes.labelcolor"], STYLE["grid.color"]
+SERIES = STYLE["axes.prop_cycle"].by_key()["color"][:4]
 # What matplotlib draws in these colours takes the colour of that name from the page's style sheet.
-INK, SOFT, RULE = "#17202a", "#55616e", "#dce2e8"
-SERIES = ("#1f5f99", "#b54a12", "#2d7748", "#7350a0")
 NAMES = {INK: "ink", SOFT: "soft", RULE: "rule"} | {color: f"s{i}" for i, color in enumerate(SERIES)}
-
-STYLE: Any = {
-    "svg.fonttype": "none",  # text, not outlines of letters
-    "svg.hashsalt": "vqgan_jax",  # the same plot twice is the same text
-    "text.parse_math": False,  # a dollar sign in a name is one
-    "font.size": 12,
-    "text.color": INK,
-    "axes.edgecolor": RULE,
-    "axes.labelcolor": SOFT,
-    "xtick.color": SOFT,
-    "ytick.color": SOFT,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": RULE,
-    "lines.linewidth": 2,
-    "lines.markersize": 4,
-    "legend.frameon": False,
-    "legend.borderaxespad": 0,
-    "legend.borderpad": 0,
-    "legend.fontsize": 11,
-    "legend.handlelength": 1.4,
-    "legend.columnspacing": 1.2,
-    "axes.prop_cycle": cycler(linestyle=["-", "--", ":"]) * cycler(color=SERIES),
-}
 
 
 class Line(NamedTuple):
@@ -104,8 +76,8 @@ def points(groups: Mapping[str, Numbers], *, axis: str) -> Markup:
         axes.set_yticks(range(len(groups)), [_short(name) for name in groups])
         axes.invert_yaxis()
         axes.set_xlabel(axis)
-        told = [f"{name} {number(float(np.mean(values)))}" for name, values in groups.items()]
-        return _svg(figure, f"Means of {axis}: {'; '.join(told) or 'none'}.")
+        means = [f"{name} {number(float(np.mean(values)))}" for name, values in groups.items()]
+        return _svg(figure, f"Means of {axis}: {'; '.join(means) or 'none'}.")
 
 
 def histogram(values: Numbers, *, axis: str) -> Markup:
@@ -131,8 +103,8 @@ def codes(hits: Integer[np.ndarray, " k"]) -> Markup:
         axes.set(xlabel="code, most used first", xmargin=0, ylim=(0, None))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _legend(axes)
-        told = f"the most used has {number(float(share[0]))} %, {np.count_nonzero(hits)} are used at all"
-        return _svg(figure, f"Shares of {len(hits)} codes: {told}; if uniform {number(uniform)} % each.")
+        most = f"the most used has {number(float(share[0]))} %, {np.count_nonzero(hits)} are used at all"
+        return _svg(figure, f"Shares of {len(hits)} codes: {most}; if uniform {number(uniform)} % each.")
 
 
 def _figure(height: float = 2.6) -> tuple[Figure, Axes]:
@@ -162,7 +134,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 28 else name[:27] + "…"
 
 
-def _svg(figure: Figure, told: str) -> Markup:
+def _svg(figure: Figure, label: str) -> Markup:
     """Returns the element, without the file around it."""
     buffer = io.StringIO()
     figure.savefig(
@@ -175,4 +147,4 @@ def _svg(figure: Figure, told: str) -> Markup:
     body = re.sub(r'<g id="[^"]*"', "<g", body)  # each plot has the same ones, and no two elements of a page may
     body = re.sub(r"font-family: [^;]*; ", "", body)
     body = re.sub(f"(?<=: )(?:{'|'.join(NAMES)})", lambda color: f"var(--{NAMES[color[0]]})", body)
-    return Markup('<svg role="img" aria-label="{}" {}>{}').format(told, Markup(box[0]), Markup(body))
+    return Markup('<svg role="img" aria-label="{}" {}>{}').format(label, Markup(box[0]), Markup(body))

@@ -172,8 +172,8 @@ class Checkpoints:
           OSError: a process cannot read a checkpoint, and its tries do not prove that it is broken.
         """
         for step, config, data in self.readable(only):
-            wanted = abstract(config, data)
-            state = self.agreed(step, lambda step=step, wanted=wanted: self.read_state(step, wanted, partial=partial))
+            shapes = abstract(config, data)
+            state = self.agreed(step, lambda step=step, shapes=shapes: self.read_state(step, shapes, partial=partial))
             if state is not None:
                 return Restored(step, state, data, config)
         return None
@@ -205,10 +205,10 @@ class Checkpoints:
         everyone = gathered(found)
         if (everyone == UNREAD).any():
             process = int(np.argmax(everyone == UNREAD))
-            said = errors[-1] if found == UNREAD else "its own message tells why"
+            reason = errors[-1] if found == UNREAD else "its own message tells why"
             raise OSError(
                 f"checkpoint {step} in {self.folder} must be readable by every process; process {process} of "
-                f"{len(everyone)} cannot, after {len(WAITS) + 1} tries: {said}. It may be whole, so nothing is "
+                f"{len(everyone)} cannot, after {len(WAITS) + 1} tries: {reason}. It may be whole, so nothing is "
                 "renamed. See to the storage and run the same command again; or move that checkpoint away to go on "
                 "from an older one."
             ) from (errors[-1] if errors else None)
@@ -230,10 +230,10 @@ class Checkpoints:
         config, data = (dict(handler.restore(self.folder / str(step) / name)) for name in ("config", "data"))
         return config, data
 
-    def read_state(self, step: int, wanted: Any, *, partial: bool) -> Any:
-        """One checkpoint's state; arrays go straight to the shardings wanted."""
-        args = ocp.checkpoint_utils.construct_restore_args(wanted)
-        item = ocp.args.PyTreeRestore(wanted, restore_args=args, partial_restore=partial)
+    def read_state(self, step: int, shapes: Any, *, partial: bool) -> Any:
+        """One checkpoint's state; arrays go straight to the shardings of `shapes`."""
+        args = ocp.checkpoint_utils.construct_restore_args(shapes)
+        item = ocp.args.PyTreeRestore(shapes, restore_args=args, partial_restore=partial)
         return ocp.PyTreeCheckpointHandler().restore(self.folder / str(step) / "state", args=item)
 
     def set_aside(self, step: int, reason: str) -> None:
@@ -320,10 +320,10 @@ def in_s3(spec: Any) -> Any:
 
 def connection() -> dict[str, Any]:
     """What TensorStore does not read from AWS's own variables by itself."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if endpoint := os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        found |= {"endpoint": endpoint, "aws_region": region}
+        options |= {"endpoint": endpoint, "aws_region": region}
     if "AWS_ACCESS_KEY_ID" in os.environ:
-        found["aws_credentials"] = {"type": "environment"}
-    return found
+        options["aws_credentials"] = {"type": "environment"}
+    return options

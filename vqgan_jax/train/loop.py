@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from etils import epath
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from vqgan_jax import config as configs
 from vqgan_jax.data import storage
@@ -21,9 +20,10 @@ from vqgan_jax.train import sharding, stored
 from vqgan_jax.train.checkpoint import Checkpoints, gathered
 from vqgan_jax.train.program import Config, Program
 from vqgan_jax.train.state import TrainState
-from vqgan_jax.train.watch import Goodput, Profile, Stop, deadline
+from vqgan_jax.train.watch import Goodput, Profile, Stop, deadline, tracking
 
 Evaluator = Callable[[TrainState, int], dict[str, float]]  # of a state and its step
+KEPT = ("stage", "tokenizer.fingerprint", "transformer.order", "transformer.positions", "condition.kind")
 MAX_SKIPPED = 10  # steps in a row that are not finite; one batch may be bad, eleven are a run that went astray
 
 
@@ -37,20 +37,17 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
 
     def abstract(saved: dict[str, Any], data: dict[str, Any]) -> Any:
         saved = stored.current(saved)
-        for section, key in (("", "stage"), ("tokenizer", "fingerprint"), ("transformer", "positions")):
-            was, now = ((c.get(section, {}) if section else c).get(key) for c in (saved, config))
-            if was != now:
-                name = f"{section} {key}".strip()
-                raise ValueError(
-                    f"a run goes on with the {name} it began with; {workdir} has {was}, now it is {now}. "
-                    "Give back the old one, or another --workdir."
-                )
+        changed = differences(saved, config)
+        if kept := [change for change in changed if change.partition(":")[0] in KEPT]:
+            raise ValueError(
+                f"a run goes on with the {', '.join(KEPT)} that it began with; to go on in {workdir} would change "
+                f"{', '.join(kept)}. Give back the old ones, or another --workdir."
+            )
         shapes = lambda tree: {
             sharding.path_name(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(tree)
         }
         old, new = shapes(programs.abstract_state(configs.read(saved), program.mesh)), shapes(program.abstract)
         if old != new:
-            changed = differences(saved, config)
             leaf = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
             raise ValueError(
                 f"the config must make the arrays of the run that is already in {workdir}; `{leaf}` "
@@ -75,14 +72,14 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
 
 def differences(old: dict[str, Any], new: dict[str, Any], path: str = "") -> list[str]:
     """`section.key: old -> new` for each value that differs; lists and tuples are alike."""
-    found = []
+    changed = []
     for key in old.keys() | new.keys():
         a, b = old.get(key), new.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found += differences(a, b, f"{path}{key}.")
+            changed += differences(a, b, f"{path}{key}.")
         elif (list(a) if isinstance(a, tuple) else a) != (list(b) if isinstance(b, tuple) else b):
-            found.append(f"{path}{key}: {a} -> {b}")
-    return sorted(found)
+            changed.append(f"{path}{key}: {a} -> {b}")
+    return sorted(changed)
 
 
 class Recorder:
@@ -150,12 +147,6 @@ class Recorder:
             self.console.print(f"[dim]step[/] {step:>6}  {shown}{tail}", highlight=False, soft_wrap=True)
 
 
-def progress_bar(console: Console) -> Progress:
-    """Steps, elapsed and remaining time; on a terminal only, since a log has the lines."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    return Progress(*columns, console=console, disable=not console.is_terminal)
-
-
 def train(
     config: Config,
     workdir: epath.Path,
@@ -212,8 +203,9 @@ def train(
         if first >= config.steps:
             return True
         writer.scalars(first, "goodput", goodput.shares())
-        with progress_bar(console) as progress, Profile(workdir / "profile", profile) as trace:
-            stopping, bar = False, progress.add_task("", total=config.steps, completed=first)
+        with tracking(console) as track, Profile(workdir / "profile", profile) as trace:
+            stopping, advance = False, track("steps", config.steps)
+            advance(first)
             for step in range(first + 1, config.steps + 1):
                 with trace.step(step):
                     with goodput.section("data"), deadline(seconds, f"batch of step {step}", config.data.source):
@@ -222,7 +214,7 @@ def train(
                         state, metrics = program.step(state, program.frozen, batch, key)
                     recorder.step(step, metrics)
                 trace.done(step, metrics)
-                progress.update(bar, completed=step)
+                advance(step)
                 stopping = stop.requested or checkpoints.preempted(step)
                 evaluating = is_evaluated(step, config) and not stopping
                 saving = stopping or step == config.steps or step % config.log.checkpoint_every == 0

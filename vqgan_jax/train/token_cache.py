@@ -1,6 +1,5 @@
 """Fills a token cache: the frozen tokenizer over all images of a config, on all devices of all processes."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from rich.console import Console
 
 from vqgan_jax import config as configs
 from vqgan_jax import data, models
 from vqgan_jax import prior as priors
 from vqgan_jax.data import token_writer, tokens
 from vqgan_jax.data.preprocessing import Augmentation
-from vqgan_jax.train import program, sharding, stage2
+from vqgan_jax.train import program, sharding, stage2, watch
 
 PER_SHARD = 16_384  # at most, and at least 16 shards, for processes to share and for a killed run to go on from
 
@@ -22,7 +22,7 @@ PER_SHARD = 16_384  # at most, and at least 16 shards, for processes to share an
 def write_cache(
     config: configs.Stage2,
     folder: epath.PathLike,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    console: Console,
     *,
     step: int | str = "",
 ) -> tokens.CachePlan:
@@ -31,7 +31,7 @@ def write_cache(
     Args:
       config: of the run that will train on it; its `data.source` names images.
       folder: the cache's, on a disk that all processes see.
-      progress: told how many of this process's examples are done, and of how many.
+      console: shows how many of this process's examples are done, and of how many.
       step: of the images' tokenizer: a number, "newest" or "best"; by default the newest, or the one that the config's
         fingerprint names. A run that trains on the cache finds the same one by that fingerprint.
 
@@ -48,16 +48,17 @@ def write_cache(
     batch_size = -(-config.batch_size // mesh.size) * mesh.size
     plan = make_plan(config, sources, batch_size)
     encode = make_encode(config, tokenizers, mesh)
-    token_writer.write(
-        folder,
-        plan,
-        sources,
-        encode,
-        fields=config.views(),
-        num_threads=config.data.num_threads,
-        progress=progress,
-        **program.share(),
-    )
+    with watch.tracking(console) as track:
+        token_writer.write(
+            folder,
+            plan,
+            sources,
+            encode,
+            fields=config.views(),
+            num_threads=config.data.num_threads,
+            progress=track("tokenizing", None),
+            **program.share(),
+        )
     multihost_utils.sync_global_devices("token cache written")
     if jax.process_index() == 0:
         plan = token_writer.finish(folder, plan)

@@ -1,4 +1,4 @@
-"""Watches a run: where its time goes, what interrupts it, and a trace of some steps."""
+"""Watches a run: how far it is, where its time goes, what interrupts it, and a trace of some steps."""
 
 import contextlib
 import datetime
@@ -7,18 +7,55 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from rich import progress
+from rich.console import Console
+from rich.text import Text
 
 from vqgan_jax.data import storage
 
 SECTIONS: tuple[str, ...] = ("steps", "compile", "data", "evaluation", "checkpoint", "start", "restart")
 COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Rate(progress.ProgressColumn):
+    """How much is done a second."""
+
+    def render(self, task: progress.Task) -> Text:
+        """Returns the rate of one bar."""
+        return Text(f"{task.speed or 0.0:,.1f} / s")
+
+
+@contextlib.contextmanager
+def tracking(console: Console) -> Iterator[Callable[[str, int | None], Callable[..., None]]]:
+    """Shows a bar for each part of the work; on a terminal only, since a log has the lines.
+
+    Yields:
+      A function of the part's name and of how much there is to do, None where that is not known. It returns a function
+      of how much is done and, where that is known only then, of how much there is to do.
+    """
+    columns: tuple[progress.ProgressColumn, ...] = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+        Rate(),
+    )
+    with progress.Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+
+        def track(name: str, total: int | None) -> Callable[..., None]:
+            task = bars.add_task(name, total=total)
+            return lambda done, total=None: bars.update(task, completed=done, total=total)
+
+        yield track
 
 
 class Goodput:
@@ -64,18 +101,18 @@ class Goodput:
 
         Without a line of ours among `kept`, this is the first life of which anything is known.
         """
-        told = next((line for line in reversed(kept) if "goodput/seconds" in line), None)
-        if told is None:
+        last = next((line for line in reversed(kept) if "goodput/seconds" in line), None)
+        if last is None:
             return
         self.seconds["restart"], self.seconds["start"] = self.seconds["start"], 0.0
-        self.before, self.lost_steps = told["goodput/seconds"], int(told["goodput/lost_steps"])
+        self.before, self.lost_steps = last["goodput/seconds"], int(last["goodput/lost_steps"])
         for name in SECTIONS:
-            self.seconds[name] += told[f"goodput/{name}"] * self.before
+            self.seconds[name] += last[f"goodput/{name}"] * self.before
         if dropped:
-            lost = max(dropped[-1]["time"] - told["time"], 0.0)
+            lost = max(dropped[-1]["time"] - last["time"], 0.0)
             self.seconds["restart"] += lost
             self.before += lost
-            self.lost_steps += dropped[-1]["step"] - told["step"]
+            self.lost_steps += dropped[-1]["step"] - last["step"]
 
     def shares(self) -> dict[str, float]:
         """The share of each section in all `seconds` until now, and the number of steps that were done twice.
@@ -108,9 +145,9 @@ class Goodput:
     def line(self) -> str:
         """All of it for people."""
         shares = self.shares()
-        told = "  ".join(f"{name} [bold]{shares[name]:.1%}[/]" for name in SECTIONS if shares[name] >= 5e-4)
+        text = "  ".join(f"{name} [bold]{shares[name]:.1%}[/]" for name in SECTIONS if shares[name] >= 5e-4)
         lost = f"  steps done twice [bold]{self.lost_steps}[/]" if self.lost_steps else ""
-        return f"[dim]goodput[/] of {datetime.timedelta(seconds=round(shares['seconds']))}  {told}{lost}"
+        return f"[dim]goodput[/] of {datetime.timedelta(seconds=round(shares['seconds']))}  {text}{lost}"
 
 
 class Stop:
