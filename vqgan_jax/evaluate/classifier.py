@@ -159,9 +159,9 @@ def load(folder: epath.PathLike) -> Classifier:
         raise FileNotFoundError(
             f"a classifier's folder must hold {RECORD}; {place} does not. Train one by `vqgan evaluate --classifier`."
         )
-    weights = (place / WEIGHTS).read_bytes()
-    file = WEIGHTS, hashlib.sha256(weights).hexdigest()[:16]
-    return Classifier(serialization.msgpack_restore(weights), json.loads((place / RECORD).read_text()), file)
+    weights, record = (place / WEIGHTS).read_bytes(), json.loads((place / RECORD).read_text())
+    params: Any = serialization.msgpack_restore(weights)
+    return Classifier(params, record, (WEIGHTS, hashlib.sha256(weights).hexdigest()[:16]))
 
 
 def train(

@@ -8,6 +8,7 @@ References:
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -187,7 +188,7 @@ class PixelSNAIL(PriorNetwork):
                 f"`config.transformer.max_len` must be 0 for kind 'pixelsnail', or {len(codes)}, its whole grid; got "
                 f"{self.max_len}. Set it to 0."
             )
-        bound = super().bind(vocab_size=vocab_size, extra_vocab=extra_vocab, prefix=prefix, codes=codes)
+        bound: Any = super().bind(vocab_size=vocab_size, extra_vocab=extra_vocab, prefix=prefix, codes=codes)
         return bound.clone(grid=(codes[-1][0] + 1, codes[-1][1] + 1))
 
     @nn.compact
