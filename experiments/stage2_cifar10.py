@@ -15,6 +15,16 @@ VARIANTS = {
     "unconditional": {"condition.kind": "none", "condition.drop": 0.0},
     "muon": {"optimizer.matrices": "muon"},
     "guided": {"sampling.guidance": 2.0},
+    # 5,368,664 parameters where the base has 5,380,864, and as many layers of attention (table 1 of the paper).
+    "pixelsnail": {
+        "transformer.kind": "pixelsnail",
+        "transformer.depth": 6,
+        "transformer.num_res_blocks": 2,
+        "transformer.width": 104,
+        "transformer.num_heads": 4,
+        "transformer.dropout": 0.0,
+        "transformer.dtype": "float32",
+    },
     "paper": paper_stage2(batch_size=32),
 }
 

@@ -24,6 +24,13 @@ VARIANTS = {
     "paper": paper_stage2(batch_size=128, top_k=250)
     | F16_16384
     | {"transformer.depth": 48, "transformer.width": 1536, "data.flip": False, "data.resize": (256, 256)},
+    # 308,014,032 parameters where `f16_1024` has 311,456,768, and as many layers of attention (table 1 of the paper).
+    "pixelsnail": {
+        "transformer.kind": "pixelsnail",
+        "transformer.depth": 24,
+        "transformer.num_res_blocks": 2,
+        "transformer.width": 400,
+    },
     # Unconditional, on the f16 tokenizer of 1024 codes; no published number.
     "unconditional": {"condition.kind": "none", "condition.drop": 0.0},
 }

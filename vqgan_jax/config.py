@@ -25,10 +25,11 @@ from vqgan_jax.nn.discriminator import DISCRIMINATORS, Discriminator, PatchDiscr
 from vqgan_jax.nn.fields import check_known, kind_of, section
 from vqgan_jax.nn.maskgit import AUTOENCODERS
 from vqgan_jax.nn.network import PriorNetwork
+from vqgan_jax.nn.pixelsnail import PixelSNAIL
 from vqgan_jax.nn.quantizer import QUANTIZERS, Quantizer, VectorQuantizer
 from vqgan_jax.nn.transformer import Transformer
 
-NETWORKS = {"transformer": Transformer}  # kinds of the section `transformer`
+NETWORKS = {"transformer": Transformer, "pixelsnail": PixelSNAIL}  # kinds of the section `transformer`
 
 
 @dataclasses.dataclass(frozen=True)

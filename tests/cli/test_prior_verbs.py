@@ -4,15 +4,19 @@ import json
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import untrained
+from flax import serialization
 from PIL import Image
 from verbs import refused, succeeds, told
 
 import vqgan_jax as vq
 from vqgan_jax import ordering
 from vqgan_jax.data import open_tokens
+from vqgan_jax.evaluate import classifier
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +142,22 @@ def test_rejection_keeps_the_best_of_more(capsys, prior, tmp_path):
     wanted = [*np.sort(np.argsort(-scores[:5])[:2]), *(5 + np.sort(np.argsort(-scores[5:])[:2]))]
     np.testing.assert_array_equal(best["indices"], every["indices"][wanted])
     np.testing.assert_array_equal(best["numbers"], every["numbers"][wanted])
+
+
+def test_rejection_by_a_classifier_keeps_the_likeliest_of_the_class(capsys, prior, tmp_path):
+    """Two of five, by a classifier that nobody trained."""
+    network, classes = classifier.Network(11), np.full(5, 4)
+    params = network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    (tmp_path / classifier.WEIGHTS).write_bytes(serialization.to_bytes(untrained.randomised(params, 0.2)))
+    (tmp_path / classifier.RECORD).write_text(json.dumps({"image_size": 16}))
+    common = ["sample", f"--workdir={prior}", "--labels=4"]
+    succeeds(capsys, *common, f"--output={tmp_path / 'all'}", "--count=5")
+    flags = ["--count=2", "--accept_rate=0.4", f"--classifier={tmp_path}"]
+    succeeds(capsys, *common, f"--output={tmp_path / 'best'}", *flags)
+    every, best = (np.load(tmp_path / name / "samples.npz") for name in ("all", "best"))
+    scores = classifier.load(tmp_path).scores(every["images"], classes)
+    np.testing.assert_array_equal(best["numbers"], np.sort(np.argsort(-scores)[:2]))
+    assert "must hold classifier.json" in fails(capsys, *common, *flags[:2], f"--classifier={prior}", "--output=no")
 
 
 def test_reconstruct_names_a_broken_image_and_does_the_rest(capsys, tokenizer, tmp_path):

@@ -11,7 +11,7 @@ from PIL import Image
 
 import vqgan_jax as vq
 from vqgan_jax import data
-from vqgan_jax.evaluate import drawing, of_prior, protocol
+from vqgan_jax.evaluate import classifier, drawing, of_prior, protocol
 from vqgan_jax.evaluate.features import open_networks
 
 COUNT, CLASSES = 21, 3
@@ -120,6 +120,26 @@ def test_of_more_samples_the_best_of_each_class_count(prior):
         of_prior.evaluate(prior, request, asked(12, settings=settings), workdir="here")
 
 
+def test_a_classifier_tells_which_samples_look_like_their_class(prior):
+    """One that always says `b`, and finds an image the likelier the brighter it is."""
+
+    class Constant(classifier.Classifier):
+        def log_probabilities(self, images):
+            bright = images.mean((1, 2, 3))
+            return np.stack([0 * bright, bright, 0 * bright], axis=1)
+
+    record = {"accuracy": 0.625, "source": "folder:here"}
+    always = Constant({}, record, ("classifier.msgpack", "0123456789abcdef"))
+    settings = of_prior.settings(OPTIONS | {"top_k": 16}, "accept_rate:1,0.5")
+    draws = asked(10, settings=settings, classifier=always, scorer=always.scores)
+    report = of_prior.evaluate(prior, sets.request("class_accuracy", batch_size=8), draws, workdir="here")
+    for row in report.results:
+        assert (row.metric, row.value) == ("class_accuracy10", 0.3)  # of a, b, c in turn ten have four, three and three
+        assert "a classifier that is right about 62.5% of folder:here, held out" in row.variant
+        assert (row.network, row.network_hash) == always.file
+    assert [own for *_, own in report.sections["classes"]] == [0.0, 1.0, 0.0]
+
+
 def test_copies_of_training_images_are_found(prior):
     source = data.open_source(prior.config.data.source, split="train", image_size=16)
     (batch,) = data.evaluation_batches(source, image_size=16, batch_size=12, num_threads=1)
@@ -141,6 +161,8 @@ def test_what_cannot_be_measured_is_refused(prior):
         evaluate("fd_vgg")
     with pytest.raises(ValueError, match="`precision_vgg` needs at least 4 images in each set; samples has 3"):
         evaluate("precision_vgg", samples=3)
+    with pytest.raises(ValueError, match="`class_accuracy` needs a classifier"):
+        evaluate("class_accuracy", samples=3)
     with pytest.raises(ValueError, match="'psnr' is for a tokenizer"):
         evaluate("psnr")
     with pytest.raises(ValueError, match="a sweep must look like top_k:50,100"):

@@ -51,6 +51,7 @@ PRIORS = {
         "optimizer": {"weight_decay": 0.0, "ema_decay": 0.0, "schedule": "constant"},
     },
     "unconditional": {"condition": {"kind": "none", "drop": 0.0}},
+    "pixelsnail": {"transformer": {"kind": "pixelsnail", "depth": 2, "width": 64, "num_res_blocks": 1}},
 }
 
 

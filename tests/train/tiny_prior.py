@@ -71,6 +71,14 @@ VARIANTS = {
         "condition.size": 8,
     },
     "text": {"transformer.order": "raster", "condition.kind": "text", "condition.max_tokens": 12},
+    "pixelsnail": {
+        "transformer.kind": "pixelsnail",
+        "transformer.num_res_blocks": 1,
+        "transformer.depth": 2,
+        "transformer.width": 32,
+        "transformer.num_heads": 4,
+        "transformer.dtype": "float32",
+    },
     "plain": {"transformer.dropout": 0.0, "condition.drop": 0.0, "loss.keep": 1.0, "sampling.guidance": 1.0},
 }
 

@@ -13,6 +13,7 @@ from vqgan_jax import cli, models
 from vqgan_jax import config as configs
 from vqgan_jax.data import storage
 from vqgan_jax.evaluate import of_images, of_prior, of_tokenizer
+from vqgan_jax.evaluate.classifier import open_classifier
 from vqgan_jax.evaluate.of_images import save_moments
 from vqgan_jax.evaluate.protocol import Evaluation, Request, swept_settings
 from vqgan_jax.nn import fields
@@ -25,6 +26,7 @@ EXAMPLES = """examples:
   vqgan evaluate --workdir=runs/photos_prior --samples=512 --neighbours=8
   vqgan evaluate --workdir=runs/photos_prior --samples=512 --sweep='top_k:50,100,250;guidance:1,2,4'
   vqgan evaluate --workdir=runs/photos_prior --samples=512 --sweep='accept_rate:1,0.5,0.1' --scorer=classifier.py:score
+  vqgan evaluate --workdir=runs/photos_prior --metrics=class_accuracy --classifier=runs/photos_classifier
   vqgan evaluate --reference=real/ --samples_from=out/samples --size=256
   vqgan evaluate --reference=VIRTUAL_imagenet256_labeled.npz --samples_from=samples.npz --metrics=fid,inception_score
 
@@ -61,6 +63,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     group.add_argument("--sweep", default="", metavar="NAME:VALUE,...[;...]", help="settings of drawing to go through")
     group.add_argument(
         "--scorer", metavar="FILE.py:NAME", help="for accept_rate: (uint8 n H W 3, labels n) -> n scores"
+    )
+    group.add_argument(
+        "--classifier",
+        metavar="DIR",
+        help="for class_accuracy and, without --scorer, accept_rate; a small one is trained there if there is none",
     )
     group.add_argument("--neighbours", type=int, default=0, metavar="N", help="samples to compare with training images")
     group.add_argument("--tokenizer", help="folder of its tokenizer; default: as the run's config names it")
@@ -122,12 +129,20 @@ def evaluate_prior(flags: argparse.Namespace, config: configs.Stage2, request: R
         tokenizer = dataclasses.replace(config.tokenizer, workdir=str(flags.tokenizer))
         config = dataclasses.replace(config, tokenizer=tokenizer)
     prior = dataclasses.replace(prior, run=models.Run(config, prior.step, prior.weights))
+    classifier, scorer = None, None
+    if flags.classifier:
+        images = of_prior.image_config(prior, flags.workdir)
+        classifier = open_classifier(flags.classifier, images, seed=flags.seed, track=request.track)
+        scorer = classifier.scores
+    if flags.scorer:
+        scorer = cli.load_function("--scorer", flags.scorer)
     draws = of_prior.DrawRequest(
         samples=flags.samples,
         settings=of_prior.settings(cli.sampling_options(flags, config.sampling), flags.sweep),
         reference=flags.reference or "validation",
         neighbours=flags.neighbours,
-        scorer=cli.load_function("--scorer", flags.scorer) if flags.scorer else None,
+        scorer=scorer,
+        classifier=classifier,
     )
     return of_prior.evaluate(prior, request, draws, workdir=flags.workdir)
 

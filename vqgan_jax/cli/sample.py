@@ -13,7 +13,7 @@ from rich.console import Console
 import vqgan_jax as vq
 from vqgan_jax import cli, pictures
 from vqgan_jax.data import storage
-from vqgan_jax.evaluate import drawing
+from vqgan_jax.evaluate import classifier, drawing
 from vqgan_jax.train.watch import tracking
 
 EXAMPLES = """examples:
@@ -62,6 +62,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--accept_rate", type=float, default=1.0, help="keep this share, the best by --scorer (the paper's rejection)"
     )
     parser.add_argument("--scorer", metavar="FILE.py:NAME", help="function (uint8 n H W 3, labels n) -> scores n")
+    parser.add_argument("--classifier", metavar="DIR", help="instead of a --scorer: of `vqgan evaluate --classifier`")
     cli.add_sampling_flags(parser)
     return parser.parse_args(argv)
 
@@ -106,16 +107,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 def load_scorer(flags: argparse.Namespace) -> tuple[drawing.Scorer | None, int]:
-    """Returns the function that `--scorer` names, and how many images of each class to draw for it to choose from."""
+    """Returns the function that scores, if any, and how many images of each class to draw for it to choose from."""
     if not 0 < flags.accept_rate <= 1 or flags.count < 1:
         raise cli.UsageError(
             f"`--accept_rate` must be in (0, 1] and `--count` positive; got {flags.accept_rate} and {flags.count}."
         )
-    if (flags.scorer is None) != (flags.accept_rate == 1):
-        raise cli.UsageError("`--accept_rate` below 1 and `--scorer` belong together; give both or neither.")
-    if flags.scorer is None:
+    given = [flag for flag in (flags.scorer, flags.classifier) if flag is not None]
+    if len(given) != int(flags.accept_rate < 1):
+        raise cli.UsageError(
+            "`--accept_rate` below 1 and `--scorer` belong together, or `--classifier` in its place; give both or "
+            "neither."
+        )
+    if not given:
         return None, flags.count
-    return cli.load_function("--scorer", flags.scorer), math.ceil(flags.count / flags.accept_rate)
+    score = (
+        classifier.load(flags.classifier).scores if flags.classifier else cli.load_function("--scorer", flags.scorer)
+    )
+    return score, math.ceil(flags.count / flags.accept_rate)
 
 
 def choose_subjects(flags: argparse.Namespace, prior: vq.Prior, size: tuple[int, int]) -> drawing.Subjects:

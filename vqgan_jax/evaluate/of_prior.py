@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,9 @@ from jaxtyping import Float, Int, UInt8
 
 from vqgan_jax import data, models
 from vqgan_jax import prior as priors
+from vqgan_jax.conditions import Condition
 from vqgan_jax.evaluate import drawing, likeness, protocol
+from vqgan_jax.evaluate.classifier import Classifier
 from vqgan_jax.evaluate.features import Networks, open_networks
 from vqgan_jax.evaluate.of_images import (
     ROUNDING,
@@ -34,6 +36,7 @@ SWEPT: Mapping[str, Callable[[str], Any]] = {
     "top_k": int,
     **dict.fromkeys(("temperature", "top_p", "guidance", "power", "accept_rate"), float),
 }
+Judge = Callable[[UInt8[np.ndarray, "n H W 3"]], Int[np.ndarray, "n"]]  # the class that each image looks like
 ClassRow = tuple[str, int, float, int, float]  # name, held-out examples, nats a token, samples, share of own class
 
 
@@ -47,6 +50,7 @@ class DrawRequest:
       reference: "validation" or "train", or a folder or .npz of images.
       neighbours: of so many samples the nearest training images are looked for.
       scorer: tells the samples that a setting's `accept_rate` keeps; None without such a setting.
+      classifier: of the training images, for `class_accuracy`; None where that is not measured.
     """
 
     samples: int
@@ -54,6 +58,7 @@ class DrawRequest:
     reference: str = "validation"
     neighbours: int = 0
     scorer: drawing.Scorer | None = None
+    classifier: Classifier | None = None
 
 
 def evaluate(prior: models.Prior, request: Request, draws: DrawRequest, *, workdir: str) -> Evaluation:
@@ -69,6 +74,7 @@ def evaluate(prior: models.Prior, request: Request, draws: DrawRequest, *, workd
     if source is not None:
         protocol.check_counts(chosen, samples=draws.samples, reference=len(source))
     networks = open_networks(chosen.values(), request.inception)
+    files = networks.files | ({"classifier": draws.classifier.file} if draws.classifier else {})
     run = {"model": workdir, "step": prior.step, "weights": prior.weights, "seed": request.seed}
     results, nats = [], np.zeros((0, 2))
     if "nll" in chosen:  # of tokens, which no pixels were compared for
@@ -76,34 +82,42 @@ def evaluate(prior: models.Prior, request: Request, draws: DrawRequest, *, workd
         subject = Summary(f"codes of {prior.config.data.source}, held out", len(nats))
         fields = {"resize": "as the tokenizer's images were", "rounding": protocol.NOTHING, "sampling": {}}
         values = {"nll": float(np.mean(nats[:, 1]))}
-        results += protocol.records(values, chosen, networks.files, subject, Summary(), run | fields)
+        results += protocol.records(values, chosen, files, subject, Summary(), run | fields)
     title, lead = "A prior, measured", f"{workdir}, step {prior.step}, {prior.weights} weights."
     if source is None:
         sections: dict[str, Any] = {"classes": class_rows(prior, (), nats)}
         return Evaluation(results=results, title=title, lead=lead, reference=None, sections=sections)
     size = prior.config.data.image_size
     real = collect(source, request, networks, size=size, name="real images")
-    references = gallery(source, real.labels, size) if "own_class" in chosen else None
-    first, labels, looks = [], None, None
+    judges: dict[str, Judge] = {}
+    if "own_class" in chosen:
+        judges["own_class"] = nearest_judge(networks, *gallery(source, real.labels, size))
+    if "class_accuracy" in chosen and draws.classifier is not None:
+        judges["class_accuracy"] = draws.classifier.labels
+    first, labels, looks = [], None, {}
     for i, options in enumerate(draws.settings):
         name = f"drawing {i + 1} of {len(draws.settings)}"
         numbers = accepted(prior, request, draws, options, name)
-        drawn, shown, looks = draw(prior, request, networks, numbers, options, references, name=name)
+        drawn, shown, looks = draw(prior, request, networks, numbers, options, judges, name=name)
         first.append(shown)
         labels = drawn.labels
         values = protocol.compare(chosen, real, drawn, seed=request.seed)
-        if looks is not None:
-            values["own_class"] = float(np.mean(labels == looks))
+        values |= {judge: float(np.mean(labels == look)) for judge, look in looks.items()}
         fields = {"resize": real.resized(drawn), "rounding": ROUNDING, "sampling": dict(options)}
-        results += protocol.records(values, chosen, networks.files, drawn, real, run | fields)
+        results += protocol.records(values, chosen, files, drawn, real, run | fields)
     swept = protocol.swept_settings(results)
     names = [", ".join(f"{name} {options[name]}" for name in swept) or "samples" for options in draws.settings]
-    classes = class_rows(prior, source.class_names, nats, labels, looks)
+    classes = class_rows(prior, source.class_names, nats, labels, looks.get("own_class", looks.get("class_accuracy")))
     sections = {"samples": dict(zip(names, first, strict=True)), "classes": classes}
     if draws.neighbours:
         samples, (held_out, _) = first[0][: draws.neighbours], gallery(source, real.labels, size)
         sections["neighbours"] = neighbours(prior, request, networks, images, samples, held_out)
     return Evaluation(results=results, title=title, lead=lead, reference=real, sections=sections)
+
+
+def nearest_judge(networks: Networks, references: UInt8[np.ndarray, "r H W 3"], labels: Int[np.ndarray, "r"]) -> Judge:
+    """Returns a function that gives images the class of the nearest of these references by LPIPS."""
+    return lambda images: likeness.nearest_labels(networks.lpips, images, references, labels)
 
 
 def choose(prior: models.Prior, request: Request, draws: DrawRequest) -> dict[str, Metric]:
@@ -118,15 +132,26 @@ def choose(prior: models.Prior, request: Request, draws: DrawRequest) -> dict[st
         )
     if draws.neighbours > min(SHOWN, draws.samples):
         raise ValueError(f"`--neighbours` must be at most {SHOWN}, and `--samples`; got {draws.neighbours}. Lower it.")
-    if "own_class" in chosen and not prior.module.condition.num_labels:
-        raise ValueError("`own_class` is of a class-conditional prior; this one has no classes. Leave it out.")
+    check_judges(chosen, prior.module.condition, has_classifier=draws.classifier is not None)
+    if "class_accuracy" in chosen and draws.classifier is not None:
+        variant = f"samples that {draws.classifier.name} puts in their class"
+        chosen["class_accuracy"] = chosen["class_accuracy"]._replace(variant=variant)
     for rate in {options.get("accept_rate", 1.0) for options in draws.settings} - {1.0}:
         if not 0 < rate < 1 or draws.scorer is None or not prior.module.condition.num_labels:
             raise ValueError(
-                f"`accept_rate` must be in (0, 1], of a class-conditional prior and with a `--scorer`; got {rate}. "
-                "Give a scorer, or leave it out."
+                f"`accept_rate` must be in (0, 1], of a class-conditional prior and with a `--scorer` or a "
+                f"`--classifier`; got {rate}. Give one, or leave it out."
             )
     return chosen
+
+
+def check_judges(chosen: Collection[str], condition: Condition, *, has_classifier: bool) -> None:
+    """Raises ValueError for a figure of classes without classes, or without the classifier that it needs."""
+    for name in protocol.JUDGED:
+        if name in chosen and not condition.num_labels:
+            raise ValueError(f"`{name}` is of a class-conditional prior; this one has no classes. Leave it out.")
+    if "class_accuracy" in chosen and not has_classifier:
+        raise ValueError("`class_accuracy` needs a classifier. Give `vqgan evaluate` a --classifier, or leave it out.")
 
 
 def open_reference(request: Request, draws: DrawRequest, images: Any) -> Any:
@@ -208,25 +233,26 @@ def draw(
     networks: Networks,
     which: Int[np.ndarray, "n"],
     options: Mapping[str, Any],
-    references: tuple[np.ndarray, np.ndarray] | None,
+    judges: Mapping[str, Judge],
     *,
     name: str,
-) -> tuple[Summary, UInt8[np.ndarray, "_ H W 3"], Int[np.ndarray, "n"] | None]:
+) -> tuple[Summary, UInt8[np.ndarray, "_ H W 3"], dict[str, Int[np.ndarray, "n"]]]:
     """Draws the samples `which`, this process its share; no two samples have one key.
 
     Returns:
-      Their statistics, the first of them, and the class that each looks like; None without references.
+      Their statistics, the first of them, and the class that each looks like, by judge.
     """
-    collector, first, classes, looks = Collector(networks.run, keep=networks.keep), [], [], []
+    collector, first, classes = Collector(networks.run, keep=networks.keep), [], []
+    looks: dict[str, list[np.ndarray]] = {judge: [] for judge in judges}
     for part, images, labels in drawn_chunks(prior, request, which, options, name):
         collector.add(part, images, batch_size=request.local_batch)
         classes.append(labels)
         first = [*first, *images[: SHOWN - len(first)]]
-        if references is not None:
-            looks.append(likeness.nearest_labels(networks.lpips, images, *references))
+        for judge, look in judges.items():
+            looks[judge].append(look(images))
     side = prior.config.data.image_size
     summary = collector.summary("samples", f"none, drawn at {side}x{side}", classes)
-    return summary, np.stack(first), in_order(collector.numbers, looks) if looks else None
+    return summary, np.stack(first), {judge: in_order(collector.numbers, rows) for judge, rows in looks.items()}
 
 
 def drawn_chunks(

@@ -91,9 +91,9 @@ def evaluate(
     pixels = {"resize": source.resize(size), "rounding": ROUNDING}
     results = protocol.records(values, plain, networks.files, recons, originals, run | pixels)
     if measured.perturbed is not None:
-        values = protocol.compare(of_perturbed, originals, measured.perturbed, seed=request.seed)
-        subject = measured.perturbed._replace(name="images of the reference's codes, perturbed")
-        results += protocol.records(values, of_perturbed, networks.files, subject, originals, run | pixels)
+        moved = measured.perturbed._replace(name="images of the reference's codes, perturbed")
+        values = protocol.compare(of_perturbed, originals, moved, seed=request.seed)
+        results += protocol.records(values, of_perturbed, networks.files, moved, originals, run | pixels)
     distances, pairs = measured.values["lpips_vgg"], {}
     for kind, rows in measured.extremes(EXTREMES).items():
         images = crops(source.source, rows.tolist(), size)

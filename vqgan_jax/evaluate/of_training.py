@@ -79,6 +79,7 @@ def of_priors(config: configs.Stage2, request: Request, workdir: str) -> Results
     """Results of the states of a stage-2 run."""
     tokenizer, condition = models.load_frozen(config, near=workdir)
     code_prior = priors.from_config(config, models.condition_module(tokenizer, condition))
+    of_prior.check_judges(request.metrics, code_prior.condition, has_classifier=False)
     draws = of_prior.DrawRequest(
         samples=request.limit, settings=[vars(config.sampling.settings)], reference="validation", neighbours=0
     )

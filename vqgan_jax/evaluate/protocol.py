@@ -262,6 +262,7 @@ METRICS: dict[str, Metric] = {
     "own_class": Metric(
         ("prior",), "vgg", "higher", "samples whose nearest of up to 16 real crops a class by LPIPS is of their class"
     ),
+    "class_accuracy": Metric(("prior",), "classifier", "higher", "samples that a classifier puts in their class"),
     "fd_vgg": _frechet(_ALL, "vgg", _VGG),
     "fid": _frechet(_DRAWN, "inception", _INCEPTION),
     "inception_score": Metric(
@@ -280,6 +281,7 @@ DEFAULT = {
     "prior": ("nll", "fd_vgg", "precision_vgg", "recall_vgg", "density_vgg", "coverage_vgg"),
     "sets": ("fd_vgg", "kid_vgg", "precision_vgg", "recall_vgg", "density_vgg", "coverage_vgg"),
 }
+JUDGED = ("own_class", "class_accuracy")  # of single samples: the share that looks like its class
 PLAIN = {"tokenizer": "a tokenizer", "prior": "a prior", "sets": "two sets of images"}
 
 
@@ -341,7 +343,7 @@ def records(
     for name, metric in chosen.items():
         if name not in values:
             continue
-        counted = metric.compare is not None or name == "own_class"
+        counted = metric.compare is not None or name in JUDGED
         network, network_hash = files.get(metric.network, (NOTHING, NOTHING))
         result = Result(
             metric=named(name, subject.count) if counted else name,

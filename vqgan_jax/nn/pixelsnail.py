@@ -8,6 +8,7 @@ References:
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from vqgan_jax.nn.fields import derived
+from vqgan_jax.nn.network import Place, PriorNetwork
 from vqgan_jax.nn.precision import precision_of, product
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -133,44 +135,30 @@ class Block(nn.Module):
         return gated(name="mix")(x, beside=mixed, train=train), None
 
 
-class PixelSNAIL(nn.Module):
-    """Tokens to logits of the next one, like `Transformer`; the first token is the condition, the others are codes.
+class PixelSNAIL(PriorNetwork):
+    """The network of kind "pixelsnail". The first token is the condition, the others are codes in raster order.
 
-    Its fields down to dtype are the keys of the config's section `transformer` of kind "pixelsnail".
+    Its fields are keys of the config's section `transformer`. A sample costs a whole forward pass for every code, that
+    is as many times a transformer's as there are codes: `PriorNetwork.step`.
 
     Attributes:
       depth: blocks, each with one layer of attention.
       num_res_blocks: causal residual blocks in front of each attention.
       width: channels; a multiple of twice the heads.
       num_heads: of attention, which has half the channels.
-      order: in which codes are tokens: "raster", the only one in which these convolutions are causal.
       dropout: inside of the residual blocks.
-      dtype: of products and activations; softmax and logits are float32.
-      vocab_size: codes.
-      extra_vocab: rows of the embedding behind the codes, for a condition that shares no row with them.
       grid: rows and columns of codes.
-      rows: how the activations lie on the devices, cut like the batch; see `Transformer`.
     """
 
     depth: int = 4
     num_res_blocks: int = 5
     width: int = 256
     num_heads: int = 8
-    order: str = "raster"
     dropout: float = 0.1
-    dtype: DTypeLike = "bfloat16"
-    vocab_size: int = derived(0)
-    extra_vocab: int = derived(0)
     grid: tuple[int, int] = derived((0, 0))
-    rows: jax.sharding.NamedSharding | None = derived(None)
-
-    @property
-    def max_len(self) -> int:
-        """Longest input: the condition and all codes but the last one."""
-        return self.grid[0] * self.grid[1]
 
     def check(self) -> None:
-        """Raises ValueError for another order, no block, or a width that its heads do not divide."""
+        """Raises ValueError for another order than raster, or a width that its heads do not divide."""
         if self.order != "raster":
             raise ValueError(
                 "`config.transformer.order` must be 'raster' for kind 'pixelsnail', whose convolutions see the rows "
@@ -183,20 +171,44 @@ class PixelSNAIL(nn.Module):
                 f"to {-(-self.width // times) * times}."
             )
 
+    @property
+    def summary(self) -> str:
+        """Returns its size in a few words."""
+        return f"PixelSNAIL, {self.depth} blocks of {self.width}, {self.num_res_blocks} residual blocks in each"
+
+    def bind(self, *, vocab_size: int, extra_vocab: int, prefix: list[Place], codes: list[Place]) -> "PixelSNAIL":
+        """Returns the network of a run; see `PriorNetwork.bind`."""
+        if len(prefix) != 1:
+            raise ValueError(
+                "`config.condition.kind` must be 'class' or 'none' for transformer.kind 'pixelsnail', which takes a "
+                f"condition of 1 token; this one has {len(prefix)}. Use transformer.kind 'transformer'."
+            )
+        if self.max_len not in (0, len(codes)):
+            raise ValueError(
+                f"`config.transformer.max_len` must be 0 for kind 'pixelsnail', or {len(codes)}, its whole grid; got "
+                f"{self.max_len}. Set it to 0."
+            )
+        bound: Any = super().bind(vocab_size=vocab_size, extra_vocab=extra_vocab, prefix=prefix, codes=codes)
+        return bound.clone(grid=(codes[-1][0] + 1, codes[-1][1] + 1))
+
     @nn.compact
-    def __call__(self, tokens: Int[Array, "b t"], *, train: bool = False) -> Float[Array, "b t v"]:
+    def __call__(
+        self, tokens: Int[Array, "b t"], *, places: Float[Array, "b s 2"] | None = None, train: bool = False
+    ) -> Float[Array, "b t v"]:
         """Computes the logits of the code after each token.
 
         Args:
           tokens: the condition's token, and codes in raster order.
+          places: None; see `takes_places`.
           train: with dropout, from the key `dropout`.
 
         Raises:
           ValueError: the input is too long.
         """
+        del places
         (batch, length), (height, width) = tokens.shape, self.grid
-        if length > self.max_len:
-            raise ValueError(f"the input must have at most {self.max_len} tokens; got {length}. Cut it.")
+        if length > height * width:
+            raise ValueError(f"the input must have at most {height * width} tokens; got {length}. Cut it.")
         shape = (self.vocab_size + self.extra_vocab, self.width)
         table = self.param("embedding", nn.initializers.normal(1.0), shape)
         codes = jnp.pad(tokens[:, 1:], ((0, 0), (0, height * width + 1 - length)))

@@ -32,6 +32,8 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/proj/kernel$", P(None, "tensor", None, "fsdp")),
     (r"layers/(up|gate)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"/blocks/.*/conv_2/kernel$", P(None, None, None, BOTH, None)),  # block, height, width, in, out
+    (r"/blocks/.*/kernel$", P(None, None, None, None, BOTH)),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"/embedding$", P(None, BOTH)),
     (r"/(positions|projection)$", P()),
