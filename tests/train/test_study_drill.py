@@ -28,7 +28,7 @@ def finish(workdir: Path) -> dict:
     """Runs a study to its end; its results without clocks."""
     process = start(workdir)
     try:
-        assert process.wait(1_200) == 0, workdir.with_suffix(".log").read_text()
+        assert process.wait(3_600) == 0, workdir.with_suffix(".log").read_text()
     finally:
         process.kill()
     whole = json.loads((workdir / "tiny_study" / "results.json").read_text())
