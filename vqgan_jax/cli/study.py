@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 from absl import logging
 from etils import epath
 from rich.console import Console
@@ -141,6 +142,7 @@ def go_on(
     storage.make_folder(folder)
     save = lambda: results.write(folder / "results.json", results.results_of(name, study, records.values()), failed)
     if not flags.report:
+        jax.config.update("jax_platforms", "cpu")  # here: an accelerator belongs to the processes that train
         with Stop() as stop:
             tell_again(missing, records, console)
 

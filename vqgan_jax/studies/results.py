@@ -71,9 +71,6 @@ class Record:
     curve: dict[str, list[list[float | int]]]
 
 
-CLOCKS = ("minutes", "cpu_minutes", "peak_gib")  # fields in which two equal runs may differ
-
-
 def read(path: epath.Path) -> dict[Key, Record]:
     """Returns the records of a results.json by run and seed; none where there is no such file.
 
