@@ -151,6 +151,7 @@ def test_another_base_takes_the_place_of_the_page_and_its_budget(tmp_path):
     assert {job.page for job in jobs if not job.tokenizer} == {"stage1_photos"}
     assert {job.config.steps for job in jobs if job.run == "short"} == {1_200}, "the budget goes with the page"
     assert {job.config.steps for job in jobs if job.run == "long"} == {6}, "the variant stays"
+    assert "--base=stage1_photos" in jobs[-1].measure_by_page("work")
 
 
 def test_data_of_the_environment_are_found(tmp_path, monkeypatch, capsys):

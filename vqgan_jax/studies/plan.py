@@ -41,6 +41,7 @@ class Job:
       cache: folder of its token cache; None where it reads images.
       minutes: see `page.Run`.
       study: the study's page.
+      bases: pages that replace its own.
     """
 
     run: str
@@ -57,6 +58,7 @@ class Job:
     cache: epath.Path | None = None
     minutes: float = 0.0
     study: str = ""
+    bases: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -108,7 +110,8 @@ class Job:
 
     def measure_by_page(self, workdir: epath.PathLike) -> list[str]:
         """Returns the arguments of `vqgan` that measure it by the function of the study's page."""
-        return ["study", self.study, f"--workdir={workdir}", f"--measure={self.run}", f"--seeds={self.seed}"]
+        bases = [f"--base={page}" for page in self.bases]
+        return ["study", self.study, f"--workdir={workdir}", f"--measure={self.run}", f"--seeds={self.seed}", *bases]
 
     def commands(self, workdir: epath.PathLike) -> list[str]:
         """Returns the shell commands that do the whole job, for a cluster to launch one after the other."""
@@ -210,6 +213,7 @@ def make(
         cache=cache,
         minutes=run.minutes,
         study=page,
+        bases=tuple(bases.values()),
     )
 
 
