@@ -125,6 +125,7 @@ def test_a_folder_is_named_by_what_shapes_the_run(tmp_path):
     same = {"log.metrics_every": 7, "data.num_threads": 5, "data.data_dir": "elsewhere", "mesh.fsdp": 2}
     assert changed(**same).folder == before.folder
     assert changed(**{"optimizer.learning_rate": 0.5}).folder != before.folder
+    assert plan.plain((1.0, 0.5, ("a", 2))) == plan.plain([1, 0.5, ["a", 2.0]]), "a key that becomes a float stays"
     assert jobs_of(tmp_path, data_dir="there")[0].folder == before.folder
 
 

@@ -240,8 +240,15 @@ def identity(config: Any, apart: Sequence[str] = APART) -> dict[str, Any]:
         section, _, key = path.partition(".")
         elsewhere = key in PLACES.get(section, ()) or path.endswith((".workdir", ".fingerprint"))
         if section not in apart and not elsewhere and known.get(path) != value:
-            found[path] = value
+            found[path] = plain(value)
     return dict(sorted(found.items()))
+
+
+def plain(value: Any) -> Any:
+    """Returns a value of a config so that equal ones are the same text: 500.0 is 500, a tuple a list."""
+    if isinstance(value, tuple | list):
+        return [plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def flat(nested: Mapping[str, Any], path: str = "") -> dict[str, Any]:
