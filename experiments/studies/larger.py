@@ -15,9 +15,9 @@ from vqgan_jax.train import program
 
 def draw(prior: vq.Prior, size: int, count: int, stride: int, seed: int) -> tuple[np.ndarray, float]:
     """Unconditional square samples, and the CPU seconds that one took."""
-    options = drawing.options_of(prior.config.sampling)
+    options = vars(prior.config.sampling.settings)
     if size != prior.config.data.image_size:
-        options |= {"size": (size, size), "stride": stride}
+        options = options | {"size": (size, size), "stride": stride}
     labels = np.zeros(count, np.int32)
     common = {"seed": seed, "batch_size": 64, "options": options}
     drawing.draw(prior, labels[:64], np.arange(64), **common)  # compiles

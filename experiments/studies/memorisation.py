@@ -34,7 +34,7 @@ def over_steps(workdir: str, seed: int) -> dict[str, dict[str, float]]:
     )
     for step in STEPS:
         prior = vq.load_prior(workdir, step=step)
-        settings = [drawing.options_of(prior.config.sampling)]
+        settings = [vars(prior.config.sampling.settings)]
         found: dict[str, float] = {}
         for name, reference in (("fd_test", "validation"), ("fd_train", "train")):
             draws = of_prior.DrawRequest(samples=SAMPLES, settings=settings, reference=reference)
@@ -50,7 +50,7 @@ def to_nearest(prior: vq.Prior, seed: int) -> float:
     """The median LPIPS of samples to the training image nearest to each."""
     config = prior.config
     classes = np.arange(NEAREST, dtype=np.int32) % 10
-    options = drawing.options_of(config.sampling)
+    options = vars(config.sampling.settings)
     images, _ = drawing.draw(prior, classes, np.arange(NEAREST), seed=seed, batch_size=64, options=options)
     source = program.open_split(config, config.data.train_split)
     training = of_images.crops(source, list(range(len(source))), config.data.image_size)

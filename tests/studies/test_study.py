@@ -125,6 +125,7 @@ def test_a_folder_is_named_by_what_shapes_the_run(tmp_path):
     same = {"log.metrics_every": 7, "data.num_threads": 5, "data.data_dir": "elsewhere", "mesh.fsdp": 2}
     assert changed(**same).folder == before.folder
     assert changed(**{"optimizer.learning_rate": 0.5}).folder != before.folder
+    assert plan.plain((1.0, 0.5, ("a", 2))) == plan.plain([1, 0.5, ["a", 2.0]]), "a key that becomes a float stays"
     assert jobs_of(tmp_path, data_dir="there")[0].folder == before.folder
 
 
@@ -151,6 +152,7 @@ def test_another_base_takes_the_place_of_the_page_and_its_budget(tmp_path):
     assert {job.page for job in jobs if not job.tokenizer} == {"stage1_photos"}
     assert {job.config.steps for job in jobs if job.run == "short"} == {1_200}, "the budget goes with the page"
     assert {job.config.steps for job in jobs if job.run == "long"} == {6}, "the variant stays"
+    assert "--base=stage1_photos" in jobs[-1].measure_by_page("work")
 
 
 def test_data_of_the_environment_are_found(tmp_path, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import jax
 from absl import logging
 from etils import epath
 from rich.console import Console
@@ -139,8 +140,9 @@ def go_on(
         )
     folder, failed, whole = workdir / name, {}, True
     storage.make_folder(folder)
-    save = lambda: results.write(folder / "results.json", name, study, records, failed)
+    save = lambda: results.write(folder / "results.json", results.results_of(name, study, records.values()), failed)
     if not flags.report:
+        jax.config.update("jax_platforms", "cpu")  # here: an accelerator belongs to the processes that train
         with Stop() as stop:
             tell_again(missing, records, console)
 
@@ -155,14 +157,12 @@ def go_on(
             in_turn = sorted(missing, key=lambda job: job.seed)  # all variants of one seed, then of the next
             failed, whole = run.run_all(in_turn, runner, flags.jobs, done)
     save()
-    return finish(study, name, jobs, records, failed, folder, console, whole=whole)
+    return finish(results.results_of(name, study, records.values()), jobs, failed, folder, console, whole=whole)
 
 
 def finish(
-    study: Study,
-    name: str,
+    found: results.Results,
     jobs: Sequence[Job],
-    records: Mapping[Key, Record],
     failed: Mapping[str, str],
     folder: epath.Path,
     console: Console,
@@ -170,20 +170,17 @@ def finish(
     whole: bool,
 ) -> int:
     """Writes the page and prints the verdict; returns the exit status."""
-    outcomes = results.compare(study, records.values())
-    notes = results.tokenizers_differ(study, records.values())
-    sheets = {}
+    notes, sheets, study = results.tokenizers_differ(found.study, found.records), {}, found.study
     for job in sorted(jobs, key=lambda job: (list(study.runs).index(job.run), job.seed)):
         if job.run not in sheets and (sheet := report.sheet_of(job.folder)) is not None:
             sheets[job.run] = sheet
-    text = report.page(study, name, list(records.values()), outcomes, failed=failed, notes=notes, sheets=sheets)
-    (folder / "index.html").write_text(text)
-    for comparison, outcome in outcomes:
+    (folder / "index.html").write_text(report.page(found, failed=failed, notes=notes, sheets=sheets))
+    for comparison, outcome in found.outcomes:
         console.print(report.sentence(comparison, outcome), highlight=False, soft_wrap=True)
     for line in notes:
         console.print(line)
     stopped = "" if whole else "  stopped; the same command goes on"
-    console.print(f"[bold]{results.verdict_of(study, outcomes)}[/]: {study.claim}{stopped}", soft_wrap=True)
+    console.print(f"[bold]{found.verdict}[/]: {study.claim}{stopped}", soft_wrap=True)
     console.print(f"{folder / 'results.json'} and index.html", soft_wrap=True)
     return 1 if failed else 0
 
@@ -296,8 +293,7 @@ def summary(file: Path) -> str:
         path = epath.Path(page.parent.with_name("results") / f"{name}.json")
         if path.exists():
             with cli.page_module(page) as module:
-                study, records = study_of(module, page), list(results.read(path).values())
-            sections.append((name, study, records, results.compare(study, records)))
+                sections.append(results.results_of(name, study_of(module, page), results.read(path).values()))
     text = file.read_text() if file.is_file() else ""
     if report.MARKS[0] in text:
         return report.insert(text, sections, "docs/results.md")

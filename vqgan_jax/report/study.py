@@ -12,18 +12,13 @@ from PIL import Image
 
 from vqgan_jax.report import plots
 from vqgan_jax.report.page import render
-from vqgan_jax.studies import Comparison, Study, verdict
-from vqgan_jax.studies.results import Record, variants, verdict_of
 
 ARROW = {"higher": "↑", "lower": "↓", "none": ""}
-Outcomes = Sequence[tuple[Comparison, verdict.Outcome]]
+SHOWN = ("nll", "lpips", "psnr")  # curves that are shown beside those of the study's figures
 
 
 def page(
-    study: Study,
-    name: str,
-    records: Sequence[Record],
-    outcomes: Outcomes,
+    results: Any,
     *,
     failed: Mapping[str, str],
     notes: Sequence[str],
@@ -32,64 +27,57 @@ def page(
     """Returns the page.
 
     Args:
-      study: what was asked.
-      name: of its page.
-      records: of all runs that are finished.
-      outcomes: of all comparisons, those that decide first.
+      results: a `studies.results.Results`.
       failed: why runs have no record, by their names.
       notes: what else a reader must know.
       sheets: pictures of the first seed of each run.
     """
-    header, rows = table(study, records)
-    values = variants(records)
-    points = {
-        figure: plots.points({variant: list(of[figure].values()) for variant, of in values.items() if figure in of},
-                             axis=f"{figure} {ARROW[direction]}")
-        for figure, direction in study.figures.items()
-        if any(figure in of for of in values.values())
-    }  # fmt: skip
+    study = results.study
+    header, rows = table(results)
+    points = {}
+    for figure, direction in study.figures.items():
+        dots = {variant: list(of[figure].values()) for variant, of in results.values.items() if figure in of}
+        if dots:
+            points[figure] = plots.points(dots, axis=f"{figure} {ARROW[direction]}")
     return render(
         "study.html",
         study=study,
-        verdict=verdict_of(study, outcomes),
-        test=verdict.TEST,
-        tiles=tiles(study, records, outcomes),
+        verdict=results.verdict,
+        test=results.test,
+        tiles=tiles(results),
         header=header,
         rows=rows,
-        comparisons=[comparison_row(study, i, *pair) for i, pair in enumerate(outcomes)],
+        compared=COMPARED,
+        comparisons=comparisons(results),
         points=points,
-        curves=curves(study, records),
-        runs=[run_row(record) for record in sorted(records, key=lambda r: (list(study.runs).index(r.run), r.seed))],
+        curves=curves(results),
+        runs=[run_row(record) for record in results.records],
         failed=failed,
         notes=[note for note in (study.notes, *notes) if note],
         sheets=sheets,
-        command=f"vqgan study {name} --workdir=studies",
+        command=f"vqgan study {results.name} --workdir=studies",
     )
 
 
-def tiles(study: Study, records: Sequence[Record], outcomes: Outcomes) -> list[tuple[str, str, str, str]]:
-    """Returns the figures to be read first: the verdict, and each statement that decides."""
-    minutes = sum(record.minutes for record in records)
-    first = [("Verdict", verdict_of(study, outcomes), "", f"{len(records)} runs, {minutes / 60:.1f} hours of steps")]
-    decisive = outcomes[: min(len(study.decides), 5)]
-    return first + [
-        (c.figure, signed(o.mean), "", f"advantage of {c.better} over {c.than}: {o.verdict}") for c, o in decisive
+def tiles(results: Any) -> list[tuple[str, str, str, str]]:
+    """Returns the figures to be read first: the verdict, and the statements that decide, up to five."""
+    hours = sum(record.minutes for record in results.records) / 60
+    decisive = results.outcomes[: min(len(results.study.decides), 5)]
+    return [
+        ("Verdict", results.verdict, "", f"{len(results.records)} runs, {hours:.1f} hours of steps"),
+        *((c.figure, signed(o.mean), "", f"advantage of {c.better} over {c.than}: {o.verdict}") for c, o in decisive),
     ]
 
 
-def table(study: Study, records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+def table(results: Any) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows of the figures: mean and spread over seeds, a row for each variant."""
-    values, figures = variants(records), list(study.figures)
-    header = ["variant", "seeds", *(f"{figure} {ARROW[study.figures[figure]]}".strip() for figure in figures)]
-    order = {name: i for i, name in enumerate(study.runs)}
-    names = sorted(values, key=lambda name: order[name.partition(", ")[0]])
+    figures = results.study.figures
+    header = ["variant", "seeds", *(f"{figure} {ARROW[direction]}".strip() for figure, direction in figures.items())]
     rows = []
-    for variant in names:
-        of = values[variant]
-        shown = [figure for figure in figures if figure in of]
-        if shown:
-            seeds = max(len(of[figure]) for figure in shown)
-            rows.append([variant, str(seeds), *(cell(of.get(figure, {})) for figure in figures)])
+    for variant, of in results.values.items():
+        counts = [len(of[figure]) for figure in figures if figure in of]
+        if counts:
+            rows.append([variant, str(max(counts)), *(cell(of.get(figure, {})) for figure in figures)])
     return header, rows
 
 
@@ -111,55 +99,65 @@ def signed(value: float) -> str:
     return f"{value:+.3g}" if math.isfinite(value) else "—"
 
 
-def comparison_row(study: Study, index: int, comparison: Comparison, outcome: verdict.Outcome) -> tuple[str, ...]:
-    """Returns a row of the table of comparisons."""
-    decides = "decides" if index < len(study.decides) else "also"
-    text = f"{comparison.better} better than {comparison.than}"
-    interval = f"{signed(outcome.low)} to {signed(outcome.high)}" if math.isfinite(outcome.low) else "—"
-    return (
-        text,
-        comparison.figure,
-        decides,
-        signed(outcome.mean),
-        signed(outcome.spread).lstrip("+"),
-        interval,
-        f"{outcome.p:.2g}" if math.isfinite(outcome.p) else "—",
-        f"{sum(value > 0 for value in outcome.advantages)} of {len(outcome.advantages)}",
-        outcome.verdict,
-    )
+COMPARED = (
+    "statement",
+    "figure",
+    "part",
+    "mean advantage",
+    "spread",
+    "95% interval",
+    "p",
+    "seeds in favour",
+    "verdict",
+)
 
 
-COMPARED = ("statement", "figure", "", "mean advantage", "spread", "95% interval", "p", "seeds in favour", "verdict")
+def comparisons(results: Any) -> list[tuple[str, ...]]:
+    """Returns rows of the comparisons, under `COMPARED`."""
+    rows = []
+    for place, (comparison, outcome) in enumerate(results.outcomes):
+        rows.append(
+            (
+                f"{comparison.better} better than {comparison.than}",
+                comparison.figure,
+                "decides" if place < len(results.study.decides) else "also",
+                signed(outcome.mean),
+                signed(outcome.spread).lstrip("+"),
+                f"{signed(outcome.low)} to {signed(outcome.high)}" if math.isfinite(outcome.low) else "—",
+                f"{outcome.p:.2g}" if math.isfinite(outcome.p) else "—",
+                f"{sum(value > 0 for value in outcome.advantages)} of {len(outcome.advantages)}",
+                outcome.verdict,
+            )
+        )
+    return rows
 
 
-def sentence(comparison: Comparison, outcome: verdict.Outcome) -> str:
+def sentence(comparison: Any, outcome: Any) -> str:
     """Returns a comparison and its outcome in a line."""
     interval = f", 95% {signed(outcome.low)} to {signed(outcome.high)}" if math.isfinite(outcome.low) else ""
     text = f"{comparison.better} better than {comparison.than} by {comparison.figure}"
     return f"{text}: {outcome.verdict} (mean advantage {signed(outcome.mean)}{interval})"
 
 
-def run_row(record: Record) -> tuple[Any, ...]:
+def run_row(record: Any) -> tuple[str, ...]:
     """Returns a row of the table of runs."""
-    return (record.run, str(record.seed), f"{record.steps:,}", f"{record.minutes:.1f}", f"{record.cpu_minutes:.1f}",
-            f"{record.peak_gib:.1f}", record.commit or "—", record.machine)  # fmt: skip
+    times = (f"{record.minutes:.1f}", f"{record.cpu_minutes:.1f}", f"{record.peak_gib:.1f}")
+    return (record.run, str(record.seed), f"{record.steps:,}", *times, record.commit or "—", record.machine)
 
 
-def curves(study: Study, records: Sequence[Record]) -> dict[str, str]:
+def curves(results: Any) -> dict[str, str]:
     """Returns plots of the held-out figures over the steps, a line for each run's first seed."""
-    first: dict[str, Record] = {}
-    for record in sorted(records, key=lambda r: r.seed):
+    first: dict[str, Any] = {}
+    for record in results.records:
         first.setdefault(record.run, record)
-    names = list(dict.fromkeys(name for record in first.values() for name in record.curve))
-    shown = [name for name in names if name in study.figures or name in ("nll", "lpips", "psnr")]
     plotted = {}
-    for name in shown:
-        lines = [
-            plots.Line(run, *zip(*record.curve[name], strict=True))
-            for run, record in first.items()
-            if name in record.curve
-        ]
-        if any(len(line.x) > 1 for line in lines):
+    for name in dict.fromkeys(name for record in first.values() for name in record.curve):
+        lines = []
+        for run, record in first.items():
+            if len(record.curve.get(name, ())) > 1:
+                steps, values = zip(*record.curve[name], strict=True)
+                lines.append(plots.Line(run, steps, values))
+        if lines and name in (*results.study.figures, *SHOWN):
             plotted[name] = plots.curves(lines)
     return plotted
 
@@ -174,39 +172,32 @@ def sheet_of(workdir: epath.Path) -> UInt8[np.ndarray, "_ _ 3"] | None:
     return np.asarray(Image.open(io.BytesIO(file.read_bytes())).convert("RGB"))
 
 
-def markdown(studies: Sequence[tuple[str, Study, Sequence[Record], Outcomes]]) -> str:
-    """Returns docs/results.md: the verdicts, then each study with its figures."""
+def markdown(studies: Sequence[Any]) -> str:
+    """Returns docs/results.md of several `studies.results.Results`: the verdicts, then each study with its figures."""
     lines = [HEAD, *verdicts(studies, "")]
-    for name, study, records, outcomes in studies:
-        lines += ["", f"## {name}", "", study.question, "", f"    vqgan study {name} --workdir=studies", ""]
-        lines += [f"Claim: {study.claim}", ""]
+    for results in studies:
+        study, (header, rows) = results.study, table(results)
+        hours = sum(record.minutes for record in results.records) / 60
+        commits = sorted({record.commit for record in results.records if record.commit})
+        lines += ["", f"## {results.name}", "", study.question, "", f"    vqgan study {results.name} --workdir=studies"]
+        lines += ["", f"Claim: {study.claim}", ""]
         if study.published:
             lines += ["Published:", "", *rows_of(study.header, study.published), ""]
-        header, rows = table(study, records)
         lines += ["Here, mean ± standard deviation over seeds:", "", *rows_of(header, rows), ""]
-        minutes, commits = sum(record.minutes for record in records), sorted({r.commit for r in records if r.commit})
-        compared = [comparison_row(study, i, *pair) for i, pair in enumerate(outcomes)]
-        lines += [
-            f"Verdict: **{verdict_of(study, outcomes)}**, by a {verdict.TEST}.",
-            "",
-            *rows_of(COMPARED, compared),
-            "",
-        ]
+        lines += [f"Verdict: **{results.verdict}**, by a {results.test}.", ""]
+        lines += [*rows_of(COMPARED, comparisons(results)), ""]
         lines += [study.notes, ""] if study.notes else []
-        lines += [f"{len(records)} runs, {minutes / 60:.1f} hours of steps, at {', '.join(commits) or 'no commit'}."]
+        lines += [f"{len(results.records)} runs, {hours:.1f} hours of steps, at {', '.join(commits) or 'no commit'}."]
     return "\n".join(lines) + "\n"
 
 
-def verdicts(studies: Sequence[tuple[str, Study, Sequence[Record], Outcomes]], document: str) -> list[str]:
+def verdicts(studies: Sequence[Any], document: str) -> list[str]:
     """Returns the table of claims and verdicts, whose links lead into a document."""
-    rows = [
-        (f"[{name}]({document}#{name})", study.claim, f"**{verdict_of(study, outcomes)}**")
-        for name, study, _, outcomes in studies
-    ]
+    rows = [(f"[{r.name}]({document}#{r.name})", r.study.claim, f"**{r.verdict}**") for r in studies]
     return rows_of(("study", "claim", "verdict"), rows) if rows else ["No results are committed yet."]
 
 
-def insert(text: str, studies: Sequence[tuple[str, Study, Sequence[Record], Outcomes]], document: str) -> str:
+def insert(text: str, studies: Sequence[Any], document: str) -> str:
     """Returns a text with the table of verdicts between its lines `MARKS`."""
     before, _, rest = text.partition(MARKS[0] + "\n")
     after = rest.partition(MARKS[1])[2]

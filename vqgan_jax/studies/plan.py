@@ -41,6 +41,7 @@ class Job:
       cache: folder of its token cache; None where it reads images.
       minutes: see `page.Run`.
       study: the study's page.
+      bases: pages that replace its own.
     """
 
     run: str
@@ -57,6 +58,7 @@ class Job:
     cache: epath.Path | None = None
     minutes: float = 0.0
     study: str = ""
+    bases: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -108,7 +110,8 @@ class Job:
 
     def measure_by_page(self, workdir: epath.PathLike) -> list[str]:
         """Returns the arguments of `vqgan` that measure it by the function of the study's page."""
-        return ["study", self.study, f"--workdir={workdir}", f"--measure={self.run}", f"--seeds={self.seed}"]
+        bases = [f"--base={page}" for page in self.bases]
+        return ["study", self.study, f"--workdir={workdir}", f"--measure={self.run}", f"--seeds={self.seed}", *bases]
 
     def commands(self, workdir: epath.PathLike) -> list[str]:
         """Returns the shell commands that do the whole job, for a cluster to launch one after the other."""
@@ -210,6 +213,7 @@ def make(
         cache=cache,
         minutes=run.minutes,
         study=page,
+        bases=tuple(bases.values()),
     )
 
 
@@ -236,8 +240,15 @@ def identity(config: Any, apart: Sequence[str] = APART) -> dict[str, Any]:
         section, _, key = path.partition(".")
         elsewhere = key in PLACES.get(section, ()) or path.endswith((".workdir", ".fingerprint"))
         if section not in apart and not elsewhere and known.get(path) != value:
-            found[path] = value
+            found[path] = plain(value)
     return dict(sorted(found.items()))
+
+
+def plain(value: Any) -> Any:
+    """Returns a value of a config so that equal ones are the same text: 500.0 is 500, a tuple a list."""
+    if isinstance(value, tuple | list):
+        return [plain(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def flat(nested: Mapping[str, Any], path: str = "") -> dict[str, Any]:

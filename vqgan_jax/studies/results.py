@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from etils import epath
@@ -12,6 +12,7 @@ from vqgan_jax.data import storage
 from vqgan_jax.studies import verdict
 from vqgan_jax.studies.page import Comparison, Study
 from vqgan_jax.studies.plan import Job, digest
+from vqgan_jax.studies.verdict import TEST
 
 FORMAT = 1
 PROTOCOL = (  # fields of `evaluate.protocol.Result` in which two comparable figures agree
@@ -68,9 +69,6 @@ class Record:
     protocol: dict[str, dict[str, Any]]
     figures: dict[str, dict[str, float]]
     curve: dict[str, list[list[float | int]]]
-
-
-CLOCKS = ("minutes", "cpu_minutes", "peak_gib")  # fields in which two equal runs may differ
 
 
 def read(path: epath.Path) -> dict[Key, Record]:
@@ -212,11 +210,6 @@ def compare(study: Study, records: Iterable[Record]) -> list[tuple[Comparison, v
     return outcomes
 
 
-def verdict_of(study: Study, outcomes: Sequence[tuple[Comparison, verdict.Outcome]]) -> str:
-    """Returns the verdict on the study's claim."""
-    return verdict.overall([outcome for _, outcome in outcomes[: len(study.decides)]])
-
-
 def tokenizers_differ(study: Study, records: Iterable[Record]) -> list[str]:
     """Returns a line for each tokenizer that was trained twice, so that priors of one seed have other codes."""
     found: dict[tuple[str, int], set[str]] = {}
@@ -230,16 +223,47 @@ def tokenizers_differ(study: Study, records: Iterable[Record]) -> list[str]:
     ]
 
 
-def write(path: epath.Path, name: str, study: Study, records: Mapping[Key, Record], failed: Mapping[str, str]) -> None:
-    """Writes results.json whole or not at all: the records in the order of the page, comparisons and the verdict."""
-    ordered = sorted(records.values(), key=lambda record: (list(study.runs).index(record.run), record.seed))
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """Everything that is known of a study, for results.json and for pages.
+
+    Attributes:
+      name: of its page.
+      study: the page.
+      records: in the order of the page, by seed.
+      values: by variant, figure and seed.
+      outcomes: of all comparisons, those that decide first.
+      verdict: on the claim.
+      test: how the verdict came, in words.
+    """
+
+    name: str
+    study: Study
+    records: list[Record]
+    values: dict[str, dict[str, dict[int, float]]]
+    outcomes: list[tuple[Comparison, verdict.Outcome]]
+    verdict: str
+    test: str = TEST
+
+
+def results_of(name: str, study: Study, records: Iterable[Record]) -> Results:
+    """Returns the results of some records; ValueError where a compared figure was measured by two protocols."""
+    order = {run: place for place, run in enumerate(study.runs)}
+    ordered = sorted(records, key=lambda record: (order[record.run], record.seed))
+    outcomes = compare(study, ordered)
+    found = verdict.overall([outcome for _, outcome in outcomes[: len(study.decides)]])
+    return Results(name, study, ordered, variants(ordered), outcomes, found)
+
+
+def write(path: epath.Path, results: Results, failed: Mapping[str, str]) -> None:
+    """Writes results.json whole or not at all: records, comparisons, the verdict, and what failed."""
+    study, ordered, outcomes = results.study, results.records, results.outcomes
     protocols: dict[str, dict[str, Any]] = {}
     runs = []
     for record in ordered:
         marks = {figure: digest(protocol) for figure, protocol in record.protocol.items()}
         protocols |= {marks[figure]: protocol for figure, protocol in record.protocol.items()}
         runs.append(dataclasses.asdict(record) | {"protocol": marks})
-    outcomes = compare(study, ordered)
     finite = lambda value: value if not isinstance(value, float) or math.isfinite(value) else None
     comparisons = [
         dataclasses.asdict(comparison)
@@ -249,11 +273,11 @@ def write(path: epath.Path, name: str, study: Study, records: Mapping[Key, Recor
     ]
     whole = {
         "format": FORMAT,
-        "study": name,
+        "study": results.name,
         "question": study.question,
         "claim": study.claim,
-        "verdict": verdict_of(study, outcomes),
-        "test": verdict.TEST,
+        "verdict": results.verdict,
+        "test": results.test,
         "comparisons": comparisons,
         "failed": dict(failed),
         "protocols": dict(sorted(protocols.items())),

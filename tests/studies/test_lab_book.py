@@ -49,7 +49,7 @@ def test_committed_results_are_of_the_study_as_it_is(path, tmp_path):
         jobs = plan.jobs(study, str(page), epath.Path(tmp_path), cli.load_config, seeds=seeds)
     assert results.fitting(records, jobs, path, renew=False) == records
     written = epath.Path(tmp_path / "again.json")
-    results.write(written, path.stem, study, records, {})
+    results.write(written, results.results_of(path.stem, study, records.values()), {})
     assert json.loads(written.read_text()) == json.loads(path.read_text()) | {"failed": {}}
 
 
