@@ -13,15 +13,16 @@ step is the difference of two `vqgan plan` or two benchmarks.
 import functools
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jaxtyping import Array, Float, Int
 
 from vqgan_jax import losses
-from vqgan_jax.nn.precision import precision_of, product
+from vqgan_jax.nn.precision import attention, precision_of, product
 
 PLAIN = frozenset(os.environ.get("VQGAN_JAX_PLAIN", "").split(","))
 
@@ -33,15 +34,15 @@ def use(
 
     Args:
       form: the faster function.
-      where: of the same arguments, without those by keyword; where it is false the plain function serves.
+      where: of the same arguments; where it is false the plain function serves.
     """
 
     def decorate(plain: Callable[..., Any]) -> Callable[..., Any]:
         faster = plain.__name__ not in PLAIN
 
         @functools.wraps(plain)
-        def chosen(*args: Any, **options: Any) -> Any:
-            return (form if faster and where(*args) else plain)(*args, **options)
+        def chosen(*args: Any) -> Any:
+            return form(*args) if faster and where(*args) else plain(*args)
 
         chosen.plain = plain  # type: ignore[attr-defined]
         return chosen
@@ -284,45 +285,74 @@ def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
 
 
 def project(
-    x: Float[Array, "b t m"], kernel: Float[Array, "m 3 n p"], bias: Float[Array, "3 n p"]
+    x: Float[Array, "b t m"], kernel: Float[Array, "m 3 n p"], bias: Float[Array, "3 n p"], step: bool
 ) -> tuple[Float[Array, "b t n p"], ...]:
     """Takes three products, each of which is written as attention reads it: no copy."""
+    del step
     return tuple(product("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
 
 
-FEW = 32  # rows, of all devices together: one device may have a single one
+PARTS = 4  # of a cache
 
 
-def multiply_two(x: Float[Array, "b 1 *c"], kernel: Array, dimensions: Any, **options: Any) -> Array:
-    """Multiplies a second position, too, and drops it: a TPU takes the product of a single row element by element."""
-
-    def two(x: Array, kernel: Array) -> Array:
-        both = jax.lax.dot_general(jnp.concatenate([x, x], axis=1), kernel, dimensions, **options)
-        # Without the barrier the compiler would cut the input, and not compute the second position at all.
-        return jax.lax.optimization_barrier(both)[:, :1]
-
-    one = lambda x, kernel: jax.lax.dot_general(x, kernel, dimensions, **options)
-    return jax.lax.platform_dependent(x, kernel, cpu=one, default=two)
-
-
-def is_step_of_few(x: Array, *_: Any) -> bool:
-    """Whether x is one position of few rows. In an export their number is a symbol."""
-    return x.shape[1] == 1 and not (isinstance(x.shape[0], int) and x.shape[0] > FEW)
-
-
-def attend(
-    q: Float[Array, "b 1 n p"], keys: Float[Array, "b t m"], values: Float[Array, "b t m"], position: Int[Array, ""]
+def attend_filled(
+    q: Float[Array, "b 1 n p"], keys: Float[Array, "b n t p"], values: Float[Array, "b n t p"], position: Int[Array, ""]
 ) -> Float[Array, "b 1 n p"]:
-    """Takes one product an example, with the queries of all heads on a block diagonal.
+    """Reads only those parts of the cache, from the first on, that hold a position: three eighths less on average."""
+    size = -(-keys.shape[2] // PARTS)
 
-    A single query with its own head is a product that TPUs take element by element. What is multiplied in vain, as many
-    times as there are heads, a matrix unit has done before the cache is read.
+    def read(length: int) -> Array:
+        k, v = (jnp.swapaxes(x[:, :, :length], 1, 2) for x in (keys, values))
+        return attention(q, k, v, (jnp.arange(k.shape[1]) <= position)[None, None, None])
+
+    return jax.lax.switch(position // size, [functools.partial(read, (i + 1) * size) for i in range(PARTS)])
+
+
+def choose_cache(run: Callable[[Any], Any], plain: type) -> Any:
+    """Returns `run` of the class of caches for the platform that the program is compiled for: CPUs have the plain one.
+
+    The classes hold arrays of other shapes, so that all that uses them must be in `run`.
     """
-    b, _, n, p = q.shape
-    own = (jnp.arange(n)[:, None] == jnp.arange(n * p)[None] // p)[None]
-    seen = (jnp.arange(keys.shape[1]) <= position)[None, None]
-    queries = jnp.where(own, q.reshape(b, 1, -1), 0)
-    logits = product("bnm,btm->bnt", queries, keys, jnp.float32) * p**-0.5
-    weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1).astype(q.dtype)
-    attended = product("bnt,btm->bnm", weights, values, jnp.float32)
-    return jnp.where(own, attended, 0).sum(1).reshape(q.shape).astype(q.dtype)
+    if "Cache" in PLAIN:
+        return run(plain)
+    return jax.lax.platform_dependent(cpu=lambda: run(plain), default=lambda: run(WideCache))
+
+
+@struct.dataclass
+class WideCache:
+    """`transformer.Cache` with all heads side by side, and one product an example for all of them.
+
+    A single query with its own head is a product that TPUs take element by element. Here the queries of all heads stand
+    on a block diagonal: what is multiplied in vain, as many times as there are heads, a matrix unit has done before the
+    cache is read. With a single row a TPU would take a kernel's product, too, element by element: a second copy of its
+    position costs less.
+    """
+
+    copies: ClassVar[int] = 2
+
+    keys: Float[Array, "b t m"]
+    values: Float[Array, "b t m"]
+
+    @classmethod
+    def start(cls, k: Float[Array, "b s n p"], v: Float[Array, "b s n p"], length: int) -> "WideCache":
+        """Returns the cache of the first positions, with room for `length`."""
+        fill = lambda x: jnp.pad(x.reshape(*x.shape[:2], -1), ((0, 0), (0, length - x.shape[1]), (0, 0)))
+        return cls(fill(k), fill(v))
+
+    def put(self, k: Float[Array, "b 1 n p"], v: Float[Array, "b 1 n p"], position: Int[Array, ""]) -> "WideCache":
+        """Returns the cache with one position written."""
+        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
+            old, new.reshape(*new.shape[:2], -1), position, axis=1
+        )
+        return WideCache(write(self.keys, k), write(self.values, v))
+
+    def attend(self, q: Float[Array, "b 1 n p"], position: Int[Array, ""]) -> Float[Array, "b 1 n p"]:
+        """Computes the attention of one position over positions 0 to `position`."""
+        b, _, n, p = q.shape
+        own = (jnp.arange(n)[:, None] == jnp.arange(n * p)[None] // p)[None]
+        seen = (jnp.arange(self.keys.shape[1]) <= position)[None, None]
+        queries = jnp.where(own, q.reshape(b, 1, -1), 0)
+        logits = product("bnm,btm->bnt", queries, self.keys, jnp.float32) * p**-0.5
+        weights = jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1).astype(q.dtype)
+        attended = product("bnt,btm->bnm", weights, self.values, jnp.float32)
+        return jnp.where(own, attended, 0).sum(1).reshape(q.shape).astype(q.dtype)
