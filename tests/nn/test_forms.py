@@ -113,10 +113,11 @@ def test_project(getkey):
 
 
 @pytest.mark.parametrize("position", [0, 7, 8, 17])
+@pytest.mark.parametrize("width", [8, 64])  # of a head: groups of all four, and of two
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-6), ("bfloat16", 2e-2)])
-def test_caches(getkey, position, dtype, atol):
+def test_caches(getkey, position, width, dtype, atol):
     """What stands behind the position is not seen."""
-    k, v, more_k, more_v = (jax.random.normal(getkey(), (2, 18, 4, 8), dtype) for _ in range(4))
+    k, v, more_k, more_v = (jax.random.normal(getkey(), (2, 18, 4, width), dtype) for _ in range(4))
     q, at = k[:, :1], jnp.asarray(position)
 
     @jax.jit
@@ -140,3 +141,10 @@ def test_the_cache_is_that_of_the_platform_a_program_is_compiled_for(platform):
     traced = jax.jit(lambda: forms.choose_cache(run, transformer.Cache)).trace()
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert [f"dense<{1000 + copies}>" in text for copies in (1, 2)] == [platform == "cpu", platform != "cpu"]
+
+
+def test_groups_of_heads_fill_rows_of_128():
+    shapes = {
+        (n, p): forms.grouped(jnp.zeros((1, 1, n, p))).shape[1] for n, p in [(16, 96), (12, 64), (16, 128), (4, 8)]
+    }
+    assert shapes == {(16, 96): 4, (12, 64): 6, (16, 128): 8, (4, 8): 1}

@@ -2,13 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -140,14 +139,13 @@ class Weights(NamedTuple):
     layers: tuple[dict[str, Any], ...]
 
 
-@struct.dataclass
-class Cache:
+class Cache(NamedTuple):
     """Keys and values of one layer, in the positions that are filled; zeros behind them."""
-
-    copies: ClassVar[int] = 1  # of a position that a step of few rows computes, of which it uses the first
 
     keys: Float[Array, "b n t p"]
     values: Float[Array, "b n t p"]
+
+    copies = 1  # of a position that a step of few rows computes, of which it uses the first
 
     @classmethod
     def start(cls, k: Float[Array, "b s n p"], v: Float[Array, "b s n p"], length: int) -> "Cache":
