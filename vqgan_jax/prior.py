@@ -116,14 +116,19 @@ def sample(
       prompt: codes that are given.
       known: which of them are; each code that is drawn sees those, given or drawn, that come before it in the order.
     """
-    network, length = prior.network, prior.condition.length
+    length = prior.condition.length
     ordered = lambda grids: grids.reshape(grids.shape[0], -1)[:, prior.forward]
     if settings.guidance is not None:
         condition = jnp.concatenate([condition, prior.null(condition)])
-    weights, size = network.prepare(params), length + prior.forward.size - 1
-    start = network.prefill(weights, prior.prefix(condition), size, prior.places(condition))
-    step = lambda cache, tokens, k: network.step(weights, cache, tokens, length + k)
-    tokens = sampling.generate(step, start, ordered(prompt), ordered(known), keys, settings)
+    weights, places = prior.network.prepare(params), prior.places(condition)
+    size = length + prior.forward.size - 1
+
+    def draw(network: PriorNetwork) -> Int[Array, "b t"]:
+        start = network.prefill(weights, prior.prefix(condition), size, places)
+        step = lambda cache, tokens, k: network.step(weights, cache, tokens, length + k)
+        return sampling.generate(step, start, ordered(prompt), ordered(known), keys, settings)
+
+    tokens = prior.network.on_this_platform(draw)
     return tokens[:, ordering.inverse(prior.forward)].reshape(-1, *prior.grid)
 
 
@@ -259,8 +264,7 @@ def sample_larger(
     batch, total = len(keys), grid[0] * grid[1]
     flat = lambda codes, dtype: jnp.zeros((batch, total), dtype) if codes is None else codes.reshape(batch, total)
     given, is_given = flat(prompt, jnp.int32), flat(known, bool)
-    network, window, length = prior.network, prior.grid, prior.condition.length
-    weights = network.prepare(params)
+    window, length, weights = prior.grid, prior.condition.length, prior.network.prepare(params)
     twice = lambda rows: rows if settings.guidance is None else jnp.concatenate([rows, rows])
 
     def sequence(codes: Array, row: Array, column: Array) -> tuple[Array, Array | None]:
@@ -274,26 +278,29 @@ def sample_larger(
     size = length + window[0] * window[1] - 1
     stretches = tuple(jnp.asarray(x, jnp.int32) for x in (*stretches, np.searchsorted(lengths, stretches.before)))
 
-    fill = lambda tokens, places, last: network.prefill(weights, tokens, size, places, last)
-    fills = [lambda tokens, *rest, n=n: fill(tokens[:, : length + n], *rest) for n in lengths]
+    def draw_all(network: PriorNetwork) -> Int[Array, "b t"]:
+        fill = lambda tokens, places, last: network.prefill(weights, tokens, size, places, last)
+        fills = [lambda tokens, *rest, n=n: fill(tokens[:, : length + n], *rest) for n in lengths]
 
-    def choose(codes: Array, logits: Array, k: Array) -> tuple[Array, Array]:
-        """The codes with the k-th, and that one alone."""
-        at = lambda rows: jax.lax.dynamic_index_in_dim(rows, k, axis=1, keepdims=False)
-        drawn = jnp.where(at(is_given), at(given), sampling.next_tokens(logits, k, total, keys, settings))
-        return jax.lax.dynamic_update_index_in_dim(codes, drawn, k, axis=1), drawn
+        def choose(codes: Array, logits: Array, k: Array) -> tuple[Array, Array]:
+            """The codes with the k-th, and that one alone."""
+            at = lambda rows: jax.lax.dynamic_index_in_dim(rows, k, axis=1, keepdims=False)
+            drawn = jnp.where(at(is_given), at(given), sampling.next_tokens(logits, k, total, keys, settings))
+            return jax.lax.dynamic_update_index_in_dim(codes, drawn, k, axis=1), drawn
 
-    def run(codes: Array, stretch: tuple[Array, ...]) -> tuple[Array, None]:
-        first, count, row, column, before, bucket = stretch
-        tokens, places = sequence(codes, row, column)
-        last = length + before - 1
-        logits, cache = jax.lax.switch(bucket, fills, tokens, places, last)
+        def run(codes: Array, stretch: tuple[Array, ...]) -> tuple[Array, None]:
+            first, count, row, column, before, bucket = stretch
+            tokens, places = sequence(codes, row, column)
+            last = length + before - 1
+            logits, cache = jax.lax.switch(bucket, fills, tokens, places, last)
 
-        def follow(i: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
-            codes, drawn, cache = carry
-            logits, cache = network.step(weights, cache, twice(drawn), last + i)
-            return *choose(codes, logits, first + i), cache
+            def follow(i: Array, carry: tuple[Array, Array, Any]) -> tuple[Array, Array, Any]:
+                codes, drawn, cache = carry
+                logits, cache = network.step(weights, cache, twice(drawn), last + i)
+                return *choose(codes, logits, first + i), cache
 
-        return jax.lax.fori_loop(1, count, follow, (*choose(codes, logits, first), cache))[0], None
+            return jax.lax.fori_loop(1, count, follow, (*choose(codes, logits, first), cache))[0], None
 
-    return jax.lax.scan(run, given.astype(jnp.int32), stretches)[0].reshape(batch, *grid)
+        return jax.lax.scan(run, given.astype(jnp.int32), stretches)[0]
+
+    return prior.network.on_this_platform(draw_all).reshape(batch, *grid)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqgan_jax.nn import forms, layers, perceptual
+from vqgan_jax.nn import forms, layers, perceptual, transformer
 
 
 def check_equal(function, *arrays, rest=(), atol=1e-4):
@@ -95,3 +95,56 @@ def test_the_pairs_of_group_distance_in_float32(getkey):
     np.testing.assert_array_equal(forms.pool_pairs(forms.pair(x)), perceptual.max_pool(x))
     x = x.at[0, 0].set(0.0)
     np.testing.assert_allclose(forms.normalise_pairs(forms.pair(x)), forms.pair(perceptual.normalise(x)), atol=1e-6)
+
+
+# The transformer
+
+
+def test_gelu(getkey):
+    check_equal(transformer.gelu, 3 * jax.random.normal(getkey(), (5, 7)), atol=1e-6)
+
+
+def test_project(getkey):
+    arrays = [jax.random.normal(getkey(), shape) for shape in [(2, 5, 8), (8, 3, 2, 4), (3, 2, 4)]]
+    run = lambda f: jax.vjp(lambda *x: f(*x, False), *arrays)
+    ours, plain = run(transformer.project), run(transformer.project.plain)
+    both = ((value, pull(value)) for value, pull in (ours, plain))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *both)
+
+
+@pytest.mark.parametrize("position", [0, 7, 8, 17])
+@pytest.mark.parametrize("width", [8, 64])  # of a head: groups of all four, and of two
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-6), ("bfloat16", 2e-2)])
+def test_caches(getkey, position, width, dtype, atol):
+    """What stands behind the position is not seen."""
+    k, v, more_k, more_v = (jax.random.normal(getkey(), (2, 18, 4, width), dtype) for _ in range(4))
+    q, at = k[:, :1], jnp.asarray(position)
+
+    @jax.jit
+    def attended(k, v):
+        caches = [
+            cls.start(k, v, 18).put(more_k[:, :1], more_v[:, :1], at) for cls in (transformer.Cache, forms.WideCache)
+        ]
+        plain = transformer.attend.plain(q, caches[0].keys, caches[0].values, at)
+        return plain, *(cache.attend(q, at) for cache in caches)
+
+    plain, *ours = attended(k, v)
+    behind = (jnp.arange(18) > position)[None, :, None, None]
+    for found in (*ours, *attended(jnp.where(behind, more_k, k), jnp.where(behind, more_v, v))):
+        assert found.dtype == q.dtype
+        np.testing.assert_allclose(np.float32(found), np.float32(plain), atol=atol)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
+def test_the_cache_is_that_of_the_platform_a_program_is_compiled_for(platform):
+    run = lambda cache: jnp.full((), 1000 + cache.copies)
+    traced = jax.jit(lambda: forms.choose_cache(run, transformer.Cache)).trace()
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert [f"dense<{1000 + copies}>" in text for copies in (1, 2)] == [platform == "cpu", platform != "cpu"]
+
+
+def test_groups_of_heads_fill_rows_of_128():
+    shapes = {
+        (n, p): forms.grouped(jnp.zeros((1, 1, n, p))).shape[1] for n, p in [(16, 96), (12, 64), (16, 128), (4, 8)]
+    }
+    assert shapes == {(16, 96): 4, (12, 64): 6, (16, 128): 8, (4, 8): 1}

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from vqgan_jax.convert.infer import GPT as UPSTREAM
+from vqgan_jax.nn import transformer
+from vqgan_jax.nn.forms import WideCache
 from vqgan_jax.nn.network import PriorNetwork
-from vqgan_jax.nn.transformer import Block, Transformer, causal_mask, rotate
+from vqgan_jax.nn.transformer import Block, Cache, Transformer, causal_mask, rotate
 
 LENGTH, VOCAB = 16, 20
 GRID = tuple((i // 4, i % 4) for i in range(LENGTH))
@@ -104,10 +106,11 @@ def stepped(network, params, tokens, prefix, places=None):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("prefix", [5, 9])
-def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, tokens):
+@pytest.mark.parametrize(("prefix", "cache", "few"), [(5, Cache, 32), (9, WideCache, 32), (5, WideCache, 1)])
+def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, cache, few, tokens, monkeypatch):
+    monkeypatch.setattr(transformer, "FEW", few)
     module, params = model(variant)
-    found = stepped(module, params, tokens, prefix)
+    found = stepped(module.clone(cache=cache), params, tokens, prefix)
     np.testing.assert_allclose(found, apply(module, params, tokens)[:, prefix - 1 :], atol=1e-5)
 
 

@@ -1,5 +1,6 @@
 """What a prior asks of its network: tokens to logits of the next one, of whole sequences and one token at a time."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -74,6 +75,13 @@ class PriorNetwork(nn.Module, kw_only=True):
         """Returns the network that computes nothing twice in a backward pass."""
         return self
 
+    def on_this_platform(self, run: Callable[["PriorNetwork"], Any]) -> Any:
+        """Returns `run` of the form of the network that is fastest where the program will run; here of itself.
+
+        `run` prefills and steps: what these hold may have other shapes on another platform.
+        """
+        return run(self)
+
     def prepare(self, params: dict[str, Any]) -> Any:
         """Returns parameters as `prefill` and `step` take them; do it once, outside the loop over tokens."""
         return params
@@ -116,5 +124,5 @@ class PriorNetwork(nn.Module, kw_only=True):
         return self._logits_at(weights, sequence, places, position), (sequence, places)
 
     def _logits_at(self, weights: Any, tokens: Array, places: Array | None, position: Array) -> Array:
-        logits: Any = self.apply({"params": weights}, tokens, **({} if places is None else {"places": places}))
+        logits: Any = self.apply({"params": weights}, tokens, places=places)
         return jax.lax.dynamic_index_in_dim(logits, position, axis=1, keepdims=False)

@@ -1,6 +1,7 @@
 """The causal transformer over codes (section 3.2 of the paper): upstream's GPT, and its successors as switches."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,47 +17,30 @@ from vqgan_jax.nn.fields import check_known, derived
 from vqgan_jax.nn.network import Place, PriorNetwork
 from vqgan_jax.nn.precision import attention, dense_in, precision_of, product
 
-Rotations = Float[Array, "_ t 2 _"]  # cosines and sines, of all examples or of each
+Rotations = Float[Array, "_ _ 2 _"]  # cosines and sines of each position, of all examples or of each
 
-NORMS = ("layer", "rms")
+NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 MLPS = ("gelu", "swiglu")
 POSITIONS = ("learned", "rope2d", "rope2d_blank", "rope2d_line")
 REMAT = {
     "none": None,
-    # Products of a kernel with their biases, and the statistics of norms: what is given to `kept`.
+    # Products of a kernel with their biases: what is given to `kept`.
     "dots": jax.checkpoint_policies.save_only_these_names("kept"),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+FEW = 32  # rows of a step, of all devices together: one device may have a single one
 
 normal = nn.initializers.normal(0.02)
 kept = functools.partial(checkpoint_name, name="kept")  # for the backward pass, under remat "dots"
 
 
-class Norm(nn.Module):
-    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang and Sennrich 2019) over channels, eps 1e-5, float32 statistics.
+def norm_in(kind: str, dtype: DTypeLike) -> Callable[..., nn.Module]:
+    """Returns one of NORMS, eps 1e-5, with statistics in float32 and its result in `dtype`.
 
-    The statistics are kept for the backward pass, which would compute those of `flax.linen` again. Of bfloat16 they are
-    taken in one pass: what cancels there in float32 is less than what rounding took from x.
+    Of bfloat16 the variance is taken in one pass: what cancels in float32 is less than what rounding took before.
     """
-
-    kind: str = "layer"
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
-        channels = (1,) * (x.ndim - 1) + (-1,)
-        scale = self.param("scale", nn.initializers.ones, x.shape[-1:]).reshape(channels)
-        wide, centred = x.astype(jnp.float32), self.kind == "layer"
-        mean = wide.mean(-1, keepdims=True) if centred else jnp.zeros((*x.shape[:-1], 1))
-        if x.dtype == jnp.bfloat16:
-            variance = jnp.maximum(jnp.square(wide).mean(-1, keepdims=True) - jnp.square(mean), 0.0)
-        else:
-            variance = jnp.square(wide - mean).mean(-1, keepdims=True)
-        mean, variance = kept((mean, variance))
-        y = (wide - mean) * (jax.lax.rsqrt(variance + 1e-5) * scale)
-        if centred:
-            y = y + self.param("bias", nn.initializers.zeros, x.shape[-1:]).reshape(channels)
-        return y.astype(self.dtype)
+    return functools.partial(NORMS[kind], epsilon=1e-5, dtype=dtype, use_fast_variance=jnp.dtype(dtype) == jnp.bfloat16)
 
 
 class Projection(nn.Module):
@@ -67,13 +51,13 @@ class Projection(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t m"]) -> tuple[Float[Array, "b t n p"], ...]:
+    def __call__(self, x: Float[Array, "b t m"], step: bool) -> tuple[Float[Array, "b _ n p"], ...]:
         shape = (3, self.num_heads, x.shape[-1] // self.num_heads)
         kernel = self.param("kernel", normal, (x.shape[-1], *shape)).astype(self.dtype)
         bias = jnp.zeros(shape, self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
-        return project(x, kernel, bias)
+        return project(x, kernel, bias, step)
 
 
 class Block(nn.Module):
@@ -89,8 +73,8 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
-        dense = dense_in(self.dtype, use_bias=self.bias, kernel_init=normal, dot_general=multiply)
-        norm = functools.partial(Norm, self.norm, self.dtype)
+        dense = dense_in(self.dtype, use_bias=self.bias, kernel_init=normal)
+        norm = norm_in(self.norm, self.dtype)
         self.norm1, self.norm2 = norm(), norm()
         self.qkv = Projection(self.num_heads, self.bias, self.dtype)
         self.proj = dense(self.width, axis=(-2, -1))
@@ -105,9 +89,11 @@ class Block(nn.Module):
         self.down = dense(self.width)
         self.drop = nn.Dropout(self.dropout)
 
-    def project(self, x: Float[Array, "b t m"], rotations: Rotations | None) -> tuple[Array, Array, Array]:
-        """Returns queries, keys and values, each b t n p; the first two rotated, see `rotate`."""
-        q, k, v = kept(self.qkv(self.norm1(x)))
+    def project(
+        self, x: Float[Array, "b t m"], rotations: Rotations | None, *, step: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Returns queries, keys and values, each b t n p, of a `step` b 1 n p; the first two rotated, see `rotate`."""
+        q, k, v = kept(self.qkv(self.norm1(x), step))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if rotations is None else (rotate(q, rotations), rotate(k, rotations), v)
@@ -153,14 +139,35 @@ class Weights(NamedTuple):
     layers: tuple[dict[str, Any], ...]
 
 
-Cache = tuple[tuple[Float[Array, "b t m"], Float[Array, "b t m"]], ...]  # keys and values of each layer
+class Cache(NamedTuple):
+    """Keys and values of one layer, in the positions that are filled; zeros behind them."""
+
+    keys: Float[Array, "b n t p"]
+    values: Float[Array, "b n t p"]
+
+    copies = 1  # of a position that a step of few rows computes, of which it uses the first
+
+    @classmethod
+    def start(cls, k: Float[Array, "b s n p"], v: Float[Array, "b s n p"], length: int) -> "Cache":
+        """Returns the cache of the first positions, with room for `length`."""
+        fill = lambda x: jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, length - x.shape[1]), (0, 0)))
+        return cls(fill(k), fill(v))
+
+    def put(self, k: Float[Array, "b 1 n p"], v: Float[Array, "b 1 n p"], position: Int[Array, ""]) -> "Cache":
+        """Returns the cache with one position written."""
+        write = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, jnp.swapaxes(new, 1, 2), position, axis=2)
+        return Cache(write(self.keys, k), write(self.values, v))
+
+    def attend(self, q: Float[Array, "b 1 n p"], position: Int[Array, ""]) -> Float[Array, "b 1 n p"]:
+        """Computes the attention of one position over positions 0 to `position`."""
+        return attend(q, self.keys, self.values, position)
 
 
 class Transformer(PriorNetwork):
     """Tokens to logits of the next one. In training the layers are one scan: any depth compiles once.
 
-    The cached step has an array of keys and one of values for each layer, allocated once and updated in place. A scan
-    over stacked layers would copy the whole cache and slice all weights at every token.
+    In the cached step each layer has a cache of its own, allocated once and updated in place. A scan over the layers
+    would copy the whole cache and slice all weights at every token.
 
     Attributes:
       depth, width, num_heads: layers, channels and heads.
@@ -175,6 +182,7 @@ class Transformer(PriorNetwork):
       remat: what the backward pass computes again, a name of REMAT.
       coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
         "rope2d_blank" gives to a prefix, makes queries and keys there zero, as LlamaGen's models were trained.
+      cache: class of each layer's cache, `Cache` or a form of it.
     """
 
     depth: int = 24
@@ -189,6 +197,7 @@ class Transformer(PriorNetwork):
     dropout: float = 0.1
     remat: str = "dots"
     coordinates: tuple[Place | None, ...] = derived(())
+    cache: type = derived(Cache)
 
     def check(self) -> None:
         """Raises ValueError for an unknown choice, or a width that its heads do not divide."""
@@ -247,8 +256,8 @@ class Transformer(PriorNetwork):
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
         )
         self.layers = stack(**self.block_fields)
-        self.norm_out = Norm(self.norm, self.dtype, name="norm")
-        self.head = dense_in(self.dtype, use_bias=False, kernel_init=normal, dot_general=multiply)(self.vocab_size)
+        self.norm_out = norm_in(self.norm, self.dtype)(name="norm")
+        self.head = dense_in(self.dtype, use_bias=False, kernel_init=normal)(self.vocab_size)
 
     @property
     def block_fields(self) -> dict:
@@ -321,6 +330,11 @@ class Transformer(PriorNetwork):
     # One token at a time
 
     @nn.nowrap
+    def on_this_platform(self, run: Callable[[PriorNetwork], Any]) -> Any:
+        """Returns `run` of the network with the cache for the platform of the program; see `PriorNetwork`."""
+        return forms.choose_cache(lambda cache: run(self.clone(cache=cache)), Cache)
+
+    @nn.nowrap
     def prepare(self, params: dict[str, Any]) -> Weights:
         """Returns the parameters of each layer apart, those of products in their dtype; see `PriorNetwork.prepare`."""
         is_product = lambda node: isinstance(node, dict) and "kernel" in node
@@ -338,50 +352,51 @@ class Transformer(PriorNetwork):
         length: int,
         places: Float[Array, "b p 2"] | None = None,
         last: Int[Array, ""] | None = None,
-    ) -> tuple[Float[Array, "b v"], Cache]:
+    ) -> tuple[Float[Array, "b v"], tuple[Any, ...]]:
         """Runs the whole prefix and keeps its keys and values; see `PriorNetwork.prefill`."""
         outer, block = {"params": weights.outer}, Block(**self.block_fields)
         mask = causal_mask(prefix.shape[1], self.bidirectional_prefix)[None, None]
         rotations, cache = self.rotations(0, prefix.shape[1], places), []
         x: Any = self.apply(outer, prefix, method="embed")
         for params in weights.layers:
-            q, k, v = block.apply({"params": params}, x, rotations, method="project")
+            projected: Any = block.apply({"params": params}, x, rotations, method="project")
+            q, k, v = projected
+            cache.append(self.cache.start(k, v, length))
             x = block.apply({"params": params}, x, attention(q, k, v, mask), method="finish")
-            cache.append((start_cache(k, length), start_cache(v, length)))
         x = x[:, -1:] if last is None else jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
         logits: Any = self.apply(outer, x, method="readout")
         return logits[:, 0], tuple(cache)
 
     @nn.nowrap
     def step(
-        self, weights: Weights, cache: Cache, tokens: Int[Array, "b"], position: Int[Array, ""]
-    ) -> tuple[Float[Array, "b v"], Cache]:
+        self, weights: Weights, cache: tuple[Any, ...], tokens: Int[Array, "b"], position: Int[Array, ""]
+    ) -> tuple[Float[Array, "b v"], tuple[Any, ...]]:
         """Feeds one token, which sees every position before and itself; see `PriorNetwork.step`."""
         outer, block = {"params": weights.outer}, Block(**self.block_fields)
         rotations, filled = self.rotations(position, 1), []
-        x: Any = self.apply(outer, tokens[:, None], position, method="embed")
-        for params, (keys, values) in zip(weights.layers, cache, strict=True):
-            q, k, v = block.apply({"params": params}, x, rotations, method="project")
-            keys, values = put(keys, k, position), put(values, v, position)
-            x = block.apply({"params": params}, x, attend(q, keys, values, position), method="finish")
-            filled.append((keys, values))
+        many = isinstance(tokens.shape[0], int) and tokens.shape[0] > FEW  # in an export a symbol
+        copies = lambda x: jnp.broadcast_to(x, (x.shape[0], 1 if many else self.cache.copies, *x.shape[2:]))
+        x: Any = copies(self.apply(outer, tokens[:, None], position, method="embed"))
+        for params, layer in zip(weights.layers, cache, strict=True):
+            projected: Any = block.apply({"params": params}, x, rotations, step=True, method="project")
+            q, k, v = projected
+            filled.append(layer.put(k, v, position))
+            x = block.apply({"params": params}, x, copies(filled[-1].attend(q, position)), method="finish")
         logits: Any = self.apply(outer, x, method="readout")
         return logits[:, 0], tuple(filled)
 
 
-@forms.use(forms.multiply_two, where=forms.is_step_of_few)
-def multiply(x: Float[Array, "b t *c"], kernel: Array, dimensions: Any, **options: Any) -> Array:
-    """Multiplies by a kernel, as `jax.lax.dot_general` does."""
-    return jax.lax.dot_general(x, kernel, dimensions, **options)
-
-
-@forms.use(forms.project, where=lambda x, *_: x.shape[1] > 1)
+@forms.use(forms.project, where=lambda x, kernel, bias, step: not step)
 def project(
-    x: Float[Array, "b t m"], kernel: Float[Array, "m 3 n p"], bias: Float[Array, "3 n p"]
-) -> tuple[Float[Array, "b t n p"], ...]:
-    """Returns queries, keys and values."""
-    together = multiply(x, kernel, (((2,), (0,)), ((), ())), precision=precision_of(x.dtype)) + bias[None, None]
-    return tuple(together[:, :, i] for i in range(3))
+    x: Float[Array, "b t m"], kernel: Float[Array, "m 3 n p"], bias: Float[Array, "3 n p"], step: bool
+) -> tuple[Float[Array, "b _ n p"], ...]:
+    """Returns queries, keys and values; of a `step` those of the first position."""
+    flat = lambda w: w.reshape(*w.shape[:-2], -1)  # heads side by side
+    together = product("btm,mkc->btkc", x, flat(kernel)) + flat(bias)[None, None]
+    if step:
+        # Without the barrier the compiler would cut the input, and not compute other copies of the position at all.
+        together = jax.lax.optimization_barrier(together)[:, :1]
+    return tuple(together[:, :, i].reshape(*together.shape[:2], *bias.shape[1:]) for i in range(3))
 
 
 @forms.use(forms.gelu)
@@ -404,21 +419,10 @@ def rotate(x: Float[Array, "b t n p"], rotations: Rotations) -> Float[Array, "b 
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
 
 
-def start_cache(x: Float[Array, "b s n p"], length: int) -> Float[Array, "b t m"]:
-    """Returns keys, or values, of the first positions, with room for `length`; heads stand side by side."""
-    return jnp.pad(x.reshape(*x.shape[:2], -1), ((0, 0), (0, length - x.shape[1]), (0, 0)))
-
-
-def put(cache: Float[Array, "b t m"], x: Float[Array, "b 1 n p"], position: Int[Array, ""]) -> Float[Array, "b t m"]:
-    """Returns the cache with one position written."""
-    return jax.lax.dynamic_update_slice_in_dim(cache, x.reshape(x.shape[0], 1, -1), position, axis=1)
-
-
-@forms.use(forms.attend)
+@forms.use(forms.attend_filled)
 def attend(
-    q: Float[Array, "b 1 n p"], keys: Float[Array, "b t m"], values: Float[Array, "b t m"], position: Int[Array, ""]
+    q: Float[Array, "b 1 n p"], keys: Float[Array, "b n t p"], values: Float[Array, "b n t p"], position: Int[Array, ""]
 ) -> Float[Array, "b 1 n p"]:
     """Computes the attention of one position over positions 0 to `position` of a cache."""
-    keys, values = (x.reshape(*x.shape[:2], *q.shape[2:]) for x in (keys, values))
-    seen = (jnp.arange(keys.shape[1]) <= position)[None, None, None]
-    return attention(q, keys, values, seen)
+    keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
+    return attention(q, keys, values, (jnp.arange(keys.shape[1]) <= position)[None, None, None])
