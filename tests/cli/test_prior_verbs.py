@@ -157,7 +157,7 @@ def test_rejection_by_a_classifier_keeps_the_likeliest_of_the_class(capsys, prio
     every, best = (np.load(tmp_path / name / "samples.npz") for name in ("all", "best"))
     scores = classifier.load(tmp_path).scores(every["images"], classes)
     np.testing.assert_array_equal(best["numbers"], np.sort(np.argsort(-scores)[:2]))
-    assert "must hold classifier.json" in fails(capsys, *common, *flags[:2], f"--classifier={prior}", "--output=no")
+    assert "must hold classifier.json" in refused(capsys, *common, *flags[:2], f"--classifier={prior}", "--output=no")
 
 
 def test_reconstruct_names_a_broken_image_and_does_the_rest(capsys, tokenizer, tmp_path):
