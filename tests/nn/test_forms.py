@@ -122,11 +122,8 @@ def test_caches(getkey, position, width, dtype, atol):
 
     @jax.jit
     def attended(k, v):
-        caches = [
-            cls.start(k, v, 18).put(more_k[:, :1], more_v[:, :1], at) for cls in (transformer.Cache, forms.WideCache)
-        ]
-        plain = transformer.attend.plain(q, caches[0].keys, caches[0].values, at)
-        return plain, *(cache.attend(q, at) for cache in caches)
+        caches = [cls.start(k, v, 18) for cls in (transformer.Cache, forms.PartCache, forms.WideCache)]
+        return [cache.put(more_k[:, :1], more_v[:, :1], at).attend(q, at) for cache in caches]
 
     plain, *ours = attended(k, v)
     behind = (jnp.arange(18) > position)[None, :, None, None]
@@ -137,7 +134,7 @@ def test_caches(getkey, position, width, dtype, atol):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 def test_the_cache_is_that_of_the_platform_a_program_is_compiled_for(platform):
-    run = lambda cache: jnp.full((), 1000 + cache.copies)
+    run = lambda cache: jnp.full((), 1000 + cache.copies)  # of `PartCache` 1, of `WideCache` 2
     traced = jax.jit(lambda: forms.choose_cache(run, transformer.Cache)).trace()
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert [f"dense<{1000 + copies}>" in text for copies in (1, 2)] == [platform == "cpu", platform != "cpu"]

@@ -9,7 +9,7 @@ import pytest
 
 from vqgan_jax.convert.infer import GPT as UPSTREAM
 from vqgan_jax.nn import transformer
-from vqgan_jax.nn.forms import WideCache
+from vqgan_jax.nn.forms import PartCache, WideCache
 from vqgan_jax.nn.network import PriorNetwork
 from vqgan_jax.nn.transformer import Block, Cache, Transformer, causal_mask, rotate
 
@@ -106,7 +106,9 @@ def stepped(network, params, tokens, prefix, places=None):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize(("prefix", "cache", "few"), [(5, Cache, 32), (9, WideCache, 32), (5, WideCache, 1)])
+@pytest.mark.parametrize(
+    ("prefix", "cache", "few"), [(5, Cache, 32), (9, PartCache, 32), (9, WideCache, 32), (5, WideCache, 1)]
+)
 def test_the_cached_step_is_the_full_forward_at_every_position(variant, prefix, cache, few, tokens, monkeypatch):
     monkeypatch.setattr(transformer, "FEW", few)
     module, params = model(variant)

@@ -160,7 +160,8 @@ class Cache(NamedTuple):
 
     def attend(self, q: Float[Array, "b 1 n p"], position: Int[Array, ""]) -> Float[Array, "b 1 n p"]:
         """Computes the attention of one position over positions 0 to `position`."""
-        return attend(q, self.keys, self.values, position)
+        seen = (jnp.arange(self.keys.shape[2]) <= position)[None, None, None]
+        return attention(q, jnp.swapaxes(self.keys, 1, 2), jnp.swapaxes(self.values, 1, 2), seen)
 
 
 class Transformer(PriorNetwork):
@@ -417,12 +418,3 @@ def rotate(x: Float[Array, "b t n p"], rotations: Rotations) -> Float[Array, "b 
     even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
     cos, sin = rotations[:, :, 0, None], rotations[:, :, 1, None]
     return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
-
-
-@forms.use(forms.attend_filled)
-def attend(
-    q: Float[Array, "b 1 n p"], keys: Float[Array, "b n t p"], values: Float[Array, "b n t p"], position: Int[Array, ""]
-) -> Float[Array, "b 1 n p"]:
-    """Computes the attention of one position over positions 0 to `position` of a cache."""
-    keys, values = jnp.swapaxes(keys, 1, 2), jnp.swapaxes(values, 1, 2)
-    return attention(q, keys, values, (jnp.arange(keys.shape[1]) <= position)[None, None, None])
