@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from vqgan_jax import __main__
+from vqgan_jax import __main__, cli
 from vqgan_jax.cli import quickstart
 from vqgan_jax.evaluate import likeness
 
@@ -70,6 +70,9 @@ def test_embeddings_measure_lpips():
 
 @pytest.mark.slow
 def test_a_short_quickstart_ends_in_a_report_and_then_has_nothing_to_do(tmp_path, capsys, monkeypatch):
+    """Of crops of half the side: VGG16, which sees every one of them, takes most of the time."""
+    half, load = ["--config.data.image_size=32", "--config.data.resize=(32,128)"], cli.load_config
+    monkeypatch.setattr(cli, "load_config", lambda name, overrides: load(name, [*overrides, *half]))
     monkeypatch.chdir(tmp_path)
     assert __main__.main(["quickstart", "--workdir=q", "--minutes=0.1"]) == 0
     page = (tmp_path / "q" / "report.html").read_text()

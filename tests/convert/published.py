@@ -234,9 +234,10 @@ def hollow(model: VQ | Net2Net) -> Checkpoint:
 
 
 def random(model: VQ | Net2Net, seed: int = 0) -> dict[str, np.ndarray]:
-    """Its tensors, of random bits; the mask is causal and the order the spiral inwards."""
+    """Its tensors, of random bits; the mask is causal, the order the spiral inwards, VGG16, which is not read, zero."""
     rng = np.random.default_rng(seed)
-    arrays = {n: rng.standard_normal(shape).astype(dtype(n)) for n, shape in model.names()}
+    draw = lambda name, shape: np.zeros(shape) if "perceptual_loss.net" in name else rng.standard_normal(shape)
+    arrays = {n: draw(n, shape).astype(dtype(n)) for n, shape in model.names()}
     for name, array in arrays.items():
         if name.endswith("attn.mask"):
             array[...] = np.tri(array.shape[-1])

@@ -16,18 +16,31 @@ from typing import Any
 import untrained
 
 TINY, PRIOR = (str(Path(__file__).with_name(name)) for name in ("tiny.py", "tiny_prior.py"))
+# Every part of `tiny.py` in fewer layers: a life is mostly its start, and a start mostly tracing and compiling them. Of
+# several processes all but process 0 compile at every start: on CPUs JAX's cache knows the programs of that one only.
+SMALL = ("--config.model.num_res_blocks=0", "--config.discriminator.num_layers=1")
 PHASES = ("start-up", "step", "writing")
 CLOCKS = ("images_per_second", "input_wait", "input_wait_slowest", "slowest_process", "step_seconds")
 TIMED = ("time", *(f"train/{name}" for name in (*CLOCKS, "step_seconds_slowest")))  # what two equal runs may differ in
 
 
 def environment(**extra: str) -> dict[str, str]:
-    """CPU, warnings on, and the tests' compilation cache, so that a start takes seconds."""
-    cache = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    """CPU, a quick compiler, warnings on, and the tests' compilation cache, so that a start takes seconds."""
+    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     if kept := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache["JAX_COMPILATION_CACHE_DIR"] = kept
+        quick["JAX_COMPILATION_CACHE_DIR"] = kept
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
-    return ours | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"} | cache | extra
+    return ours | {"JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"} | quick | extra
+
+
+def cluster(count: int) -> list[dict[str, str]]:
+    """The environments of so many processes with eight devices together, as SLURM would start them."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    shared = slurm | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_CPU_DEVICES": str(8 // count)}
+    return [shared | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in range(count)]
 
 
 class Job:
@@ -164,7 +177,7 @@ def kill_drill(folder: Path, kills: int, *, stage: int = 1, seed: int = 0) -> It
     rng = random.Random(seed)
     folder.mkdir(exist_ok=True)
     flags = (f"--config.steps={10 + 10 * kills}",)  # more than the kills can let happen
-    flags += flags_of_stage_2(folder) if stage == 2 else ()
+    flags += flags_of_stage_2(folder) if stage == 2 else SMALL
     page = {"page": {1: TINY, 2: PRIOR}[stage]}
     reference = Job(folder, "reference", *flags, **page)
     reference.wait_for(lambda: rows(reference.workdir))
@@ -191,7 +204,8 @@ def tokenize_drill(folder: Path, kills: int, *, seed: int = 0) -> Iterator[str]:
     rng = random.Random(seed)
     folder.mkdir(exist_ok=True)
     flags = (*flags_of_stage_2(folder), f"--config.tokenizer.crops={40 * (kills + 3)}")
-    job = lambda name: Job(folder, name, *flags, verb="tokenize", page=PRIOR)
+    plain = {"XLA_FLAGS": ""}  # so many crops take longer than the compiler
+    job = lambda name: Job(folder, name, *flags, verb="tokenize", page=PRIOR, **plain)
     reference = job("reference")
     reference.wait_for(lambda: parts(reference.workdir))
     start_up = time.perf_counter() - reference.began
@@ -285,16 +299,10 @@ def terminate_at(job: Job, step: int) -> int:
 
 
 def pair(folder: Path, name: str, *flags: str, **env: str) -> list[Job]:
-    """The same run on two processes of four devices, started as SLURM would start them."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    shared = slurm | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_CPU_DEVICES": "4"}
-    each = [{"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in (0, 1)]
+    """The same run on two processes of four devices."""
     return [
-        Job(folder, name, "--distributed", *flags, log=f"{name}{number}", **shared, **ours, **env)
-        for number, ours in enumerate(each)
+        Job(folder, name, "--distributed", *flags, log=f"{name}{number}", **ours, **env)
+        for number, ours in enumerate(cluster(2))
     ]
 
 

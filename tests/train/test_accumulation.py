@@ -81,7 +81,8 @@ def tokenizer_step(count: int, *flags: str):
     return jax.device_get(quick(task.train_step)(state, {}, {"image": images[0]}, KEY))
 
 
-@pytest.mark.parametrize("order", ["True", pytest.param("False", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("order", ["True", "False"])
 def test_where_no_image_sees_another_a_tokenizer_learns_the_same_from_parts(order):
     flags = (*INDEPENDENT, f"--config.loss.shared_forward={order}")
     (one, metrics), (other, in_metrics) = (tokenizer_step(count, *flags) for count in (1, 4))

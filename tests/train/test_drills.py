@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 from drill import (
+    SMALL,
     Job,
     arrays,
     check_identical,
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def reference(folder):
     """Ten steps that nobody disturbed."""
-    return run(folder, "reference").workdir
+    return run(folder, "reference", *SMALL).workdir
 
 
 KILLS = int(os.environ.get("VQGAN_JAX_KILLS", "3"))
@@ -54,7 +55,7 @@ def test_tokenizing_killed_at_random_moments(folder):
 
 def test_sigterm_saves_and_the_same_command_goes_on(folder):
     """It evaluates after each step, so that wherever it is stopped it owes an evaluation."""
-    flags = ("--config.log.eval_every=1",)
+    flags = (*SMALL, "--config.log.eval_every=1")
     whole, job = run(folder, "whole", *flags), Job(folder, "stopped", *flags)
     assert terminate_at(job, 4) == 0, job.output()
     stopped = rows(job.workdir)[-1]["step"]
@@ -71,7 +72,7 @@ def test_truncated_checkpoint_gives_way_to_the_one_before(folder, reference):
     for file in (workdir / "checkpoints" / str(newest) / "state").rglob("*"):
         if file.is_file():
             os.truncate(file, file.stat().st_size // 2)
-    output = run(folder, "truncated").output()
+    output = run(folder, "truncated", *SMALL).output()
     assert f"checkpoint {newest} in {workdir}/checkpoints is not whole" in output
     assert f"resumed from step {older}" in output
     check_identical(workdir, reference)
@@ -79,7 +80,7 @@ def test_truncated_checkpoint_gives_way_to_the_one_before(folder, reference):
 
 def test_config_of_other_shapes_is_refused(folder, reference):
     workdir, before = copy(reference, folder / "reshaped"), (reference / "metrics.jsonl").read_bytes()
-    job = Job(folder, "reshaped", "--config.quantizer.codebook_size=64")
+    job = Job(folder, "reshaped", *SMALL, "--config.quantizer.codebook_size=64")
     assert job.finish() == 1
     assert "quantizer.codebook_size: 32 -> 64" in job.output()
     assert "Traceback" not in job.output()
@@ -90,7 +91,7 @@ def test_config_of_other_shapes_is_refused(folder, reference):
 def test_loss_that_is_not_finite_stops_and_the_good_checkpoint_stays(folder, reference):
     """The run goes well until a resume with an absurd learning rate."""
     workdir = copy(reference, folder / "diverged")
-    job = Job(folder, "diverged", "--config.optimizer.learning_rate=1e30", "--config.steps=20")
+    job = Job(folder, "diverged", *SMALL, "--config.optimizer.learning_rate=1e30", "--config.steps=20")
     assert job.finish() == 1
     assert "Traceback" not in job.output()
     assert "must be finite; `" in job.output()
@@ -103,6 +104,7 @@ def test_loss_that_is_not_finite_stops_and_the_good_checkpoint_stays(folder, ref
 
 def test_two_processes_train_like_one_and_one_goes_on(folder):
     flags = (
+        *SMALL,
         "--config.loss.pixel=l2",
         "--config.steps=20",
         "--config.mesh.data=2",

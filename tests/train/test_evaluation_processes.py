@@ -1,7 +1,6 @@
 """`vqgan evaluate` by one process of eight devices and by two of four: the same statistics to 1e-10 (E3)."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import untrained
-from drill import PRIOR, environment
+from drill import PRIOR, cluster, environment
 from etils import epath
 
 from vqgan_jax import cli, models
@@ -49,16 +48,10 @@ def finish(folder: Path, name: str, *jobs: subprocess.Popen) -> list[dict]:
 
 
 def both(folder: Path, *flags: str) -> tuple[list[dict], list[dict]]:
-    """Results of one process, and of two started as SLURM would start them."""
+    """Results of one process, and of two."""
     one = finish(folder, "one", start(folder, "one", flags, JAX_NUM_CPU_DEVICES="8"))
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
-    shared = slurm | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_CPU_DEVICES": "4"}
-    each = [{"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in (0, 1)]
     flags = (*flags, "--distributed")
-    return one, finish(folder, "two", *(start(folder, "two", flags, **shared, **ours) for ours in each))
+    return one, finish(folder, "two", *(start(folder, "two", flags, **env) for env in cluster(2)))
 
 
 @pytest.mark.parametrize(

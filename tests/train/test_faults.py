@@ -7,12 +7,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from drill import Job, arrays, check_identical, checkpoints, copy, newest, pair, rows, run
+from drill import SMALL, Job, arrays, check_identical, checkpoints, copy, newest, pair, rows, run
 
 from vqgan_jax.train.watch import deadline, in_time
 
-QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # the compiler, not the step
-FLAGS = ("--config.loss.disc_weight=0.0", "--config.steps=9", "--config.log.eval_every=100")
+# One program for all of them: a schedule that does not know the last step, and no adversary.
+SAME = (*SMALL, "--config.loss.disc_weight=0.0", "--config.optimizer.schedule=constant")
+MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=4")  # of a pair
+FLAGS = (*SAME, "--config.steps=9", "--config.log.eval_every=100")
 
 # The scenes as a page cannot spoil them: from some example on, none comes to a run alone, or to the second of two.
 HANGS = """
@@ -84,7 +86,7 @@ def test_a_thread_waits_without_a_timeout():
         assert pool.submit(list, in_time("ab", 1, "held-out batch", "scenes")).result() == ["a", "b"]
 
 
-HUNG = ("--config.loss.disc_weight=0.0", "--config.steps=1000", "--config.log.eval_every=1000")
+HUNG = (*SAME, "--config.steps=1000", "--config.log.eval_every=1000")
 
 
 def check_message(job: Job, start: str = "vqgan train: the batch of step ") -> None:
@@ -107,7 +109,7 @@ def test_a_worker_that_hangs_ends_the_run_and_not_its_checkpoints(tmp_path):
 
 @pytest.mark.slow
 def test_so_does_one_that_hangs_in_an_evaluation(tmp_path):
-    flags = ("--config.loss.disc_weight=0.0", "--config.steps=9", "--config.log.eval_every=6")
+    flags = (*SAME, "--config.steps=9", "--config.log.eval_every=6")
     held_out = HANGS.replace("if next(count) > 150:", "if self.split == 'validation':")
     assert held_out != HANGS
     job = Job(tmp_path, "hung", *flags, "--config.data.timeout_seconds=5", **spoiled(tmp_path, held_out))
@@ -120,8 +122,8 @@ def test_so_does_one_that_hangs_in_an_evaluation(tmp_path):
 
 @pytest.mark.slow
 def test_of_a_pair_a_worker_that_hangs_ends_both(tmp_path):
-    flags = (*HUNG, "--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.data.timeout_seconds=20")
-    first, second = pair(tmp_path, "hung", *flags, **QUICK, **spoiled(tmp_path))
+    flags = (*HUNG, *MESH, "--config.data.timeout_seconds=20")
+    first, second = pair(tmp_path, "hung", *flags, **spoiled(tmp_path))
     with first, second:
         assert second.finish() == 1, second.output()
         began = time.perf_counter()
@@ -136,8 +138,8 @@ def test_of_a_pair_an_error_ends_both_soon(tmp_path):
     """Without waiting for the other at the barrier of the interpreter's end."""
     broken = HANGS.replace("threading.Event().wait()", "raise OSError('this disk is broken')")
     assert broken != HANGS
-    flags = (*HUNG, "--config.mesh.data=2", "--config.mesh.fsdp=4")
-    first, second = pair(tmp_path, "broken", *flags, **QUICK, **spoiled(tmp_path, broken))
+    flags = (*HUNG, *MESH)
+    first, second = pair(tmp_path, "broken", *flags, **spoiled(tmp_path, broken))
     with first, second:
         while "this disk is broken" not in second.output():
             assert time.perf_counter() - second.began < 300, second.output()
@@ -154,14 +156,14 @@ def test_of_a_pair_an_error_ends_both_soon(tmp_path):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A file system that holds one checkpoint of 15 MiB and not two; a function makes it larger."""
+    """A file system that holds one checkpoint of 9 MiB and not two; a function makes it larger."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = lambda size, *more: subprocess.run(
         ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *more]), "tmpfs", str(folder)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    told = mount("24m")
+    told = mount("15m")
     if told.returncode:
         pytest.skip(f"a full disk needs a small one, and mounting is refused here: {told.stderr.strip()}")
     try:
@@ -192,8 +194,8 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_stays_whole(tmp_path, sma
 def test_of_a_pair_the_other_ends_too_and_both_go_on_as_if_nothing_had_happened(tmp_path):
     """The survivor ends as its collective finds the connection gone, or, blind to that, by the heartbeats it misses."""
     # No compilation cache: who finds more in it waits half a minute for the other, which may not be enough.
-    flags = (*FLAGS, "--config.mesh.data=2", "--config.mesh.fsdp=4", "--compilation_cache=")
-    first, second = pair(tmp_path, "killed", *flags, **QUICK)
+    flags = (*FLAGS, *MESH, "--compilation_cache=")
+    first, second = pair(tmp_path, "killed", *flags)
     with first, second:
         second.wait_for(lambda: newest(second.workdir) >= 3)
         second.kill()
@@ -205,7 +207,7 @@ def test_of_a_pair_the_other_ends_too_and_both_go_on_as_if_nothing_had_happened(
     saved = newest(second.workdir)
     assert 3 <= saved < 9
     for name in ("killed", "whole"):
-        jobs = pair(tmp_path, name, *flags, **QUICK)
+        jobs = pair(tmp_path, name, *flags)
         with jobs[0], jobs[1]:
             assert [job.finish() for job in jobs] == [0, 0], jobs[0].output()
         assert (f"resumed from step {saved}" in jobs[0].output()) == (name == "killed")
@@ -233,16 +235,14 @@ if os.environ.get("SLURM_PROCID") == "1":
 """
 
 
-PAIR = (*FLAGS, "--config.mesh.data=2", "--config.mesh.fsdp=4", "--config.log.keep=5")
+PAIR = (*FLAGS, *MESH, "--config.log.keep=5")
 
 
 @pytest.fixture(scope="module")
 def six_steps(tmp_path_factory):
     """What two processes saved at steps 3 and 6."""
     folder = tmp_path_factory.mktemp("pairs")
-    for job in (
-        jobs := pair(folder, "six", *PAIR, "--config.steps=6", "--config.optimizer.schedule=constant", **QUICK)
-    ):
+    for job in (jobs := pair(folder, "six", *PAIR, "--config.steps=6")):
         assert job.finish() == 0, jobs[0].output()
     assert checkpoints(jobs[0].workdir) == [3, 6]
     return jobs[0].workdir
@@ -251,7 +251,7 @@ def six_steps(tmp_path_factory):
 def go_on(folder, six_steps, program: str) -> list[Job]:
     """Both processes, three steps more, under a program."""
     copy(six_steps, folder / "pair")
-    return pair(folder, "pair", *PAIR, "--config.optimizer.schedule=constant", **QUICK, **spoiled(folder, program))
+    return pair(folder, "pair", *PAIR, **spoiled(folder, program))
 
 
 @pytest.mark.slow
@@ -283,7 +283,7 @@ def test_what_one_of_two_finds_broken_neither_uses(tmp_path, six_steps):
 def go_on_alone(folder, six_steps):
     """The same pair undisturbed."""
     copy(six_steps, folder / "alone")
-    for job in pair(folder, "alone", *PAIR, "--config.optimizer.schedule=constant", **QUICK):
+    for job in pair(folder, "alone", *PAIR):
         assert job.finish() == 0, job.output()
     return folder / "alone"
 

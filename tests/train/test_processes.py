@@ -1,13 +1,12 @@
 """A run that goes from four processes to two and to one, each time on another mesh, is the run that never stopped."""
 
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from drill import PRIOR, TINY, Job, arrays, environment, flags_of_stage_2, newest, rows
+from drill import PRIOR, SMALL, TINY, Job, arrays, cluster, environment, flags_of_stage_2, newest, rows
 
 pytestmark = pytest.mark.slow
 
@@ -20,16 +19,6 @@ LEGS = {  # processes: the mesh of their eight devices
     2: ("--config.mesh.data=2", "--config.mesh.fsdp=4"),
     1: ("--config.mesh.data=4", "--config.mesh.tensor=2", "--config.mesh.zero1=True"),
 }
-
-
-def cluster(count: int) -> list[dict[str, str]]:
-    """The environments of so many processes with eight devices together, as SLURM would start them."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    slurm = {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
-    shared = slurm | {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_CPU_DEVICES": str(8 // count)}
-    return [shared | {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)} for number in range(count)]
 
 
 def train(folder: Path, name: str, count: int, *flags: str, page: str = PRIOR) -> Path:
@@ -108,7 +97,8 @@ def test_two_and_then_one_go_on_as_if_nothing_had_happened(folder, tokenizer, al
 
 def test_four_processes_train_a_tokenizer_like_one_and_two_go_on(folder):
     """Codebook, discriminator with BatchNorm, adaptive weight and average, on another mesh from step 4 on."""
-    flags = ("--config.log.eval_every=2", "--config.log.checkpoint_every=2", "--config.optimizer.schedule=constant")
+    flags = (*SMALL, "--config.log.eval_every=2", "--config.log.checkpoint_every=2")
+    flags += ("--config.optimizer.schedule=constant",)
     smooth = f"{TINY}:smooth"
     alone = train(folder, "tokenizer_alone", 1, *LEGS[4], *flags, "--config.steps=6", page=smooth)
     legs = train(folder, "tokenizer_legs", 4, *LEGS[4], *flags, "--config.steps=4", page=smooth)

@@ -6,7 +6,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from drill import Job, rows, run
+from drill import SMALL, Job, rows, run
 from etils import epath
 
 from vqgan_jax import cli
@@ -80,12 +80,13 @@ def test_what_is_compiled_is_kept_where_the_flag_says(tmp_path, getkey, flag, en
 
 @pytest.mark.slow
 def test_a_second_process_does_not_compile_again(tmp_path):
-    flags = ("--config.steps=3", "--config.loss.disc_weight=0.0")
-    cold = run(tmp_path, "cold", *flags, "--profile=2:3", JAX_COMPILATION_CACHE_DIR="")
+    flags = (*SMALL, "--config.steps=3", "--config.loss.disc_weight=0.0")
+    plain = {"XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": ""}  # as users compile
+    cold = run(tmp_path, "cold", *flags, "--profile=2:3", **plain)
     kept = cold.workdir / "compilation_cache"
     programs = {path.name for path in kept.iterdir() if path.name.endswith("-cache")}
     assert any("train_step" in name for name in programs)
-    warm = Job(tmp_path, "warm", *flags, f"--compilation_cache={kept}", JAX_COMPILATION_CACHE_DIR="")
+    warm = Job(tmp_path, "warm", *flags, f"--compilation_cache={kept}", **plain)
     assert warm.finish() == 0, warm.output()
     assert {path.name for path in kept.iterdir() if path.name.endswith("-cache")} == programs
     assert rows(warm.workdir) == rows(cold.workdir)

@@ -217,6 +217,7 @@ def test_a_large_array_that_would_be_whole_everywhere_is_named(sizes):
 # Arrays
 
 
+@pytest.mark.slow
 def test_a_state_is_born_sharded_with_the_same_values_on_any_mesh():
     """One level and no discriminator: the partitioner's work is what this test costs."""
     config, born = tiny("ema_revived"), []
