@@ -43,7 +43,7 @@ STUDY = Study(
                 "log.eval_metrics": (),
                 "log.checkpoint_every": 200,
             },
-            Measure(metrics=("fd_vgg", "lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
+            Measure(metrics=("fd_vgg", "pfd_vgg", "lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
         ),
         "prior": Base(
             "stage2_cifar10",
@@ -80,6 +80,7 @@ STUDY = Study(
     },
     figures={
         "fd_vgg2k": "lower",
+        "pfd_vgg2k": "lower",
         "lpips_vgg": "lower",
         "psnr": "higher",
         "codebook_usage": "higher",
