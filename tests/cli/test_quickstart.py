@@ -17,7 +17,7 @@ def test_minutes_scale_both_stages_and_nothing_else():
     assert long.prior.steps == 4 * short.prior.steps
     assert long.tokenizer.loss.disc_start == long.tokenizer.steps // 2
     assert short.tokenizer.model == long.tokenizer.model
-    assert short.prior.network == long.prior.network
+    assert short.prior.transformer == long.prior.transformer
 
 
 def test_the_shortest_one_has_figures_to_plot():

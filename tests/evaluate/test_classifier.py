@@ -82,5 +82,8 @@ def test_other_images_are_refused(folder, config, tmp_path):
         opened(folder, config).labels(np.zeros((2, 8, 8, 3), np.uint8))
     with pytest.raises(ValueError, match="must be of source 'scenes'; it was trained on 'folder:"):
         opened(folder, cli.load_config(PAGE, ["--config.data.source=scenes"]))
-    with pytest.raises(ValueError, match="at least 2 classes; scenes/train has 0"):
-        opened(tmp_path / "none", cli.load_config(PAGE, ["--config.data.source=scenes"]))
+    for split in ("train", "validation"):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+        Image.fromarray(striped(0, 1, seed=0)[0]).save(tmp_path / "flat" / split / "one.png")
+    with pytest.raises(ValueError, match=r"at least 2 classes; .* has 0"):
+        opened(tmp_path / "none", cli.load_config(PAGE, [f"--config.data.source=folder:{tmp_path / 'flat'}"]))

@@ -13,7 +13,7 @@ from vqgan_jax import config as configs
 from vqgan_jax import losses
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.nn.pixels import to_uint8
-from vqgan_jax.train.stage1 import Stage1
+from vqgan_jax.train.stage1 import FAKE, Stage1
 from vqgan_jax.train.state import TrainState
 
 EACH_STEP = 1e-3  # of each term at each step; upstream in float64 is 4e-5 away from itself in float32
@@ -100,7 +100,7 @@ def play(state, frozen, images):
         return TASK.reconstruction_loss(frozen, images, recon, keys[1])
 
     def generator_loss(recon):
-        logits, _, _ = TASK.discriminate(state.params["discriminator"], stats, recon)
+        logits, _, _ = TASK.discriminate(state.params["discriminator"], stats, recon, keys[0], FAKE)
         return losses.ADVERSARIAL[TASK.loss.adversarial].generator_loss(logits).mean(), logits
 
     def at_last_kernel(gradient):

@@ -189,9 +189,9 @@ def train(
             f"a classifier needs images of at least 2 classes; {source.name} has {len(source.class_names)}. Leave out "
             "what needs one."
         )
-    fields = ("image_size", "resize", "crop", "flip", "small", "num_threads")
-    as_there = {name: getattr(d, name) for name in fields}
-    batches = data.training_batches(source, batch_size=schedule.batch_size, seed=seed, **as_there)
+    batches = data.training_batches(
+        source, augmentation=d.augmentation, batch_size=schedule.batch_size, seed=seed, num_threads=d.num_threads
+    )
     batches = itertools.islice(batches, schedule.steps)
     network, progress = Network(len(source.class_names)), track("classifier", schedule.steps)
     params = fit(network, batches, d.image_size, schedule, seed=seed, progress=progress)
