@@ -1,6 +1,7 @@
 """Models that nobody trained: random parameters, made without compiling anything."""
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +74,9 @@ def prior(
     return vq.Prior(params, tokenizers[0], module, tokenizers[1], run=models.Run(config, 0))
 
 
-def save_tokenizer(workdir: Path, scale: float = 0.1) -> Path:
+def save_tokenizer(workdir: Path, scale: float = 0.1, flags: Sequence[str] = ()) -> Path:
     """The workdir of a stage-1 run of `tiny.py`, as if it had been trained; another scale is another tokenizer."""
-    config = cli.load_config(str(Path(__file__).parent / "train" / "tiny.py"))
+    config = cli.load_config(str(Path(__file__).parent / "train" / "tiny.py"), flags)
     state = randomised(models.state_shapes(config), scale)
     with Checkpoints(epath.Path(workdir)) as checkpoints:
         checkpoints.save(1, state, {"next_index": 1}, stored.to_json(config), {"lpips": 1.0})

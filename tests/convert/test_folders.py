@@ -20,6 +20,7 @@ from vqgan_jax import convert, models
 from vqgan_jax.__main__ import main
 from vqgan_jax.convert import open_checkpoint, taming, trees, write
 from vqgan_jax.convert.tensors import Checkpoint, ConvertError
+from vqgan_jax.nn.quantizer import VectorQuantizer
 from vqgan_jax.train.stage1 import Stage1
 
 
@@ -235,3 +236,26 @@ def test_a_run_of_ours_with_codes_as_directions(tmp_path):
     after = vq.load_tokenizer(tmp_path / "again")
     same(after.params, before.params)
     assert after.step == before.step == 1
+
+
+def test_codes_that_move_together_are_exported_as_a_plain_codebook(tmp_path):
+    """And a discriminator that upstream has no place for is left out."""
+    flags = ["quantizer.kind=simvq", "quantizer.codebook_size=32", "quantizer.embed_dim=8"]
+    flags += ["discriminator.kind=patch_v2", "discriminator.channels=32", "discriminator.num_stages=1"]
+    run = untrained.save_tokenizer(tmp_path / "run", flags=[f"--config.{flag}" for flag in flags])
+    before, images = vq.load_tokenizer(run), jax.random.uniform(jax.random.key(0), (2, 16, 16, 3), minval=-1.0)
+    write.write_file(write.read_run(run), "taming", tmp_path / "a.safetensors")
+    file = open_checkpoint(tmp_path / "a.safetensors")
+    assert not any(name.startswith("loss.") for name in file.tensors)
+    write.write_run(convert.plan(file), tmp_path / "again")
+    again, indices = vq.load_tokenizer(tmp_path / "again"), vq.encode(before, images)
+    assert type(again.module.quantizer) is VectorQuantizer
+    np.testing.assert_array_equal(vq.encode(again, images), indices)
+    np.testing.assert_allclose(vq.decode(again, indices), vq.decode(before, indices), atol=1e-5)
+
+
+def test_bits_have_no_place_in_upstreams_files(tmp_path):
+    flags = ["--config.quantizer.kind=lfq", "--config.quantizer.bits=5"]
+    run = untrained.save_tokenizer(tmp_path / "run", flags=flags)
+    with pytest.raises(ConvertError, match="upstream's quantizers are vq, gumbel; this tokenizer's is 'lfq'"):
+        write.write_file(write.read_run(run), "taming", tmp_path / "a.safetensors")

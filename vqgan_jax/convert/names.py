@@ -14,6 +14,7 @@ import numpy as np
 
 from vqgan_jax.config import Stage1
 from vqgan_jax.convert.tensors import ConvertError
+from vqgan_jax.nn.discriminator import DISCRIMINATORS
 from vqgan_jax.nn.fields import kind_of
 from vqgan_jax.nn.quantizer import QUANTIZERS
 
@@ -175,12 +176,20 @@ def vq_model(config: Stage1) -> Table:
     kind, codebook = kind_of(config.quantizer, QUANTIZERS), "quantize.embedding"
     if kind not in UPSTREAM:
         raise ConvertError(f"upstream's quantizers are {', '.join(UPSTREAM)}; this tokenizer's is {kind!r}.")
+    d = config.discriminator
+    adversary = discriminator(d.num_layers, d.norm) if "discriminator" in held(config) else ()
     return (
         *autoencoder(functools.partial(renamed, UPSTREAM[kind])),
         Row("codebook/hits", f"{codebook}.cluster_size"),
         Row("codebook/sums", f"{codebook}.embed_avg"),
-        *discriminator(config.discriminator.num_layers, config.discriminator.norm),
+        *adversary,
     )
+
+
+def held(config: Stage1) -> tuple[str, ...]:
+    """Returns the networks of a tokenizer that upstream's file has a place for: of discriminators the patch one."""
+    patch = kind_of(config.discriminator, DISCRIMINATORS) == "patch"
+    return ("generator", "codebook", *(("discriminator", "batch_stats") if patch else ()))
 
 
 def leaves(ours: str, theirs: str) -> Table:

@@ -270,11 +270,16 @@ def tensors(converted: Converted, to: str) -> dict[str, np.ndarray]:
     config = converted.config
     if converted.is_prior:
         return _taming_prior(converted, config, to)
+    generator = dict(converted.networks["generator"])
+    quantizer, codes = config.quantizer.folded(generator.get("quantizer", {}))
+    generator["quantizer"] = jax.tree.map(np.asarray, codes)
+    config = dataclasses.replace(config, quantizer=quantizer)
     _check(config, NEEDS[to], to)
     if to == "taming":
-        return _taken(names.vq_model(config), converted.networks)
+        networks = converted.networks | {"generator": generator}
+        return _taken(names.vq_model(config), {name: networks[name] for name in networks if name in names.held(config)})
     family = {"llamagen": llamagen, "diffusers": diffusers}[to]
-    return _taken(family.vq_model(len(config.model.channel_multipliers)), {"generator": converted.params})
+    return _taken(family.vq_model(len(config.model.channel_multipliers)), {"generator": generator})
 
 
 def _taming_prior(converted: Converted, config: Stage2, to: str) -> dict[str, np.ndarray]:

@@ -86,6 +86,10 @@ class Quantizer(nn.Module):
         del latents, indices, key
         return params, stats
 
+    def folded(self, params: Params) -> tuple["Quantizer", Params]:
+        """Returns the same codes in the form in which other programs may know them: here as they are."""
+        return self, params
+
     def check(self) -> None:
         """Raises ValueError where fields contradict each other."""
 
@@ -213,15 +217,20 @@ class SimVQ(Quantizer):
         check_known("quantizer.estimator", self.estimator, ESTIMATORS)
 
     def setup(self):
-        d = self.embed_dim
-        # Its name is not that of a matrix which the optimiser decays.
-        self.frozen = self.param("frozen", nn.initializers.normal(d**-0.5), (self.codebook_size, d))
+        k, d = self.codebook_size, self.embed_dim
+        self.frozen = self.param("frozen", nn.initializers.normal(d**-0.5), (k, d))  # no kernel, which would decay
         self.projection = self.param("projection", nn.initializers.orthogonal(), (d, d))
 
     @property
     def codebook(self) -> Float[Array, "k d"]:
         """The codes."""
         return jnp.einsum("kd,de->ke", jax.lax.stop_gradient(self.frozen), self.projection, precision=HIGHEST)
+
+    @nn.nowrap
+    def folded(self, params: Params) -> tuple[Quantizer, Params]:
+        """Returns a plain codebook."""
+        codes: Any = self.apply({"params": params}, jnp.arange(self.codebook_size), method="lookup")
+        return VectorQuantizer(self.codebook_size, self.embed_dim), {"codebook": codes}
 
     def __call__(
         self, latents: Float[Array, "*b d"], *, train: bool = False, step: int | Int[Array, ""] = 0
