@@ -151,9 +151,9 @@ def test_rejection_by_a_classifier_keeps_the_likeliest_of_the_class(capsys, prio
     (tmp_path / classifier.WEIGHTS).write_bytes(serialization.to_bytes(untrained.randomised(params, 0.2)))
     (tmp_path / classifier.RECORD).write_text(json.dumps({"image_size": 16}))
     common = ["sample", f"--workdir={prior}", "--labels=4"]
-    succeeds(capsys, *common, f"--output={tmp_path / 'all'}", "--count=5")
+    succeeds(*common, f"--output={tmp_path / 'all'}", "--count=5")
     flags = ["--count=2", "--accept_rate=0.4", f"--classifier={tmp_path}"]
-    succeeds(capsys, *common, f"--output={tmp_path / 'best'}", *flags)
+    succeeds(*common, f"--output={tmp_path / 'best'}", *flags)
     every, best = (np.load(tmp_path / name / "samples.npz") for name in ("all", "best"))
     scores = classifier.load(tmp_path).scores(every["images"], classes)
     np.testing.assert_array_equal(best["numbers"], np.sort(np.argsort(-scores)[:2]))

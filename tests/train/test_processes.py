@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from drill import PRIOR, SMALL, TINY, Job, arrays, cluster, environment, flags_of_stage_2, newest, rows
+from drill import PRIOR, TINY, Job, arrays, cluster, environment, flags_of_stage_2, newest, rows
 
 pytestmark = pytest.mark.slow
 
@@ -97,8 +97,7 @@ def test_two_and_then_one_go_on_as_if_nothing_had_happened(folder, tokenizer, al
 
 def test_four_processes_train_a_tokenizer_like_one_and_two_go_on(folder):
     """Codebook, discriminator with BatchNorm, adaptive weight and average, on another mesh from step 4 on."""
-    flags = (*SMALL, "--config.log.eval_every=2", "--config.log.checkpoint_every=2")
-    flags += ("--config.optimizer.schedule=constant",)
+    flags = ("--config.log.eval_every=2", "--config.log.checkpoint_every=2", "--config.optimizer.schedule=constant")
     smooth = f"{TINY}:smooth"
     alone = train(folder, "tokenizer_alone", 1, *LEGS[4], *flags, "--config.steps=6", page=smooth)
     legs = train(folder, "tokenizer_legs", 4, *LEGS[4], *flags, "--config.steps=4", page=smooth)
