@@ -249,7 +249,8 @@ def run_all(
         except BaseException:
             runner.stop.requested = True  # or the pool would first do all others
             raise
-    return failed, not runner.stop.requested
+    in_order = {job.name: failed[job.name] for job in jobs if job.name in failed}
+    return in_order, not runner.stop.requested
 
 
 # What a finished run left
