@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
@@ -146,12 +145,11 @@ def pair_functions(model: models.Tokenizer, networks: Networks, size: int, *, ss
 
 def perturbing(model: models.Tokenizer, size: int, seed: int) -> Perturb:
     """Returns a function from images' numbers and codes to the pixels of the perturbed codes, for batches of `size`."""
-    table, key = jnp.asarray(perturbed.table_of(model)), jax.random.key(seed)
-    model, table = jax.device_put((model, table), sharding.replicated(sharding.local_mesh()))
-    keys = jax.jit(jax.vmap(functools.partial(jax.random.fold_in, key)))
+    model = jax.device_put(model, sharding.replicated(sharding.local_mesh()))
+    keys = jax.jit(jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed))))
 
     def perturb(rows: Int[np.ndarray, "b"], indices: Int[np.ndarray, "b h w"]) -> Images:
-        return np.asarray(perturbed.decoded(model, padded(indices, size), table, keys(padded(rows, size))))[: len(rows)]
+        return np.asarray(perturbed.decoded(model, padded(indices, size), keys(padded(rows, size))))[: len(rows)]
 
     return perturb
 

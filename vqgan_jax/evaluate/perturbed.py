@@ -1,17 +1,16 @@
-"""Codes of which a share was replaced by near neighbours: what a decoder makes of the small mistakes of a prior.
+"""Perturbed codes: a share of an image's codes is replaced by near ones, as if a prior had made small mistakes.
 
-The Frechet distance of what they decode to is reported to follow the quality of generation where that of the
-reconstructions does not (Qiu et al. 2025, Robust Latent Matters, pFID), and it needs no prior. Its constants are ours:
-a figure is to be compared with figures of the same ones only.
+The Frechet distance of the decoded images needs no prior, and is reported to follow the quality of generation where
+that of reconstructions does not (Qiu et al. 2025, Robust Latent Matters, pFID). The constants below are ours: compare a
+figure only with figures of the same constants.
 """
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vqgan_jax import api, models
-from vqgan_jax.evaluate.distances import nearest
+from vqgan_jax.nn.codebooks import neighbours
 from vqgan_jax.nn.pixels import to_uint8
 
 SHARE = 0.5  # of an image's codes
@@ -22,44 +21,30 @@ PROTOCOL = (
 )
 
 
-def neighbours(codes: Float[np.ndarray, "k d"], count: int) -> Int[np.ndarray, "k {count}"]:
-    """Returns the rows of the codes nearest to each code, nearest first; a code is no neighbour of itself."""
-    order, _ = nearest(codes, codes, count + 1)
-    own = order == np.arange(len(codes))[:, None]
-    own[~own.any(1), -1] = True  # of several equal codes its own row may have come too late
-    return order[~own].reshape(len(codes), count)
-
-
-def table_of(model: models.Tokenizer) -> Int[np.ndarray, "k n"]:
-    """Returns the near neighbours of each code of a tokenizer, as its decoder reads the codes.
-
-    Raises:
-      ValueError: there is one code only.
-    """
-    size = model.codebook_size
+def near_codes(size: int) -> int:
+    """Returns how many near codes each code of a codebook of `size` has; ValueError where there is one code only."""
     if size < 2:
         raise ValueError(f"`pfd_vgg` needs at least 2 codes; the tokenizer has {size}. Leave it out.")
-    lookup = lambda module, rows: module.quantizer.lookup(rows)
-    codes = model.module.apply({"params": model.params}, jnp.arange(size), method=lookup)
-    return neighbours(np.asarray(codes), min(max(NEAR * size // OF, 1), size - 1))
+    return min(max(NEAR * size // OF, 1), size - 1)
 
 
 def perturb(
-    indices: Int[Array, "b h w"], table: Int[Array, "k n"], keys: Key[Array, "b"], share: float
+    indices: Int[Array, "b h w"], codebook: Float[Array, "k d"], keys: Key[Array, "b"], share: float
 ) -> Int[Array, "b h w"]:
-    """Replaces each index, with probability `share`, by one of its row of `table`, all of them equally likely."""
+    """Replaces each index, with probability `share`, by one of its near codes, all of them equally likely."""
 
-    def one(grid: Int[Array, "h w"], key: Key[Array, ""]) -> Int[Array, "h w"]:
+    def one(arguments: tuple[Int[Array, "h w"], Key[Array, ""]]) -> Int[Array, "h w"]:
+        grid, key = arguments
         coin, choice = jax.random.split(key)
-        column = jax.random.randint(choice, grid.shape, 0, table.shape[1])
-        return jnp.where(jax.random.bernoulli(coin, share, grid.shape), table[grid, column], grid)
+        near = neighbours(grid, codebook, near_codes(len(codebook)), choice)
+        return jnp.where(jax.random.bernoulli(coin, share, grid.shape), near, grid)
 
-    return jax.vmap(one)(indices, keys)
+    return jax.lax.map(one, (indices, keys))  # one by one: the distances to all codes of a batch may be large
 
 
 @jax.jit
-def decoded(
-    model: models.Tokenizer, indices: Int[Array, "b h w"], table: Int[Array, "k n"], keys: Key[Array, "b"]
-) -> UInt8[Array, "b H W 3"]:
+def decoded(model: models.Tokenizer, indices: Int[Array, "b h w"], keys: Key[Array, "b"]) -> UInt8[Array, "b H W 3"]:
     """Returns rounded pixels of perturbed codes, of each image by its own key."""
-    return to_uint8(api.decode(model, perturb(indices, table, keys, SHARE)))
+    lookup = lambda module: module.quantizer.lookup(jnp.arange(model.codebook_size))
+    codebook = model.module.apply({"params": model.params}, method=lookup)
+    return to_uint8(api.decode(model, perturb(indices, codebook, keys, SHARE)))
