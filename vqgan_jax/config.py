@@ -103,14 +103,14 @@ class Loss:
 
 @dataclasses.dataclass(frozen=True)
 class Perturb:
-    """Codes replaced by near ones in front of the decoder, in training: robust codes (Qiu et al. 2025).
+    """Replaces codes by near ones in front of the decoder, in training (Qiu et al. 2025).
 
-    A prior's samples hold codes that no encoder would have chosen; a decoder that was trained on such forgives them.
+    A prior samples codes that no encoder would have chosen. This trains the decoder on such codes.
     """
 
     share: float = 0.0  # of the images; 0 is off
     neighbours: int = 10  # a code becomes a random one of so many nearest to it
-    anneal: tuple[int, int] = (0, 0)  # steps between which the share of codes falls from 1 to 0; equal: it stays 1
+    anneal: tuple[int, int] = (0, 0)  # the probability of a code falls from 1 to 0 between these steps; equal: never
 
     def check(self) -> None:
         """Raises ValueError for what is no share, no neighbour or no span of steps."""

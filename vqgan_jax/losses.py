@@ -40,11 +40,11 @@ def pixel_binary_cross_entropy(one_hot: Float[Array, "*b"], logits: Float[Array,
 
 
 def bit_entropies(logits: Float[Array, "n d"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Entropies, in nats, of distributions over the 2^d combinations of d independent bits.
+    """Entropies, in nats, of distributions over the 2^d values of d independent bits.
 
-    An entropy is the sum of those of the bits. The probability of a combination is that of its first bits times that of
-    its last ones, so that the mean over the batch, of all devices, is one product of two matrices of sqrt(2^d) columns,
-    and nothing is as large as the batch times 2^d.
+    The entropy of independent bits is the sum of their entropies. The probability of a value is the probability of its
+    lower bits times that of its upper bits, so the mean over the batch is one product of two matrices with about
+    2^(d/2) columns, and no array has n 2^d elements. Under `jax.jit` the batch is the global one.
 
     Args:
       logits: of each bit to be 1.
@@ -52,28 +52,28 @@ def bit_entropies(logits: Float[Array, "n d"]) -> tuple[Float[Array, ""], Float[
     Returns:
       The mean of the entropies, and the entropy of the mean distribution.
     """
-    away = jnp.abs(logits)
-    each = jnp.sum(jax.nn.softplus(-away) + away * jax.nn.sigmoid(-away), axis=-1)
+    size = jnp.abs(logits)  # the entropy of a bit is even in its logit
+    entropy = jnp.sum(jax.nn.softplus(-size) + size * jax.nn.sigmoid(-size), axis=-1)
 
-    def combinations(logits: Float[Array, "n d"]) -> Float[Array, "n k"]:
-        found = jnp.ones((len(logits), 1))
-        for bit in range(logits.shape[1]):
-            bits = logits[:, bit : bit + 1]
-            found = jnp.concatenate([found * jax.nn.sigmoid(-bits), found * jax.nn.sigmoid(bits)], axis=-1)
-        return found
+    def probabilities(logits: Float[Array, "n d"]) -> Float[Array, "n k"]:
+        values = jnp.ones((len(logits), 1))
+        for i in range(logits.shape[1]):
+            bit = logits[:, i : i + 1]
+            values = jnp.concatenate([values * jax.nn.sigmoid(-bit), values * jax.nn.sigmoid(bit)], axis=-1)
+        return values
 
     half = logits.shape[1] // 2
-    halves = combinations(logits[:, :half]), combinations(logits[:, half:])
-    mean = jnp.einsum("nl,nh->lh", *halves, precision=jax.lax.Precision.HIGHEST) / len(logits)
-    return each.mean(), -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-20)))
+    lower, upper = probabilities(logits[:, :half]), probabilities(logits[:, half:])
+    mean = jnp.einsum("nl,nu->lu", lower, upper, precision=jax.lax.Precision.HIGHEST) / len(logits)
+    return entropy.mean(), -jnp.sum(mean * jnp.log(jnp.maximum(mean, 1e-20)))
 
 
 def lecam_loss(logits_real: Float[Array, "*b"], logits_fake: Float[Array, "*b"], average: LeCam) -> Float[Array, ""]:
-    """Holds the discriminator near its own past (Tseng et al. 2021, equation 3).
+    """LeCAM regularization: penalises means of logits beyond the running average of the other kind (Tseng et al. 2021).
 
     Args:
-      logits_real, logits_fake: of the batch, whose means count, as in VQGAN+.
-      average: running averages of these means, of the steps before.
+      logits_real, logits_fake: of the batch; only their means count, as in VQGAN+.
+      average: running averages of these means before this step.
     """
     real, fake = logits_real.mean(), logits_fake.mean()
     return jnp.square(jax.nn.relu(real - average.fake)) + jnp.square(jax.nn.relu(average.real - fake))

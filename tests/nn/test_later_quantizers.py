@@ -11,7 +11,7 @@ from reference import under
 
 from vqgan_jax import losses
 from vqgan_jax.config import Optimizer
-from vqgan_jax.nn.codebooks import ESTIMATORS, rotate, unit
+from vqgan_jax.nn.codebooks import ESTIMATORS, rotation, unit
 from vqgan_jax.nn.quantizer import FSQ, LFQ, QUANTIZERS, SimVQ, VectorQuantizer
 from vqgan_jax.train.state import TrainState, make_optimizer, moving_average
 
@@ -68,8 +68,8 @@ def test_simvq_equals_the_library(estimator):
 def test_the_rotation_equals_the_library():
     theirs = reference("rotation")
     latents, codes, cotangent = (jnp.asarray(theirs[name]) for name in ("latents", "codes", "cotangent"))
-    close(rotate(latents, codes), theirs["quantized"])
-    close(jax.grad(lambda z: jnp.sum(rotate(z, codes) * cotangent))(latents), theirs["by_quantized"])
+    close(rotation(latents, codes), theirs["quantized"])
+    close(jax.grad(lambda z: jnp.sum(rotation(z, codes) * cotangent))(latents), theirs["by_quantized"])
 
 
 # The rotation
@@ -77,7 +77,7 @@ def test_the_rotation_equals_the_library():
 
 def test_the_rotation_keeps_the_angle_of_the_gradient_and_scales_its_length(getkey):
     latents, codes, cotangent = (jax.random.normal(getkey(), (50, 6)) for _ in range(3))
-    value, pull = jax.vjp(lambda z: rotate(z, codes), latents)
+    value, pull = jax.vjp(lambda z: rotation(z, codes), latents)
     np.testing.assert_allclose(value, codes, atol=1e-5)
     gradient, lengths = pull(cotangent)[0], lambda x: np.linalg.norm(x, axis=-1)
     cosine = lambda x, y: np.sum(np.asarray(x) * np.asarray(y), -1) / lengths(x) / lengths(y)
@@ -87,7 +87,7 @@ def test_the_rotation_keeps_the_angle_of_the_gradient_and_scales_its_length(getk
 
 def test_the_rotation_is_finite_where_a_latent_is_zero_or_opposite_to_its_code():
     latents, codes = jnp.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]), jnp.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
-    value, gradient = jax.value_and_grad(lambda z: rotate(z, codes).sum())(latents)
+    value, gradient = jax.value_and_grad(lambda z: rotation(z, codes).sum())(latents)
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
 

@@ -177,7 +177,7 @@ def vq_model(config: Stage1) -> Table:
     if kind not in UPSTREAM:
         raise ConvertError(f"upstream's quantizers are {', '.join(UPSTREAM)}; this tokenizer's is {kind!r}.")
     d = config.discriminator
-    adversary = discriminator(d.num_layers, d.norm) if "discriminator" in held(config) else ()
+    adversary = discriminator(d.num_layers, d.norm) if "discriminator" in networks_of(config) else ()
     return (
         *autoencoder(functools.partial(renamed, UPSTREAM[kind])),
         Row("codebook/hits", f"{codebook}.cluster_size"),
@@ -186,7 +186,7 @@ def vq_model(config: Stage1) -> Table:
     )
 
 
-def held(config: Stage1) -> tuple[str, ...]:
+def networks_of(config: Stage1) -> tuple[str, ...]:
     """Returns the networks of a tokenizer that upstream's file has a place for: of discriminators the patch one."""
     patch = kind_of(config.discriminator, DISCRIMINATORS) == "patch"
     return ("generator", "codebook", *(("discriminator", "batch_stats") if patch else ()))

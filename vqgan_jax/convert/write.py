@@ -276,8 +276,8 @@ def tensors(converted: Converted, to: str) -> dict[str, np.ndarray]:
     config = dataclasses.replace(config, quantizer=quantizer)
     _check(config, NEEDS[to], to)
     if to == "taming":
-        networks = converted.networks | {"generator": generator}
-        return _taken(names.vq_model(config), {name: networks[name] for name in networks if name in names.held(config)})
+        networks = {name: converted.networks[name] for name in names.networks_of(config) if name in converted.networks}
+        return _taken(names.vq_model(config), networks | {"generator": generator})
     family = {"llamagen": llamagen, "diffusers": diffusers}[to]
     return _taken(family.vq_model(len(config.model.channel_multipliers)), {"generator": generator})
 

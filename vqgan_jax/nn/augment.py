@@ -1,7 +1,7 @@
-"""Differentiable augmentation: what the discriminator sees is changed at random, real or not (Zhao et al. 2020).
+"""Differentiable augmentation of what the discriminator sees, real and reconstructed images alike (Zhao et al. 2020).
 
-A discriminator that sees few images learns them by heart. Each function takes images in [-1, 1] and draws anew for each
-image; its gradient passes to the images.
+It keeps a discriminator from memorising a small set of images. Each function takes images in [-1, 1], draws its random
+numbers for each image apart, and passes its gradient to the images.
 """
 
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ def color(images: Float[Array, "b H W c"], key: jax.Array) -> Float[Array, "b H 
 
 
 def scaled(x: Float[Array, "b H W c"], about: Float[Array, "b _ _ _"], by: Float[Array, "b 1 1 1"]) -> Array:
-    """The difference to a mean, so many times."""
+    """Scales the differences from a mean."""
     return (x - about) * by + about
 
 
 def translation(images: Float[Array, "b H W c"], key: jax.Array) -> Float[Array, "b H W c"]:
-    """Moves each image by up to an eighth of its sides; zeros come in."""
+    """Moves each image by up to an eighth of its sides, and fills the rest with zeros."""
     b, height, width, _ = images.shape
     keys, reach = jax.random.split(key), ((height + 4) // 8, (width + 4) // 8)
     rows, columns = (jax.random.randint(k, (b,), 0, 2 * n + 1) for k, n in zip(keys, reach, strict=True))

@@ -19,21 +19,21 @@ def straight_through(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"])
     return latents + jax.lax.stop_gradient(codes - latents)
 
 
-def rotate(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    """Returns the codes as the latents turned and stretched onto them, by a rotation and a factor that are constant.
+def rotation(latents: Float[Array, "*b d"], codes: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+    """Returns the codes, as latents that a constant rotation and a constant factor bring onto them.
 
-    The gradient keeps its angle to the latent, as the incoming one has it to the code, and grows by the quotient of
-    their lengths (Fifty et al. 2024, section 4.2). Where one of the two is zero or they are opposite it stays finite.
+    The rotation trick of Fifty et al. 2024: the gradient has the angle to the latent that it had to the code, and its
+    length is scaled by |code| / |latent|. It is finite where one of the two is zero, and where they are opposite.
     """
     z, e = jax.lax.stop_gradient((latents, codes))
     u, v = unit(z), unit(e)
     w = unit(u + v)
-    stretch = jnp.linalg.norm(e, axis=-1, keepdims=True) / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-6)
+    factor = jnp.linalg.norm(e, axis=-1, keepdims=True) / (jnp.linalg.norm(z, axis=-1, keepdims=True) + 1e-6)
     along = lambda direction: jnp.sum(latents * direction, axis=-1, keepdims=True)
-    return stretch * (latents - 2 * along(w) * w + 2 * along(u) * v)
+    return factor * (latents - 2 * along(w) * w + 2 * along(u) * v)
 
 
-ESTIMATORS = {"straight_through": straight_through, "rotation": rotate}
+ESTIMATORS = {"straight_through": straight_through, "rotation": rotation}
 
 
 def nearest(latents: Float[Array, "*b d"], codebook: Float[Array, "k d"]) -> Int[Array, "*b"]:

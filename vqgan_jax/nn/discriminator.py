@@ -104,7 +104,7 @@ class PatchDiscriminator(Discriminator):
 
 
 class PatchDiscriminatorV2(Discriminator):
-    """3x3 convolutions with blurred downsampling and GroupNorm (VQGAN+, Weber et al. 2024, appendix A).
+    """3x3 convolutions with blurred downsampling and GroupNorm (VQGAN+, Weber et al. 2024).
 
     Its fields, but dtype, are the keys of the config's section `discriminator` of kind "patch_v2".
 

@@ -87,7 +87,7 @@ class Quantizer(nn.Module):
         return params, stats
 
     def folded(self, params: Params) -> tuple["Quantizer", Params]:
-        """Returns the same codes in the form in which other programs may know them: here as they are."""
+        """Returns a quantizer of the same codes that other programs may know, and its parameters: here itself."""
         return self, params
 
     def check(self) -> None:
@@ -196,9 +196,9 @@ class VectorQuantizer(Quantizer):
 
 
 class SimVQ(Quantizer):
-    """Nearest of codes that move together: random ones, which never change, times one learned matrix.
+    """Nearest code of a codebook that is a frozen random table times one learned matrix (Zhu et al. 2024).
 
-    Every gradient moves every code, so that none dies (Zhu et al. 2024, section 3.3).
+    Every gradient moves every code, so that no code dies.
 
     Attributes:
       codebook_size: number of codes k.
@@ -359,17 +359,16 @@ class FSQ(Quantizer):
 
 
 class LFQ(Quantizer):
-    """Lookup-free quantization: every channel is a bit, its sign (Yu et al. 2023, section 3.1).
+    """Lookup-free quantization: the sign of every channel is one bit of the index (Yu et al. 2023).
 
-    There is no codebook to learn. An entropy loss makes every choice sure and all codes equally frequent; without it
-    many are never used. The entropies are those of softmax(2 z.e / temperature) over all codes e. The first channel is
-    the lowest bit of the index, as in the published Open-MAGVIT2 and MaskBit.
+    There is no codebook to learn. The entropy loss makes each choice confident and all codes equally frequent; without
+    it many codes are never used. The first channel is the lowest bit of the index, as in Open-MAGVIT2 and MaskBit.
 
     Attributes:
       bits: number of channels d; the codebook's size is 2^d.
       unit_length: divide latents and codes by their lengths: binary spherical quantization (Zhao et al. 2024).
-      entropy_weight: of `losses.bit_entropies`, the first less the second.
-      temperature: of their softmax.
+      entropy_weight: of the mean entropy minus the entropy of the mean; see `losses.bit_entropies`.
+      temperature: of the distribution softmax(2 z.e / temperature) over all codes e, whose entropies these are.
       commitment_weight: of `losses.commitment_loss`.
     """
 
@@ -414,13 +413,14 @@ class LFQ(Quantizer):
         places = (2 ** np.arange(self.bits, dtype=np.int32)).reshape((1,) * (latents.ndim - 1) + (-1,))
         indices = jnp.sum(ones * places, axis=-1, dtype=jnp.int32)
         logits = 4 * self.size / self.temperature * latents  # of each bit: of 2 z.e, the difference between its codes
-        sure, spread = losses.bit_entropies(logits.reshape(-1, self.bits))
+        mean_entropy, entropy_of_mean = losses.bit_entropies(logits.reshape(-1, self.bits))
         terms = {
             "commitment_loss": losses.commitment_loss(latents, codes).mean(),
-            "entropy": sure,
-            "entropy_of_mean": spread,
+            "entropy": mean_entropy,
+            "entropy_of_mean": entropy_of_mean,
         }
-        loss = self.commitment_weight * terms["commitment_loss"] + self.entropy_weight * (sure - spread)
+        loss = self.entropy_weight * (mean_entropy - entropy_of_mean)
+        loss += self.commitment_weight * terms["commitment_loss"]
         return Quantized(straight_through(latents, codes), indices, latents, codes, loss, terms)
 
     def lookup(self, indices: Int[Array, "*b"]) -> Float[Array, "*b d"]:

@@ -41,7 +41,7 @@ def moving_average(state: TrainState, params: dict[str, Any], decay: float) -> d
     It forgets its first values as fast as it can, else it would be the initial parameters for long.
     """
     decayed = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-    # So written, what does not move has an average that does not move by a bit.
+    # In this form the average of a parameter that does not change is bit-equal to it.
     average = lambda new, old: old + (1 - decayed) * (new - old)
     return {name: jax.tree.map(average, params[name], old) for name, old in state.ema.items()}
 
@@ -120,8 +120,8 @@ def make_optimizer(config: configs.Optimizer, peak: float, steps: int) -> optax.
     return optax.chain(*parts)
 
 
-# Kernels that are stacks of matrices: which of their axes are the input and which the output of a matrix. All others
-# (layers; queries, keys and values) number the matrices. Embedding, head and what is no matrix stay with Adam.
+# Kernels that are stacks of matrices, with the input axes and the output axes of a matrix. The other axes (layers;
+# queries, keys and values) number the matrices. Adam moves the embedding, the head and everything that is no matrix.
 MATRICES = (
     (r"layers/qkv/kernel$", ((1,), (3, 4))),
     (r"layers/proj/kernel$", ((1, 2), (3,))),
@@ -141,9 +141,10 @@ def kinds_of_leaves(params: Any) -> Any:
 
 
 def muon() -> optax.GradientTransformation:
-    """Steps along momentum made orthogonal (Jordan et al. 2024), as long as Adam's steps mostly are.
+    """Muon: the momentum of each matrix, orthogonalised (Jordan et al. 2024).
 
-    With a root mean square of 0.2 for a square matrix (Liu et al. 2025, section 2.2) Adam's learning rate serves.
+    Updates are scaled to the root mean square that Adam's usually have, 0.2 for a square matrix, so that both use the
+    same learning rate (Liu et al. 2025).
     """
     numbers = lambda path, _: MuonDimensionNumbers(*(matrix_axes(path) or ()))
     axes = lambda updates: jax.tree_util.tree_map_with_path(numbers, updates)
