@@ -3,6 +3,8 @@
 VQGAN_JAX_DATA=DIR vqgan study codes --workdir=studies
 """
 
+from cifar import PRIOR, TOKENIZER
+
 from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
 
 EUCLIDEAN = {"quantizer.unit_length": False}
@@ -35,27 +37,11 @@ STUDY = Study(
     ),
     bases={
         "tokenizer": Base(
-            "stage1_cifar10:no_disc",
-            {
-                "steps": 800,
-                "log.eval_every": 200,
-                "log.eval_examples": 256,
-                "log.eval_metrics": (),
-                "log.checkpoint_every": 200,
-            },
+            TOKENIZER.page,
+            {**TOKENIZER.changes, "steps": 800, "loss.disc_weight": 0.0, "log.eval_every": 200},
             Measure(metrics=("fd_vgg", "pfd_vgg", "lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
         ),
-        "prior": Base(
-            "stage2_cifar10",
-            {
-                "steps": 1_000,
-                "transformer.depth": 4,
-                "transformer.width": 128,
-                "log.eval_every": 250,
-                "log.checkpoint_every": 250,
-            },
-            Measure(metrics=("nll", "own_class", "fd_vgg"), examples=2_000, samples=1_000),
-        ),
+        "prior": Base(PRIOR.page, {**PRIOR.changes, "steps": 1_000}, PRIOR.measure),
     },
     runs={
         "plain": Run("tokenizer", EUCLIDEAN | NO_START),

@@ -3,6 +3,8 @@
 VQGAN_JAX_DATA=DIR vqgan study losses --workdir=studies
 """
 
+from cifar import TOKENIZER
+
 from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
 
 NO_DISC = {"loss.disc_weight": 0.0}
@@ -20,16 +22,8 @@ STUDY = Study(
     ),
     bases={
         "tokenizer": Base(
-            "stage1_cifar10",
-            {
-                "steps": 1_000,
-                "loss.disc_start": 500,
-                "loss.disc_ramp": 100,
-                "log.eval_every": 250,
-                "log.eval_examples": 256,
-                "log.eval_metrics": (),
-                "log.checkpoint_every": 250,
-            },
+            TOKENIZER.page,
+            {**TOKENIZER.changes, "steps": 1_000, "loss.disc_start": 500, "log.eval_every": 250},
             Measure(metrics=("fd_vgg", "lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
         )
     },

@@ -15,8 +15,7 @@ from rich.table import Table
 
 from vqgan_jax import cli
 from vqgan_jax.data import storage
-from vqgan_jax.report import study as report
-from vqgan_jax.studies import Study, plan, results, run
+from vqgan_jax.studies import Study, plan, report, results, run
 from vqgan_jax.studies.page import check_name
 from vqgan_jax.studies.plan import Job
 from vqgan_jax.studies.results import Key, Record
@@ -79,21 +78,25 @@ def main(argv: Sequence[str]) -> int:
     seeds = numbers("--seeds", flags.seeds)
     with cli.page_module(page) as module:
         study = study_of(module, page)
-        found = {file: results.read(file) for file in (*committed(flags, page), workdir / page.stem / "results.json")}
-        everything = sorted({*study.seeds, *seeds, *(seed for records in found.values() for _, seed in records)})
+        files = [*committed(flags, page), workdir / page.stem / "results.json"]
+        stored = {file: results.read(file) for file in files}
+        every_seed = sorted({*study.seeds, *seeds, *(seed for records in stored.values() for _, seed in records)})
         jobs = plan.jobs(
             study,
             str(page),
             workdir,
             cli.load_config,
             bases=bases_of(flags.base),
-            seeds=everything,
+            seeds=every_seed,
             data_dir=f"{data}/tfds" if (data := os.environ.get("VQGAN_JAX_DATA")) else "",
         )
         if flags.measure:
             measure(study, jobs, flags.measure, seeds)
             return 0
-        return go_on(flags, study, page.stem, jobs, seeds or study.seeds, found)
+        chosen = choose(study, jobs, list(filter(None, flags.only.split(","))), seeds or study.seeds)
+        console = Console()
+        records = join(stored, jobs, console, renew=flags.renew)
+        return go_on(flags, study, page.stem, jobs, chosen, records, console)
 
 
 def committed(flags: argparse.Namespace, page: Path) -> list[epath.Path]:
@@ -106,29 +109,39 @@ def committed(flags: argparse.Namespace, page: Path) -> list[epath.Path]:
     return [epath.Path(beside)]
 
 
+def choose(study: Study, jobs: Sequence[Job], only: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """Returns the jobs of the runs `only`, of all where there are none, with their own seeds or else these."""
+    for name in only:
+        check_name("`--only`", name, study.runs)
+    return [job for job in jobs if (not only or job.run in only) and job.seed in (study.runs[job.run].seeds or seeds)]
+
+
+def join(
+    files: Mapping[epath.Path, Mapping[Key, Record]], jobs: Sequence[Job], console: Console, *, renew: bool
+) -> dict[Key, Record]:
+    """Returns the records of all files; of two results of one run the first file's counts."""
+    joined: dict[Key, Record] = {}
+    for file, records in files.items():
+        fitting = results.fitting(records, jobs, file, renew=renew)
+        for name, seed in results.differing(joined, fitting):
+            console.print(f"{name}, seed {seed} has two results that differ; the committed one counts")
+        joined = {**fitting, **joined}
+    return joined
+
+
 def go_on(
     flags: argparse.Namespace,
     study: Study,
     name: str,
     jobs: Sequence[Job],
-    seeds: Sequence[int],
-    files: Mapping[epath.Path, Mapping[Key, Record]],
+    chosen: Sequence[Job],
+    records: dict[Key, Record],
+    console: Console,
 ) -> int:
-    """Runs what is missing, or only tells it, and returns the exit status."""
-    console, workdir = Console(), storage.place(flags.workdir)
-    first, *others = (results.fitting(records, jobs, file, renew=flags.renew) for file, records in files.items())
-    records = dict(first)  # the committed ones, where there are any
-    for other in others:
-        for run_name, seed in results.differing(first, other):
-            console.print(f"{run_name}, seed {seed} has two results that differ; the committed one counts")
-        records = {**other, **records}
-    only = list(filter(None, flags.only.split(",")))
-    for run_name in only:
-        check_name("`--only`", run_name, study.runs)
-    chosen = [job for job in jobs if (not only or job.run in only) and job.seed in (study.runs[job.run].seeds or seeds)]
-    missing = [job for job in chosen if (job.run, job.seed) not in records]
+    """Runs the chosen jobs that have no record, or prints them, and returns the exit status."""
+    workdir, missing = storage.place(flags.workdir), [job for job in chosen if (job.run, job.seed) not in records]
     if flags.print_commands:
-        commands = [command for job in [*needed(missing), *missing] for command in job.commands(workdir)]
+        commands = [command for job in [*to_train_first(missing), *missing] for command in job.commands(workdir)]
         print("\n".join(dict.fromkeys(commands)))
         return 0
     if flags.dry_run:
@@ -141,27 +154,27 @@ def go_on(
     folder, failed, whole = workdir / name, {}, True
     storage.make_folder(folder)
     save = lambda: results.write(folder / "results.json", results.results_of(name, study, records.values()), failed)
+
+    def done(job: Job, record: Record) -> None:
+        results.check_protocols(study, [*records.values(), record])
+        records[job.run, job.seed] = record
+        save()
+        figures = next(iter(record.figures.values()), {})  # of several settings the first one's
+        line = "  ".join(f"{figure} {value:.4g}" for figure, value in figures.items())
+        console.print(f"[bold]done[/]  {job.name}: {line}", highlight=False, soft_wrap=True)
+
     if not flags.report:
         jax.config.update("jax_platforms", "cpu")  # here: an accelerator belongs to the processes that train
+        warn_of_retraining(missing, records, console)
+        in_turn = sorted(missing, key=lambda job: job.seed)  # all variants of one seed, then of the next
         with Stop() as stop:
-            tell_again(missing, records, console)
-
-            def done(job: Job, record: Record) -> None:
-                results.check_protocols(study, [*records.values(), record])
-                records[job.run, job.seed] = record
-                save()
-                told = "  ".join(f"{figure} {value:.4g}" for figure, value in first_figures(record).items())
-                console.print(f"[bold]done[/]  {job.name}: {told}", highlight=False, soft_wrap=True)
-
-            runner = run.Runner(workdir, console, stop)
-            in_turn = sorted(missing, key=lambda job: job.seed)  # all variants of one seed, then of the next
-            failed, whole = run.run_all(in_turn, runner, flags.jobs, done)
+            failed, whole = run.run_all(in_turn, run.Runner(workdir, console, stop), flags.jobs, done)
     save()
     return finish(results.results_of(name, study, records.values()), jobs, failed, folder, console, whole=whole)
 
 
 def finish(
-    found: results.Results,
+    result: results.Results,
     jobs: Sequence[Job],
     failed: Mapping[str, str],
     folder: epath.Path,
@@ -170,39 +183,30 @@ def finish(
     whole: bool,
 ) -> int:
     """Writes the page and prints the verdict; returns the exit status."""
-    notes, sheets, study = results.tokenizers_differ(found.study, found.records), {}, found.study
+    notes, sheets, study = results.tokenizers_differ(result.study, result.records), {}, result.study
     for job in sorted(jobs, key=lambda job: (list(study.runs).index(job.run), job.seed)):
         if job.run not in sheets and (sheet := report.sheet_of(job.folder)) is not None:
             sheets[job.run] = sheet
-    (folder / "index.html").write_text(report.page(found, failed=failed, notes=notes, sheets=sheets))
-    for comparison, outcome in found.outcomes:
+    (folder / "index.html").write_text(report.page(result, failed=failed, notes=notes, sheets=sheets))
+    for comparison, outcome in result.outcomes:
         console.print(report.sentence(comparison, outcome), highlight=False, soft_wrap=True)
     for line in notes:
         console.print(line)
     stopped = "" if whole else "  stopped; the same command goes on"
-    console.print(f"[bold]{found.verdict}[/]: {study.claim}{stopped}", soft_wrap=True)
+    console.print(f"[bold]{result.verdict}[/]: {study.claim}{stopped}", soft_wrap=True)
     console.print(f"{folder / 'results.json'} and index.html", soft_wrap=True)
     return 1 if failed else 0
 
 
-def first_figures(record: Record) -> Mapping[str, float]:
-    """Returns the figures of a record, of several settings the first one's."""
-    return next(iter(record.figures.values()), {})
+def to_train_first(missing: Sequence[Job]) -> list[Job]:
+    """Returns the jobs that are not trained and whose weights others need, each once."""
+    needs = {other.folder: other for job in missing for other in job.needs}
+    return [job for job in needs.values() if not (job.folder / run.TRAINED).exists()]
 
 
-def needed(missing: Sequence[Job]) -> list[Job]:
-    """Returns the jobs whose weights others need, each once."""
-    found: dict[epath.Path, Job] = {}
-    for job in missing:
-        for other in job.needs:
-            if not (other.folder / run.TRAINED).exists():
-                found.setdefault(other.folder, other)
-    return list(found.values())
-
-
-def tell_again(missing: Sequence[Job], records: Mapping[Key, Record], console: Console) -> None:
+def warn_of_retraining(missing: Sequence[Job], records: Mapping[Key, Record], console: Console) -> None:
     """Says which runs have results, and must be trained again because others need their weights."""
-    for job in needed(missing):
+    for job in to_train_first(missing):
         if (job.run, job.seed) in records:
             text = f"{job.name} is trained again: others need its weights, which are not in {job.folder}"
             console.print(text, highlight=False, soft_wrap=True)
@@ -217,7 +221,7 @@ def describe(
         state = "has results" if job not in missing else "trained" if run.is_trained(job) else "missing"
         table.add_row(job.run, str(job.seed), f"{job.config.steps:,}", "; ".join(o.name for o in job.needs), state)
     console.print(table)
-    tell_again(missing, records, console)
+    warn_of_retraining(missing, records, console)
     console.print(f"{len(chosen) - len(missing)} of {len(chosen)} have results; {len(missing)} are to be run")
 
 
@@ -272,10 +276,10 @@ def study_of(module: object, page: Path) -> Study:
 
 def bases_of(pages: Sequence[str]) -> dict[int, str]:
     """Returns the pages of `--base` by their stage."""
-    found = {cli.load_config(page).stage: page for page in pages}
-    if len(found) < len(pages):
+    by_stage = {cli.load_config(page).stage: page for page in pages}
+    if len(by_stage) < len(pages):
         raise cli.UsageError(f"`--base` takes one page of each stage; got {shlex.join(pages)}.")
-    return found
+    return by_stage
 
 
 def numbers(flag: str, text: str) -> tuple[int, ...]:

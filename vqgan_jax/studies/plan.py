@@ -74,8 +74,8 @@ class Job:
     def measuring(self) -> dict[str, Any]:
         """Returns what shapes the figures beside the training, of JSON's types."""
         settings = identity(self.config, apart=()) if self.config.stage == 2 else {}
-        drawn = {path: value for path, value in settings.items() if path.startswith("sampling.")}
-        return json.loads(json.dumps(self.measure.identity() | drawn))
+        sampling = {path: value for path, value in settings.items() if path.startswith("sampling.")}
+        return json.loads(json.dumps(self.measure.identity() | sampling))
 
     @property
     def measured(self) -> epath.Path:
@@ -104,9 +104,10 @@ class Job:
             "seed": self.seed,
             "output": self.measured,
         }
-        drawn = {"samples": m.samples, "sweep": m.sweep, "scorer": m.scorer} if self.config.stage == 2 else {}
-        given = [f"--{name}={value}" for name, value in (options | drawn).items() if value != ""]
-        return ["evaluate", f"--workdir={self.folder}", *given]
+        if self.config.stage == 2:
+            options |= {"samples": m.samples, "sweep": m.sweep, "scorer": m.scorer}
+        flags = [f"--{name}={value}" for name, value in options.items() if value != ""]
+        return ["evaluate", f"--workdir={self.folder}", *flags]
 
     def measure_by_page(self, workdir: epath.PathLike) -> list[str]:
         """Returns the arguments of `vqgan` that measure it by the function of the study's page."""
@@ -147,18 +148,18 @@ def jobs(
     """
     study = dataclasses.replace(study, seeds=tuple(seeds) or study.seeds)
     study.check()
-    made: dict[tuple[str, int], Job] = {}
+    by_run: dict[tuple[str, int], Job] = {}
     for name in sorted(study.runs, key=lambda name: bool(study.runs[name].tokenizer)):  # stable: stage 1 comes first
         for seed in study.seeds_of(name):
-            made[name, seed] = make(study, page, workdir, load, name, seed, made, bases or {}, data_dir)
+            by_run[name, seed] = make(study, page, workdir, load, name, seed, by_run, bases or {}, data_dir)
     names: dict[epath.Path, str] = {}
-    for job in made.values():
+    for job in by_run.values():
         if (other := names.setdefault(job.measured, job.run)) != job.run:
             raise ValueError(
                 f"each run of a study must be another training or be measured otherwise; {job.run!r} and {other!r} are "
                 "the same. Change one of them, or remove it."
             )
-    return list(made.values())
+    return list(by_run.values())
 
 
 def make(
@@ -168,14 +169,14 @@ def make(
     load: Load,
     name: str,
     seed: int,
-    made: Mapping[tuple[str, int], Job],
+    by_run: Mapping[tuple[str, int], Job],
     bases: Mapping[int, str],
     data_dir: str,
 ) -> Job:
-    """Returns the job of one run and seed; `made` has the tokenizers."""
+    """Returns the job of one run and seed; `by_run` has the tokenizers."""
     run = study.runs[name]
     base = study.bases[run.base]
-    parts = {role: of_seed(study, made, getattr(run, role), seed) for role in ("tokenizer", "condition")}
+    parts = {role: of_seed(study, by_run, getattr(run, role), seed) for role in ("tokenizer", "condition")}
     changes = {"seed": seed} | ({"data.data_dir": data_dir} if data_dir else {})
     if parts["tokenizer"]:
         changes["tokenizer.workdir"] = str(parts["tokenizer"].folder)
@@ -217,12 +218,12 @@ def make(
     )
 
 
-def of_seed(study: Study, made: Mapping[tuple[str, int], Job], name: str, seed: int) -> Job | None:
+def of_seed(study: Study, by_run: Mapping[tuple[str, int], Job], name: str, seed: int) -> Job | None:
     """Returns the job of a run of this seed, or of its only seed; None for no run."""
     if not name:
         return None
     theirs = study.seeds_of(name)
-    return made[name, seed if seed in theirs else theirs[0]]
+    return by_run[name, seed if seed in theirs else theirs[0]]
 
 
 def as_flags(changes: Mapping[str, Any]) -> tuple[str, ...]:
@@ -235,13 +236,13 @@ def identity(config: Any, apart: Sequence[str] = APART) -> dict[str, Any]:
 
     A key that a later version adds has the default that does what was done before it, so it changes no identity.
     """
-    known, found = flat(fields.write(type(config)())), {}
+    defaults, changed = flat(fields.write(type(config)())), {}
     for path, value in flat(fields.write(config)).items():
         section, _, key = path.partition(".")
         elsewhere = key in PLACES.get(section, ()) or path.endswith((".workdir", ".fingerprint"))
-        if section not in apart and not elsewhere and known.get(path) != value:
-            found[path] = plain(value)
-    return dict(sorted(found.items()))
+        if section not in apart and not elsewhere and defaults.get(path) != value:
+            changed[path] = plain(value)
+    return dict(sorted(changed.items()))
 
 
 def plain(value: Any) -> Any:
@@ -253,10 +254,10 @@ def plain(value: Any) -> Any:
 
 def flat(nested: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     """Returns nested values by "section.key"."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in nested.items():
-        found |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
-    return found
+        values |= flat(value, f"{path}{key}.") if isinstance(value, Mapping) else {f"{path}{key}": value}
+    return values
 
 
 def digest(value: Any) -> str:

@@ -96,14 +96,14 @@ def read(path: epath.Path) -> dict[Key, Record]:
             f"{path} must be the results.json of a study; it is none: {type(error).__name__}: {error}. Restore it, or "
             "remove it to run the study again."
         ) from None
-    found: dict[Key, Record] = {}
+    by_run: dict[Key, Record] = {}
     for record in records:
-        if (record.run, record.seed) in found:
+        if (record.run, record.seed) in by_run:
             raise ValueError(
                 f"{path} must hold each run once; {record.run!r}, seed {record.seed}, is there twice. Remove one."
             )
-        found[record.run, record.seed] = record
-    return found
+        by_run[record.run, record.seed] = record
+    return by_run
 
 
 def misfit(record: Record, job: Job | None) -> str:
@@ -155,13 +155,13 @@ def differing(ours: Mapping[Key, Record], others: Mapping[Key, Record]) -> list[
 
 def variants(records: Iterable[Record]) -> dict[str, dict[str, dict[int, float]]]:
     """Returns values by variant, figure and seed; a setting of a run is a variant, "prior, top_k 100"."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    values: dict[str, dict[str, dict[int, float]]] = {}
     for record in records:
         for setting, figures in record.figures.items():
-            variant = found.setdefault(f"{record.run}, {setting}" if setting else record.run, {})
+            variant = values.setdefault(f"{record.run}, {setting}" if setting else record.run, {})
             for figure, value in figures.items():
                 variant.setdefault(figure, {})[record.seed] = value
-    return found
+    return values
 
 
 def check_protocols(study: Study, records: Iterable[Record]) -> None:
@@ -212,13 +212,13 @@ def compare(study: Study, records: Iterable[Record]) -> list[tuple[Comparison, v
 
 def tokenizers_differ(study: Study, records: Iterable[Record]) -> list[str]:
     """Returns a line for each tokenizer that was trained twice, so that priors of one seed have other codes."""
-    found: dict[tuple[str, int], set[str]] = {}
+    fingerprints: dict[tuple[str, int], set[str]] = {}
     for record in records:
         if record.tokenizer:
-            found.setdefault((study.runs[record.run].tokenizer, record.seed), set()).add(record.tokenizer)
+            fingerprints.setdefault((study.runs[record.run].tokenizer, record.seed), set()).add(record.tokenizer)
     return [
         f"priors of seed {seed} learned codes of {len(marks)} trainings of {name!r}: their difference is in the spread"
-        for (name, seed), marks in found.items()
+        for (name, seed), marks in fingerprints.items()
         if len(marks) > 1
     ]
 
@@ -251,8 +251,8 @@ def results_of(name: str, study: Study, records: Iterable[Record]) -> Results:
     order = {run: place for place, run in enumerate(study.runs)}
     ordered = sorted(records, key=lambda record: (order[record.run], record.seed))
     outcomes = compare(study, ordered)
-    found = verdict.overall([outcome for _, outcome in outcomes[: len(study.decides)]])
-    return Results(name, study, ordered, variants(ordered), outcomes, found)
+    overall = verdict.overall([outcome for _, outcome in outcomes[: len(study.decides)]])
+    return Results(name, study, ordered, variants(ordered), outcomes, overall)
 
 
 def write(path: epath.Path, results: Results, failed: Mapping[str, str]) -> None:

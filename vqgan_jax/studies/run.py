@@ -55,7 +55,7 @@ class Runner:
       workdir: of all studies, a folder of this machine.
       console: for people.
       stop: its `requested` ends every child, which saves what it has.
-      failures: what could not be made, and why, so that nobody tries it again in this call.
+      failures: why a folder could not be made, so that nobody tries it again in this call.
     """
 
     workdir: epath.Path
@@ -88,13 +88,13 @@ class Runner:
         with self.locked(job.folder, job.folder) as lock:
             if is_trained(job):
                 return
-            spent, began = lambda: bool(job.minutes) and minutes_of(lines_of(job), job) >= job.minutes, time.time()
+            is_over, began = lambda: bool(job.minutes) and minutes_of(lines_of(job), job) >= job.minutes, time.time()
             # A process that was only just started would die of the signal instead of saving.
-            ending = lambda: spent() and (Path(job.folder) / "metrics.jsonl").stat().st_mtime > began
-            self.call(job.folder, lock, job.train(), f"{job.name}: {job.config.steps:,} steps", ending)
+            may_end = lambda: is_over() and (Path(job.folder) / "metrics.jsonl").stat().st_mtime > began
+            self.call(job.folder, lock, job.train(), f"{job.name}: {job.config.steps:,} steps", may_end)
             lines = lines_of(job)
             reached = int(lines[-1]["step"]) if lines else 0
-            if reached < job.config.steps and not spent():
+            if reached < job.config.steps and not is_over():
                 raise Failed(f"{job.name}: the training was stopped from outside at step {reached}")
             storage.write_json(job.folder / TRAINED, {"step": reached})
 
@@ -113,11 +113,11 @@ class Runner:
         lock: int,
         arguments: Sequence[str],
         text: str,
-        ending: Callable[[], bool] = lambda: False,
+        may_end: Callable[[], bool] = lambda: False,
     ) -> None:
         """Runs `vqgan` with arguments, from the verb on, in a process of its own; FOLDER/study.log has its output.
 
-        The process has the folder's `lock`, too. When it is time for the `ending` it is told to save and end.
+        The process has the folder's `lock`, too. As soon as it `may_end` it gets a SIGTERM, on which it saves and ends.
 
         Raises:
           Failed: the process ended with an error.
@@ -138,7 +138,7 @@ class Runner:
                 start_new_session=True,
                 pass_fds=(lock,),
             )
-        usage = wait(process, lambda: self.stop.requested or ending())
+        usage = wait(process, lambda: self.stop.requested or may_end())
         add_usage(folder, usage)
         if self.stop.requested:
             raise Stopped
@@ -146,11 +146,11 @@ class Runner:
             raise Failed(f"{text}: exit {process.returncode}: {last_line(log)} ({log})")
 
     @contextlib.contextmanager
-    def locked(self, folder: epath.Path, made: epath.Path) -> Iterator[int]:
+    def locked(self, folder: epath.Path, product: epath.Path) -> Iterator[int]:
         """Holds a folder to make something in it, and gives the lock's descriptor; waits while others hold it.
 
         Raises:
-          Failed: what is `made` failed, now or before in this call.
+          Failed: the `product` could not be made, now or before in this call.
         """
         storage.make_folder(folder)
         with (Path(folder) / ".lock").open("w") as lock:
@@ -162,12 +162,12 @@ class Runner:
                 if self.stop.requested:
                     raise Stopped
                 time.sleep(PAUSE)
-            if why := self.failures.get(str(made)):
+            if why := self.failures.get(str(product)):
                 raise Failed(why)
             try:
                 yield lock.fileno()
             except (Failed, OSError) as error:
-                self.failures[str(made)] = str(error)
+                self.failures[str(product)] = str(error)
                 raise Failed(str(error)) from error
 
     def say(self, text: str) -> None:
@@ -184,17 +184,17 @@ def acquired(descriptor: int) -> bool:
     return True
 
 
-def wait(process: subprocess.Popen[bytes], ending: Callable[[], bool]) -> resource.struct_rusage:
-    """Waits for a child, tells it once to save and end when it is time, and returns what it used."""
-    told = False
+def wait(process: subprocess.Popen[bytes], may_end: Callable[[], bool]) -> resource.struct_rusage:
+    """Waits for a child, sends it one SIGTERM as soon as it `may_end`, and returns what it used."""
+    signalled = False
     while True:
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
         if pid:
             process.returncode = os.waitstatus_to_exitcode(status)
             return usage
-        if not told and ending():
+        if not signalled and may_end():
             os.kill(process.pid, signal.SIGTERM)
-            told = True
+            signalled = True
         time.sleep(PAUSE)
 
 

@@ -3,7 +3,6 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
@@ -12,13 +11,16 @@ from PIL import Image
 
 from vqgan_jax.report import plots
 from vqgan_jax.report.page import render
+from vqgan_jax.studies.page import Comparison
+from vqgan_jax.studies.results import Record, Results
+from vqgan_jax.studies.verdict import Outcome
 
 ARROW = {"higher": "↑", "lower": "↓", "none": ""}
 SHOWN = ("nll", "lpips", "psnr")  # curves that are shown beside those of the study's figures
 
 
 def page(
-    results: Any,
+    results: Results,
     *,
     failed: Mapping[str, str],
     notes: Sequence[str],
@@ -27,7 +29,7 @@ def page(
     """Returns the page.
 
     Args:
-      results: a `studies.results.Results`.
+      results: of the study.
       failed: why runs have no record, by their names.
       notes: what else a reader must know.
       sheets: pictures of the first seed of each run.
@@ -59,7 +61,7 @@ def page(
     )
 
 
-def tiles(results: Any) -> list[tuple[str, str, str, str]]:
+def tiles(results: Results) -> list[tuple[str, str, str, str]]:
     """Returns the figures to be read first: the verdict, and the statements that decide, up to five."""
     hours = sum(record.minutes for record in results.records) / 60
     decisive = results.outcomes[: min(len(results.study.decides), 5)]
@@ -69,7 +71,7 @@ def tiles(results: Any) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def table(results: Any) -> tuple[list[str], list[list[str]]]:
+def table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows of the figures: mean and spread over seeds, a row for each variant."""
     figures = results.study.figures
     header = ["variant", "seeds", *(f"{figure} {ARROW[direction]}".strip() for figure, direction in figures.items())]
@@ -112,7 +114,7 @@ COMPARED = (
 )
 
 
-def comparisons(results: Any) -> list[tuple[str, ...]]:
+def comparisons(results: Results) -> list[tuple[str, ...]]:
     """Returns rows of the comparisons, under `COMPARED`."""
     rows = []
     for place, (comparison, outcome) in enumerate(results.outcomes):
@@ -132,22 +134,22 @@ def comparisons(results: Any) -> list[tuple[str, ...]]:
     return rows
 
 
-def sentence(comparison: Any, outcome: Any) -> str:
+def sentence(comparison: Comparison, outcome: Outcome) -> str:
     """Returns a comparison and its outcome in a line."""
     interval = f", 95% {signed(outcome.low)} to {signed(outcome.high)}" if math.isfinite(outcome.low) else ""
     text = f"{comparison.better} better than {comparison.than} by {comparison.figure}"
     return f"{text}: {outcome.verdict} (mean advantage {signed(outcome.mean)}{interval})"
 
 
-def run_row(record: Any) -> tuple[str, ...]:
+def run_row(record: Record) -> tuple[str, ...]:
     """Returns a row of the table of runs."""
     times = (f"{record.minutes:.1f}", f"{record.cpu_minutes:.1f}", f"{record.peak_gib:.1f}")
     return (record.run, str(record.seed), f"{record.steps:,}", *times, record.commit or "—", record.machine)
 
 
-def curves(results: Any) -> dict[str, str]:
+def curves(results: Results) -> dict[str, str]:
     """Returns plots of the held-out figures over the steps, a line for each run's first seed."""
-    first: dict[str, Any] = {}
+    first: dict[str, Record] = {}
     for record in results.records:
         first.setdefault(record.run, record)
     plotted = {}
@@ -172,8 +174,8 @@ def sheet_of(workdir: epath.Path) -> UInt8[np.ndarray, "_ _ 3"] | None:
     return np.asarray(Image.open(io.BytesIO(file.read_bytes())).convert("RGB"))
 
 
-def markdown(studies: Sequence[Any]) -> str:
-    """Returns docs/results.md of several `studies.results.Results`: the verdicts, then each study with its figures."""
+def markdown(studies: Sequence[Results]) -> str:
+    """Returns docs/results.md of several studies: the verdicts, then each study with its figures."""
     lines = [HEAD, *verdicts(studies, "")]
     for results in studies:
         study, (header, rows) = results.study, table(results)
@@ -191,13 +193,13 @@ def markdown(studies: Sequence[Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def verdicts(studies: Sequence[Any], document: str) -> list[str]:
+def verdicts(studies: Sequence[Results], document: str) -> list[str]:
     """Returns the table of claims and verdicts, whose links lead into a document."""
     rows = [(f"[{r.name}]({document}#{r.name})", r.study.claim, f"**{r.verdict}**") for r in studies]
     return rows_of(("study", "claim", "verdict"), rows) if rows else ["No results are committed yet."]
 
 
-def insert(text: str, studies: Sequence[Any], document: str) -> str:
+def insert(text: str, studies: Sequence[Results], document: str) -> str:
     """Returns a text with the table of verdicts between its lines `MARKS`."""
     before, _, rest = text.partition(MARKS[0] + "\n")
     after = rest.partition(MARKS[1])[2]
