@@ -112,13 +112,13 @@ def load_scorer(flags: argparse.Namespace) -> tuple[drawing.Scorer | None, int]:
         raise cli.UsageError(
             f"`--accept_rate` must be in (0, 1] and `--count` positive; got {flags.accept_rate} and {flags.count}."
         )
-    given = [flag for flag in (flags.scorer, flags.classifier) if flag is not None]
-    if len(given) != int(flags.accept_rate < 1):
+    scorers = [flag for flag in (flags.scorer, flags.classifier) if flag is not None]
+    if len(scorers) != int(flags.accept_rate < 1):
         raise cli.UsageError(
             "`--accept_rate` below 1 and `--scorer` belong together, or `--classifier` in its place; give both or "
             "neither."
         )
-    if not given:
+    if not scorers:
         return None, flags.count
     score = (
         classifier.load(flags.classifier).scores if flags.classifier else cli.load_function("--scorer", flags.scorer)

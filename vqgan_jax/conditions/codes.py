@@ -155,12 +155,12 @@ class Codes(Condition):
 
     def read(self, names: Sequence[str], size: Size, data: Any) -> Num[np.ndarray, "n H W ..."]:
         """Returns the map in each file, as the loader would show it: its middle, brought to `size`."""
-        (view,), found = self.views(data).values(), []
+        (view,), maps = self.views(data).values(), []
         for name in names:
             values = self.decode(name)  # a map; or a picture, of which edges and low resolution are made
             image = values if values.ndim == 3 else np.zeros((*values.shape, 3), np.uint8)
-            found.append(views.fit(view, {self.field: values, "image": image}, size))
-        return np.stack(found)
+            maps.append(views.fit(view, {self.field: values, "image": image}, size))
+        return np.stack(maps)
 
     def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns the map as its tokenizer decodes it: what the prior sees."""

@@ -62,10 +62,10 @@ def shape(tensors: Tensors, name: str, rank: int) -> tuple[int, ...]:
         raise ConvertError(
             f"the checkpoint must have a tensor `{name}`; it has none. Give a whole file, or its format."
         )
-    found = tensors[name].shape
-    if len(found) != rank or 0 in found:
-        raise ConvertError(f"`{name}` must have {rank} axes, none empty; got shape {found}. Give another file.")
-    return found
+    sizes = tensors[name].shape
+    if len(sizes) != rank or 0 in sizes:
+        raise ConvertError(f"`{name}` must have {rank} axes, none empty; got shape {sizes}. Give another file.")
+    return sizes
 
 
 def count(names: Collection[str], name: Callable[[int], str]) -> int:
@@ -134,8 +134,8 @@ def _model(tensors: Tensors, name: Callable[[str], str], flax: bool) -> dict[str
 
     def channels(path: str) -> tuple[int, ...]:
         """Returns the channels that a convolution makes, and those that it reads."""
-        found = shape(tensors, name(f"generator/{path}/kernel"), 4)
-        return (found[3], found[2]) if flax else found[:2]
+        kernel = shape(tensors, name(f"generator/{path}/kernel"), 4)
+        return (kernel[3], kernel[2]) if flax else kernel[:2]
 
     width, latent = channels("encoder/conv_in")[0], channels("pre_quantizer")[1]
     block = "encoder/level_{}_block_{}/conv_1"

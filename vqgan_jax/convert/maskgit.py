@@ -44,10 +44,10 @@ def plan(checkpoint: Checkpoint) -> trees.Converted:
 def renamed(path: str, levels: int, blocks: int) -> str:
     """Returns what a path of ours is called in a tokenizer of so many levels, and residual blocks a level."""
 
-    def block(found: re.Match[str]) -> str:
-        net, level, number = found.groups()
+    def block(match: re.Match[str]) -> str:
+        net, level, number = match.groups()
         if int(level or 0) >= levels or int(number) >= blocks:
-            return found[0]  # its number would be that of another block
+            return match[0]  # its number would be that of another block
         run = int(level or levels)  # levels as they run: down and the middle; the middle and up
         return f"{net}/ResBlock_{blocks * (run if net == 'encoder' else levels - run) + int(number)}/"
 

@@ -103,7 +103,7 @@ def entries(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Entry]:
     Raises:
       ValueError: a path that no row fits, or two parts of one name.
     """
-    found: dict[str, Entry] = {}
+    named: dict[str, Entry] = {}
     for path, shape in shapes.items():
         row = next((row for row in table if _pattern(row.ours).fullmatch(path)), None)
         if row is None:
@@ -112,13 +112,13 @@ def entries(table: Table, shapes: Mapping[str, Shape]) -> dict[str, Entry]:
         labels = [axis.labels or tuple(map(str, range(shape[axis.axis]))) for axis in row.axes]
         for numbers in np.ndindex(*map(len, labels)):
             name = template.format(*(each[n] for each, n in zip(labels, numbers, strict=True)))
-            if name in found:
-                raise ValueError(f"one tensor must hold one array; `{name}` is {found[name].path} and {path}.")
+            if name in named:
+                raise ValueError(f"one tensor must hold one array; `{name}` is {named[name].path} and {path}.")
             at = {axis.axis: n for axis, n in zip(row.axes, numbers, strict=True)}
             index = tuple(at.get(i, slice(None)) for i in range(len(shape)))
             part = np.broadcast_to(np.int8(0), shape)[index]  # no memory, whatever the shape
-            found[name] = Entry(path, index, row.layout.theirs(part).shape, row.layout)
-    return found
+            named[name] = Entry(path, index, row.layout.theirs(part).shape, row.layout)
+    return named
 
 
 def put(entry: Entry, array: np.ndarray, tensor: np.ndarray) -> None:

@@ -345,28 +345,28 @@ def _unwrapped(value: Any) -> Checkpoint:
         raise ConvertError("a checkpoint must be a dict of tensors; this is none. Save the model's `state_dict()`.")
     # Without tensors of its own it is a tree, as a pickle of arrays may hold.
     if not any(isinstance(part, Tensor) for part in value.values()):
-        found, rest = _split(value)
-        return Checkpoint(found, other | rest)
+        tensors, rest = _split(value)
+        return Checkpoint(tensors, other | rest)
     named = {key: part for key, part in value.items() if isinstance(part, Tensor) and type(key) is str}
-    found = {key.removeprefix("module."): part for key, part in named.items()}
-    if len(found) < len(named):
+    tensors = {key.removeprefix("module."): part for key, part in named.items()}
+    if len(tensors) < len(named):
         raise ConvertError("each name must be there once, with `module.` or without; one is twice. Save it anew.")
-    return Checkpoint(found, other | {key: part for key, part in value.items() if key not in named})
+    return Checkpoint(tensors, other | {key: part for key, part in value.items() if key not in named})
 
 
 def _split(tree: Any) -> Checkpoint:
     """Returns the tensors of a tree, by their path, and the tree without them."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
     def walk(value: dict[Any, Any], path: str) -> dict[Any, Any]:
         rest = {}
         for key, part in value.items():
             if isinstance(part, Tensor):
-                if f"{path}{key}" in found:
+                if f"{path}{key}" in tensors:
                     raise ConvertError(f"{path}{key}"[:80] + " must be there once; it is twice.")
-                found[f"{path}{key}"] = part
+                tensors[f"{path}{key}"] = part
             elif type(part) is not dict or (part := walk(part, f"{path}{key}/")):
                 rest[key] = part
         return rest
 
-    return Checkpoint(found, walk(tree, ""))
+    return Checkpoint(tensors, walk(tree, ""))

@@ -123,8 +123,8 @@ def _tokenizer(tensors: Tensors, prefix: str, other: Mapping[str, Any] | None = 
     shapes = trees.network_shapes(config)
     entries = names.entries(names.vq_model(config), shapes)
     orders = _stage1_orders(mine, entries, config.quantizer.ema)
-    found = trees.planned(config, shapes, entries, mine, DROPPED, prefix)
-    return found._replace(moments=_moments(other or {}, orders, shapes, entries))
+    converted = trees.planned(config, shapes, entries, mine, DROPPED, prefix)
+    return converted._replace(moments=_moments(other or {}, orders, shapes, entries))
 
 
 def _discriminator(tensors: Tensors) -> dict[str, Any]:
@@ -166,10 +166,10 @@ def _prior(tensors: Tensors, other: Mapping[str, Any], num_codes: int | None, **
     rest = {name: tensor for name, tensor in tensors.items() if not name.startswith(tuple(parts))}
     shapes = trees.network_shapes(config)
     entries = names.entries(names.GPT, shapes)
-    found = trees.planned(config, shapes, entries, mine, DROPPED)
-    reports = [each.report for each in (tokenizer, own, found) if each]
+    prior = trees.planned(config, shapes, entries, mine, DROPPED)
+    reports = [each.report for each in (tokenizer, own, prior) if each]
     reports += [Report(used=permuter, dropped=shared), trees.compare({}, rest)]
-    return found._replace(
+    return prior._replace(
         moments=_moments(other, {"transformer": _stage2_order(entries)}, shapes, entries),
         tokenizer=tokenizer,
         condition=own,
@@ -190,8 +190,8 @@ def _same(first: Tensors, second: Tensors) -> bool:
 
 def _order(tensors: Tensors) -> tuple[str, int | None, tuple[str, ...]]:
     """Returns the order that a permuter's buffers hold, codes of an image, and the buffers; without any, row by row."""
-    found = tuple(name for name in tensors if name.startswith(PERMUTER))
-    if f"{PERMUTER}forward_shuffle_idx" not in found:
+    orders = tuple(name for name in tensors if name.startswith(PERMUTER))
+    if f"{PERMUTER}forward_shuffle_idx" not in orders:
         return "raster", None, ()
     forward = np.asarray(tensors[f"{PERMUTER}forward_shuffle_idx"].read())
     side = math.isqrt(forward.size)
@@ -201,7 +201,7 @@ def _order(tensors: Tensors) -> tuple[str, int | None, tuple[str, ...]]:
         except ValueError:  # an order that this grid does not have
             continue
         if fits:
-            return name, forward.size, found
+            return name, forward.size, orders
     raise ConvertError(
         f"the order in `{PERMUTER}forward_shuffle_idx` must be one of {', '.join(ordering.ORDERS)} of a square grid; "
         f"it begins {forward[:8].tolist()}, of {forward.size}, and is none. Such a prior cannot be used here."
@@ -236,7 +236,7 @@ def _moments(
 ) -> dict[str, Tree]:
     """Returns Adam's state of each network that has one in the file, where every parameter has one in its shape."""
     states = other.get("optimizer_states")
-    found = {}
+    moments = {}
     for (network, order), state in zip(orders.items(), states if isinstance(states, list) else [], strict=False):
         try:
             numbers = [number for group in state["param_groups"] for number in group["params"]]
@@ -252,5 +252,5 @@ def _moments(
         mine = {path: shape for path, shape in shapes.items() if path.startswith(f"{network}/")}
         chosen = {name: entries[name] for name in order}
         mu, nu = (trees.assemble(mine, chosen, dict(zip(order, tensors, strict=True))) for tensors in averages)
-        found[network] = {"count": count, "mu": mu[network], "nu": nu[network]}
-    return found
+        moments[network] = {"count": count, "mu": mu[network], "nu": nu[network]}
+    return moments

@@ -84,14 +84,14 @@ def compare(entries: Mapping[str, Entry], tensors: Tensors, dropped: Sequence[st
       dropped: patterns, as of file names, of tensors that are not needed.
       prefix: of all names, in the report only.
     """
-    found: dict[str, list[str]] = {field: [] for field in Report._fields}
+    names_of: dict[str, list[str]] = {field: [] for field in Report._fields}
     for name, tensor in tensors.items():
         if name in entries:
-            found["used" if _fits(entries[name], tensor) else "misshaped"].append(prefix + name)
+            names_of["used" if _fits(entries[name], tensor) else "misshaped"].append(prefix + name)
         else:
-            found["dropped" if _any(name, dropped) else "unexpected"].append(prefix + name)
-    found["missing"] = [prefix + name for name in entries if name not in tensors]
-    return Report(**{field: tuple(names) for field, names in found.items()})
+            names_of["dropped" if _any(name, dropped) else "unexpected"].append(prefix + name)
+    names_of["missing"] = [prefix + name for name in entries if name not in tensors]
+    return Report(**{field: tuple(names) for field, names in names_of.items()})
 
 
 def _any(name: str, patterns: Sequence[str]) -> bool:
@@ -105,14 +105,15 @@ def joined(reports: Sequence[Report]) -> Report:
 
 def check(report: Report, allow: Sequence[str] = ()) -> None:
     """Raises ConvertError if tensors are missing, unexpected or of another shape that no pattern of `allow` fits."""
-    found = []
+    problems = []
     for kind in ("missing", "unexpected", "misshaped"):
         wrong = [name for name in getattr(report, kind) if not _any(name, allow)]
         more = f" and {len(wrong) - 20} more" if len(wrong) > 20 else ""
-        found += [f"{kind} ({len(wrong)}): {', '.join(wrong[:20])}{more}"] if wrong else []
-    if found:
+        problems += [f"{kind} ({len(wrong)}): {', '.join(wrong[:20])}{more}"] if wrong else []
+    if problems:
+        listed = "; ".join(problems)
         raise ConvertError(
-            f"every tensor of a checkpoint must have its place; got {'; '.join(found)}. Allow them by name or pattern "
+            f"every tensor of a checkpoint must have its place; got {listed}. Allow them by name or pattern "
             "if the rest is to be converted without them, or give another format."
         )
 

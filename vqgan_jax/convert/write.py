@@ -146,15 +146,15 @@ def read_run(path: epath.PathLike, *, step: int | str = "newest", weights: str =
     stats = state["stats"] if isinstance(state["stats"], dict) else {}  # where empty, Orbax has a leaf of its own
     if stats.get("discriminator"):
         networks["batch_stats"] = stats["discriminator"]
-    found = Converted(config, networks, Report(), {}, restored.step)
-    if not found.is_prior:
+    converted = Converted(config, networks, Report(), {}, restored.step)
+    if not converted.is_prior:
         if config.quantizer.ema:
             networks["codebook"] = stats["codebook"]._asdict()
-        return found
+        return converted
     tokenizer = _tokenizer(config.tokenizer, "tokenizer", path)
     own = config.condition.own_tokenizer
     condition = _tokenizer(own, "condition", path) if own else None
-    return found._replace(tokenizer=tokenizer, condition=condition)
+    return converted._replace(tokenizer=tokenizer, condition=condition)
 
 
 def _tokenizer(wanted: Frozen, role: str, near: epath.PathLike) -> Converted:
@@ -191,9 +191,9 @@ def _model(tensors: Tensors, metadata: Mapping[str, str], name: str = "") -> Con
     mine = {each: tensor for each, tensor in mine.items() if each.split("/")[0] not in below}
     there = {each.split("/")[0] for each in mine} | {"generator", "transformer"}
     shapes = {path: shape for path, shape in trees.network_shapes(config).items() if path.split("/")[0] in there}
-    found = trees.planned(config, shapes, names.entries((Row("(.+)", r"\1"),), shapes), mine, prefix=prefix)
-    report = trees.joined([found.report, *(each.report for each in below.values())])
-    return found._replace(step=step, report=report, **below)
+    converted = trees.planned(config, shapes, names.entries((Row("(.+)", r"\1"),), shapes), mine, prefix=prefix)
+    report = trees.joined([converted.report, *(each.report for each in below.values())])
+    return converted._replace(step=step, report=report, **below)
 
 
 def read_config(metadata: Mapping[str, str], key: str) -> tuple[Stage1 | Stage2, int]:
@@ -208,10 +208,10 @@ def read_config(metadata: Mapping[str, str], key: str) -> tuple[Stage1 | Stage2,
 
 def _metadata(converted: Converted, key: str = CONFIG) -> dict[str, str]:
     """Returns what the file says besides tensors: config and step of the model and of its tokenizers."""
-    found = {key: json.dumps({"config": stored.to_json(converted.config), "step": converted.step})}
+    metadata = {key: json.dumps({"config": stored.to_json(converted.config), "step": converted.step})}
     for name, below in _below(converted):
-        found |= _metadata(below, f"{CONFIG}.{name}")
-    return found
+        metadata |= _metadata(below, f"{CONFIG}.{name}")
+    return metadata
 
 
 # Files of every name
@@ -287,18 +287,18 @@ def _taming_prior(converted: Converted, config: Stage2, to: str) -> dict[str, np
     if to != "taming":
         raise ConvertError(f"a prior is written as 'taming' or 'safetensors'; got {to!r}. Export its tokenizer alone.")
     _check(config, GPT_NEEDS, to)
-    found = _taken(names.GPT, converted.networks)
+    arrays = _taken(names.GPT, converted.networks)
     for name, below in _below(converted):
         generator = {key: below.networks[key] for key in ("generator", "codebook") if key in below.networks}
         prefix = taming.FIRST if name == "tokenizer" else taming.SECOND
         part = tensors(below._replace(networks=generator), to)
-        found |= {prefix + each: array for each, array in part.items()}
+        arrays |= {prefix + each: array for each, array in part.items()}
     if config.transformer.order != "raster":
         side = config.data.image_size // config.tokenizer.downsample_factor
         forward = np.asarray(ordering.order(config.transformer.order, side, side), np.int64)
-        found[f"{taming.PERMUTER}forward_shuffle_idx"] = forward
-        found[f"{taming.PERMUTER}backward_shuffle_idx"] = np.argsort(forward).astype(np.int64)
-    return found
+        arrays[f"{taming.PERMUTER}forward_shuffle_idx"] = forward
+        arrays[f"{taming.PERMUTER}backward_shuffle_idx"] = np.argsort(forward).astype(np.int64)
+    return arrays
 
 
 def _taken(table: names.Table, networks: trees.Tree) -> dict[str, np.ndarray]:

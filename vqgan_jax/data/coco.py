@@ -126,9 +126,9 @@ def objects_files(root: Path, split: str) -> list[Document]:
     """Things and, where annotated, stuff."""
     things, stuff = (root / "annotations" / f"{kind}_{split}.json" for kind in ("instances", "stuff"))
     if not things.exists():
-        found = ", ".join(sorted(file.name for file in things.parent.glob("instances_*.json"))) or "none"
+        others = ", ".join(sorted(file.name for file in things.parent.glob("instances_*.json"))) or "none"
         raise ValueError(
-            f"`coco:PATH` must name a folder with annotations/{things.name}; {os.fspath(root)!r} has {found} of the "
+            f"`coco:PATH` must name a folder with annotations/{things.name}; {os.fspath(root)!r} has {others} of the "
             "kind. Correct the path, or choose another split."
         )
     return [_read(file) for file in (things, stuff) if file.exists()]

@@ -50,14 +50,14 @@ class Folder:
         roots = {part: root / name for name, part in _SPLIT_FOLDERS.items() if (root / name).is_dir()}
         if len(roots) < 2:  # the folder has no splits of its own
             roots = {"": root}
-        found = [(part, base, file) for part, base in roots.items() for file in image_files(base)]
-        names = sorted({_class_name(file) for _, _, file in found})
+        files = [(part, base, file) for part, base in roots.items() for file in image_files(base)]
+        names = sorted({_class_name(file) for _, _, file in files})
         self.class_names = () if names == [""] else tuple(names)
-        chosen = [(base, file) for part, base, file in found if split in ("all", part or hash_split(file))]
+        chosen = [(base, file) for part, base, file in files if split in ("all", part or hash_split(file))]
         if not chosen:
             raise ValueError(
                 f"a folder must hold images ({', '.join(sorted(EXTENSIONS))}) for every split; {os.fspath(path)!r} "
-                f"has {len(found)} in all and none for {split!r}. Add images, or choose the split 'all'."
+                f"has {len(files)} in all and none for {split!r}. Add images, or choose the split 'all'."
             )
         self._paths = [os.path.join(base, file) for base, file in chosen]
         self._labels = np.array([bisect.bisect_left(names, _class_name(file)) for _, file in chosen], np.int32)

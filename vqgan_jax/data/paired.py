@@ -97,18 +97,18 @@ def _by_stem(root: Path, extensions: Collection[str]) -> dict[str, str]:
 
 def _partners(root: Path, name: str, files: Mapping[str, str]) -> dict[str, str]:
     """The maps by stem; ValueError unless they fit the images one to one."""
-    found = _by_stem(root / name, _MAPS[name][2])
-    if lonely := [file for stem, file in files.items() if stem not in found]:
+    maps = _by_stem(root / name, _MAPS[name][2])
+    if lonely := [file for stem, file in files.items() if stem not in maps]:
         raise ValueError(
             f"every image must have a map in {root / name}, of the same path but for the suffix; {named(lonely)} have "
             "none. Add the maps, or remove the images."
         )
-    if lonely := [file for stem, file in found.items() if stem not in files]:
+    if lonely := [file for stem, file in maps.items() if stem not in files]:
         raise ValueError(
             f"every map in {root / name} must have an image, of the same path but for the suffix; {named(lonely)} have "
             "none. Add the images, or remove the maps."
         )
-    return found
+    return maps
 
 
 def named(files: Collection[str]) -> str:

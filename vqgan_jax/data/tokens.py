@@ -175,16 +175,16 @@ def check_shard(folder: epath.Path, plan: CachePlan, split: str, shard: int) -> 
     """The path of a shard, or of a local copy; ValueError unless it is there and has as many records as planned."""
     path, expected = folder / plan.file(split, shard), len(plan.splits[split].numbers(shard))
     contents = json.dumps({key: value for key, value in plan.to_json().items() if key != "splits"})
-    local, found = path, "none"
+    local, content = path, "none"
     try:
         if path.exists():
             local = storage.local_copy(path, contents)
-            found = f"{count_records(local)} records"
+            content = f"{count_records(local)} records"
     except (ValueError, RuntimeError, OSError) as error:
-        found = f"one that cannot be read ({error})"
-    if found != f"{expected} records":
+        content = f"one that cannot be read ({error})"
+    if content != f"{expected} records":
         raise ValueError(
-            f"{path} must be a file of {expected} records; got {found}. Delete it if it is there, and run "
+            f"{path} must be a file of {expected} records; got {content}. Delete it if it is there, and run "
             "`vqgan tokenize` again: it makes what is missing."
         )
     return os.fspath(local)
@@ -257,9 +257,9 @@ def _claim(folder: epath.PathLike, plan: CachePlan) -> epath.Path:
         if strays:
             raise ValueError(f"shards must lie beside their plan; {folder} has no {PLAN_FILE}. Choose another folder.")
         storage.write_json(path, plan.to_json())
-    found, wanted = json.loads(path.read_text()), plan.to_json()
-    if differing := [key for key in {**found, **wanted} if found.get(key) != wanted.get(key)]:
-        lines = "".join(f"\n  {key}: {found.get(key)} there, {wanted.get(key)} here" for key in differing)
+    theirs, ours = json.loads(path.read_text()), plan.to_json()
+    if differing := [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]:
+        lines = "".join(f"\n  {key}: {theirs.get(key)} there, {ours.get(key)} here" for key in differing)
         raise ValueError(
             f"a folder holds one token cache; {folder} was begun with another configuration:{lines}\n"
             "Choose another folder, return to that configuration, or delete the folder."
@@ -325,8 +325,8 @@ def _new_shard(path: epath.Path, records: int) -> Iterator[ArrayRecordWriter]:
             writer.close()  # which fails where a write did
         except RuntimeError as error:
             raise OSError(f"{part} must be written; got {error}. Make room on the disk and start again.") from error
-    if (found := count_records(part)) != records:
-        raise OSError(f"{part} must hold {records} records; got {found}. See to the disk and start again.")
+    if (actual := count_records(part)) != records:
+        raise OSError(f"{part} must hold {records} records; got {actual}. See to the disk and start again.")
     with open(part, "rb+") as file:
         os.fsync(file.fileno())
     part.replace(path)

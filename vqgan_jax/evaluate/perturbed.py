@@ -5,6 +5,8 @@ that of reconstructions does not (Qiu et al. 2025, Robust Latent Matters, pFID).
 figure only with figures of the same constants.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
@@ -46,5 +48,5 @@ def perturb(
 def decoded(model: models.Tokenizer, indices: Int[Array, "b h w"], keys: Key[Array, "b"]) -> UInt8[Array, "b H W 3"]:
     """Returns rounded pixels of perturbed codes, of each image by its own key."""
     lookup = lambda module: module.quantizer.lookup(jnp.arange(model.codebook_size))
-    codebook = model.module.apply({"params": model.params}, method=lookup)
+    codebook: Any = model.module.apply({"params": model.params}, method=lookup)
     return to_uint8(api.decode(model, perturb(indices, codebook, keys, SHARE)))

@@ -54,8 +54,8 @@ def nearest(latents: Float[Array, "*b d"], codebook: Float[Array, "k d"]) -> Int
     codes = jnp.pad(codebook, ((0, parts * size - k), (0, 0)), mode="edge").reshape(parts, size, -1)
 
     def search(part: Float[Array, "_ d"]) -> tuple[Float[Array, "n"], Int[Array, "n"]]:
-        found = distances(flat, part)
-        return found.min(axis=-1), jnp.argmin(found, axis=-1)
+        costs = distances(flat, part)
+        return costs.min(axis=-1), jnp.argmin(costs, axis=-1)
 
     smallest, rows = jax.lax.map(search, codes)
     part = jnp.argmin(smallest, axis=0)[None]

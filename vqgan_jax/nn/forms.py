@@ -301,10 +301,10 @@ def project(
     return tuple(product("btm,mnp->btnp", x, kernel[:, i]) + bias[i][None, None] for i in range(3))
 
 
-def seen_softmax(logits: Float[Array, "b n t"], position: Int[Array, ""]) -> Float[Array, "b n t"]:
+def masked_softmax(logits: Float[Array, "b n t"], position: Int[Array, ""]) -> Float[Array, "b n t"]:
     """Weights of positions 0 to `position`; those behind have none."""
-    seen = (jnp.arange(logits.shape[-1]) <= position)[None, None]
-    return jax.nn.softmax(jnp.where(seen, logits, -jnp.inf), axis=-1)
+    visible = (jnp.arange(logits.shape[-1]) <= position)[None, None]
+    return jax.nn.softmax(jnp.where(visible, logits, -jnp.inf), axis=-1)
 
 
 def choose_cache(run: Callable[[Any], Any], plain: type) -> Any:
@@ -364,7 +364,7 @@ class PartCache(NamedTuple):
             return jax.lax.cond(position >= i * size, einsum, zeros, x, part)
 
         logits = [filled("bnp,bntp->bnt", i, q[:, 0], part) for i, part in enumerate(self.keys)]
-        weights = seen_softmax(jnp.concatenate(logits, axis=-1) * q.shape[-1] ** -0.5, position).astype(q.dtype)
+        weights = masked_softmax(jnp.concatenate(logits, axis=-1) * q.shape[-1] ** -0.5, position).astype(q.dtype)
         pairs = enumerate(zip(jnp.split(weights, PARTS, axis=-1), self.values, strict=True))
         attended = [filled("bnt,bntp->bnp", i, x, part) for i, (x, part) in pairs]
         return sum(attended[1:], attended[0])[:, None].astype(q.dtype)
@@ -403,7 +403,7 @@ class WideCache(NamedTuple):
         own = (jnp.arange(c // p)[:, None] == jnp.arange(c)[None] // p)[None, None]
         queries = jnp.where(own, q.reshape(b, g, 1, c), 0)
         logits = product("bghc,bgtc->bght", queries, self.keys, jnp.float32)
-        weights = seen_softmax(logits.reshape(b, n, t) * p**-0.5, position).astype(q.dtype).reshape(logits.shape)
+        weights = masked_softmax(logits.reshape(b, n, t) * p**-0.5, position).astype(q.dtype).reshape(logits.shape)
         attended = product("bght,bgtc->bghc", weights, self.values, jnp.float32)
         return jnp.where(own, attended, 0).sum(2).reshape(q.shape).astype(q.dtype)
 

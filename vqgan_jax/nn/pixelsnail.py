@@ -248,8 +248,8 @@ def strictly_causal_attention(
 ) -> Float[Array, "b t n p"]:
     """Softmax attention of each position over those before it, without itself; zeros at the first position."""
     t = np.arange(q.shape[1])
-    seen = jnp.asarray(t[:, None] > t[None])[None, None]
+    visible = jnp.asarray(t[:, None] > t[None])[None, None]
     logits = product("btnp,bsnp->bnts", q, k, jnp.float32) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(seen, logits, -1e9), axis=-1)
-    weights = jnp.where(seen, weights, 0.0)  # the first position sees none, and softmax has given it equal shares
+    weights = jax.nn.softmax(jnp.where(visible, logits, -1e9), axis=-1)
+    weights = jnp.where(visible, weights, 0.0)  # the first position sees none, and softmax has given it equal shares
     return product("bnts,bsnp->btnp", weights.astype(v.dtype), v)

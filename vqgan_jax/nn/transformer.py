@@ -160,8 +160,8 @@ class Cache(NamedTuple):
 
     def attend(self, q: Float[Array, "b 1 n p"], position: Int[Array, ""]) -> Float[Array, "b 1 n p"]:
         """Computes the attention of one position over positions 0 to `position`."""
-        seen = (jnp.arange(self.keys.shape[2]) <= position)[None, None, None]
-        return attention(q, jnp.swapaxes(self.keys, 1, 2), jnp.swapaxes(self.values, 1, 2), seen)
+        visible = (jnp.arange(self.keys.shape[2]) <= position)[None, None, None]
+        return attention(q, jnp.swapaxes(self.keys, 1, 2), jnp.swapaxes(self.values, 1, 2), visible)
 
 
 class Transformer(PriorNetwork):

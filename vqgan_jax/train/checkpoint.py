@@ -50,10 +50,10 @@ class Manager(ocp.CheckpointManager):
     def metrics(self, step: int) -> Any:
         """Those of a step; None, as where there are none, if their file is broken: the checkpoint may be whole."""
         read = super().metrics
-        found, errors = tried(lambda: (read(step),), f"what was held out at step {step} in {self.directory}")
-        if found is None and verdict(errors) != BROKEN:
+        metrics, errors = tried(lambda: (read(step),), f"what was held out at step {step} in {self.directory}")
+        if metrics is None and verdict(errors) != BROKEN:
             raise errors[-1]
-        return found[0] if found else None
+        return metrics[0] if metrics else None
 
 
 class Checkpoints:
@@ -201,11 +201,11 @@ class Checkpoints:
           OSError: a process cannot read it, and its tries do not prove that it is broken.
         """
         value, errors = tried(lambda: self.seen(step, read), f"checkpoint {step} in {self.folder}")
-        found = WHOLE if value is not None else verdict(errors)
-        everyone = gathered(found)
+        status = WHOLE if value is not None else verdict(errors)
+        everyone = gathered(status)
         if (everyone == UNREAD).any():
             process = int(np.argmax(everyone == UNREAD))
-            reason = errors[-1] if found == UNREAD else "its own message tells why"
+            reason = errors[-1] if status == UNREAD else "its own message tells why"
             raise OSError(
                 f"checkpoint {step} in {self.folder} must be readable by every process; process {process} of "
                 f"{len(everyone)} cannot, after {len(WAITS) + 1} tries: {reason}. It may be whole, so nothing is "
@@ -214,7 +214,7 @@ class Checkpoints:
             ) from (errors[-1] if errors else None)
         if (everyone == BROKEN).any():
             process = int(np.argmax(everyone == BROKEN))
-            self.set_aside(step, str(errors[-1]) if found == BROKEN else f"process {process} found it broken")
+            self.set_aside(step, str(errors[-1]) if status == BROKEN else f"process {process} found it broken")
             return None
         return value
 
