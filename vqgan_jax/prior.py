@@ -44,7 +44,7 @@ class CodePrior:
         return tokens + (self.network.vocab_size if self.network.extra_vocab else 0)
 
     def places(self, tokens: Int[Array, "b s"]) -> Float[Array, "b s 2"] | None:
-        """Where the condition's tokens stand, in rows and columns of codes, if they say so and the network listens."""
+        """Rows and columns of codes where the condition's tokens stand; None if its kind or the network has none."""
         return self.condition.places(tokens) if self.network.takes_places else None
 
     def null(self, condition: Int[Array, "b s"]) -> Int[Array, "b s"]:

@@ -68,7 +68,7 @@ def join_cluster(flags: argparse.Namespace) -> Console:
 
 @contextlib.contextmanager
 def compilation_cache(folder: str | None, default: str = "") -> Iterator[None]:
-    """Keeps what is compiled inside in `folder`; None is that of the environment, or else `default`; "" is nowhere.
+    """Sets JAX's compilation cache inside: `folder`; for None the environment's or else `default`; for "" no cache.
 
     What takes less than a second to compile is not kept, unless the environment says so. Of a cluster, process 0
     writes and all read, so the folder must be one that all see.

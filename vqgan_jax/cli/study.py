@@ -110,7 +110,7 @@ def committed(flags: argparse.Namespace, page: Path) -> list[epath.Path]:
 
 
 def choose(study: Study, jobs: Sequence[Job], only: Sequence[str], seeds: Sequence[int]) -> list[Job]:
-    """Returns the jobs of the runs `only`, of all where there are none, with their own seeds or else these."""
+    """Returns the jobs of the runs `only`, () for all runs, with the seeds of the run itself, or else `seeds`."""
     for name in only:
         check_name("`--only`", name, study.runs)
     return [job for job in jobs if (not only or job.run in only) and job.seed in (study.runs[job.run].seeds or seeds)]
@@ -205,7 +205,7 @@ def to_train_first(missing: Sequence[Job]) -> list[Job]:
 
 
 def warn_of_retraining(missing: Sequence[Job], records: Mapping[Key, Record], console: Console) -> None:
-    """Says which runs have results, and must be trained again because others need their weights."""
+    """Prints the runs that have results but must be trained again, because others need their weights."""
     for job in to_train_first(missing):
         if (job.run, job.seed) in records:
             text = f"{job.name} is trained again: others need its weights, which are not in {job.folder}"

@@ -58,12 +58,12 @@ def plan(checkpoint: Checkpoint) -> Converted:
 
 
 def renamed(path: str, levels: int, *, old: bool = False) -> str:
-    """Returns what a path of ours is called in a model of so many levels."""
+    """Returns their name for a path of ours, in a model of `levels` levels."""
     return names.renamed((*names.TORCH, *MODULES, *(OLD if old else NEW)), names.flipped(path, levels))
 
 
 def vq_model(levels: int, *, old: bool = False) -> names.Table:
-    """Returns the table of a model of so many levels; the projections of its attention are linear maps."""
+    """Returns the table of a model of `levels` levels; the projections of its attention are linear maps."""
     name = functools.partial(renamed, levels=levels, old=old)
     attention = names.Row("generator/.*attn.*/kernel", name, names.LINEAR_OF_CONV)
     return (attention, *names.autoencoder(name))

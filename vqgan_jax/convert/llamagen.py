@@ -68,7 +68,7 @@ def plan(checkpoint: Checkpoint) -> Converted:
 
 
 def vq_model(levels: int) -> names.Table:
-    """Returns the table of a tokenizer of so many levels."""
+    """Returns the table of a tokenizer of `levels` levels."""
     return names.autoencoder(lambda path: names.renamed(RULES, names.flipped(path, levels)))
 
 

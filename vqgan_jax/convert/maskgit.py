@@ -42,7 +42,7 @@ def plan(checkpoint: Checkpoint) -> trees.Converted:
 
 
 def renamed(path: str, levels: int, blocks: int) -> str:
-    """Returns what a path of ours is called in a tokenizer of so many levels, and residual blocks a level."""
+    """Returns their name for a path of ours, in a tokenizer of `levels` levels with `blocks` residual blocks each."""
 
     def block(match: re.Match[str]) -> str:
         net, level, number = match.groups()

@@ -157,7 +157,7 @@ UPSTREAM = {"vq": TORCH, "gumbel": (*TORCH, ("quantize.embedding", "quantize.emb
 
 
 def renamed(rules: Rules, path: str) -> str:
-    """Returns what a path of ours is called by the rules of a format."""
+    """Returns the name that the rules of a format give to a path of ours."""
     return functools.reduce(lambda name, rule: re.sub(*rule, name), rules, path)
 
 

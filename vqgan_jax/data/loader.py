@@ -134,7 +134,7 @@ class Examples:
         self._lock = threading.Lock()
 
     def train(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
-        """What training sees of an example, or of the next one whose image can be decoded; `rng` gives the chance.
+        """Returns the views of an example, or of the next one whose image can be decoded; `rng` draws the augmentation.
 
         Raises:
           ValueError: the image is too small, an example lacks what a field needs, or too many images are bad.
@@ -142,7 +142,7 @@ class Examples:
         return self._look(*self._next_good(index), rng)
 
     def evaluate(self, index: int, count: int) -> dict[str, Any]:
-        """What evaluation sees of an example, and "mask".
+        """Returns the views of an example for evaluation, and "mask".
 
         The mask is False, and all else zero, from number `count` on and where the image cannot be decoded.
 

@@ -248,7 +248,7 @@ def write(
 
 
 def _claim(folder: epath.PathLike, plan: CachePlan) -> epath.Path:
-    """Makes the folder and its plan, or sees that it was begun with this one."""
+    """Makes the folder and its plan; where it exists, checks that it has this plan."""
     folder = storage.place(folder)
     storage.make_folder(folder)
     strays = any(folder.glob("*.array_record"))  # looked for first: another process may be writing plan and shards
@@ -272,7 +272,7 @@ def _batches(
 ) -> Iterator[loader.Batch]:
     """The encoder's batches for some shards: each starts afresh, and its last batch is filled up with zeros."""
     if split == "train":
-        # As in a training run, chance is keyed by the example's number, so that it is anyone's to make.
+        # As in a training run, the random numbers depend on the example's number alone, so any process may encode it.
         view = loader.Examples(source, plan.augmentation, fields).train
         examples: Any = grain.MapDataset.range(len(source)).seed(plan.seed).repeat(plan.crops).random_map(view)
     else:

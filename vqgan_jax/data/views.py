@@ -74,7 +74,7 @@ def evaluation(image_size: int) -> Augmentation:
 
 
 def choose_geometry(height: int, width: int, augmentation: Augmentation, rng: np.random.Generator) -> Geometry:
-    """Draws short side, place and flip for an image of `height` x `width`; `rng` gives the chance.
+    """Draws short side, place and flip for an image of `height` x `width` from `rng`.
 
     Raises:
       ValueError: if the image is smaller than the drawn short side and `augmentation.small` is "refuse".
@@ -148,7 +148,7 @@ View: TypeAlias = Callable[[Cut], Any]
 
 
 def cut(example: Mapping[str, Any], geometry: Geometry, rng: np.random.Generator) -> Cut:
-    """That part of an example."""
+    """Returns the part of an example that a geometry describes."""
     return Cut(example, geometry, apply_geometry(example["image"], geometry), rng)
 
 

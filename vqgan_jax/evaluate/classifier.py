@@ -1,7 +1,7 @@
 """A small classifier, trained here on the run's own images: it scores samples of a class and says how many are of it.
 
 It is a scorer for rejection (section 4.4 of the paper, which takes a ResNet-101), and the figure `class_accuracy`. What
-it says is worth as much as its accuracy on held-out images, which is always told with it. No figure of it is FID.
+it says is worth as much as its accuracy on held-out images, which every record of a figure has. It is not FID.
 """
 
 import dataclasses
@@ -111,7 +111,7 @@ class Classifier:
 
     @property
     def name(self) -> str:
-        """What figures say of it."""
+        """Its description in the records of figures."""
         return f"a classifier that is right about {self.record['accuracy']:.1%} of {self.record['source']}, held out"
 
 

@@ -289,7 +289,7 @@ def load_images(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "n H W 3"]:
 
 
 def is_archive(text: str) -> bool:
-    """Returns whether there is a file .npz of this name."""
+    """Returns whether a path names an existing .npz file."""
     return text.endswith(".npz") and Path(text).is_file()
 
 

@@ -190,7 +190,7 @@ def train(
         recorder = Recorder(program, checkpoints, writer, goodput, console)
 
         def evaluate(step: int, state: TrainState) -> dict[str, float]:
-            """Measures on held-out data, and writes it."""
+            """Measures on held-out data, and writes the figures."""
             with goodput.section("evaluation"):
                 results, sheets = program.evaluate(state)
                 results |= measure(state, step)
@@ -222,7 +222,7 @@ def train(
                     recorder.flush()  # nothing unchecked is evaluated or saved
                 results = evaluate(step, state) if evaluating else None
                 if saving:
-                    writer.scalars(step, "goodput", goodput.shares())  # before: what is saved knows its time
+                    writer.scalars(step, "goodput", goodput.shares())  # first: a resumed run reads them back
                     with goodput.section("checkpoint"):
                         writer.commit()
                         checkpoints.save(step, state, batches.get_state(), stored.to_json(config), results)

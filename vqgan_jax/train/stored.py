@@ -139,7 +139,7 @@ def from_version_2(nested: dict[str, Any]) -> dict[str, Any]:
 
 
 def from_version_3(nested: dict[str, Any]) -> dict[str, Any]:
-    """Returns version 4: what it added does, by default, what the program did without it."""
+    """Returns version 4; the defaults of its new keys do what the program did before."""
     return nested
 
 

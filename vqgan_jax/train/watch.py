@@ -25,7 +25,7 @@ COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Rate(progress.ProgressColumn):
-    """How much is done a second."""
+    """The rate of a bar: steps or images a second."""
 
     def render(self, task: progress.Task) -> Text:
         """Returns the rate of one bar."""
