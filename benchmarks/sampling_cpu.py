@@ -63,8 +63,8 @@ def ours(batches: tuple[int, ...]) -> Contender:
     class Start(Unconditional):
         """One token that shares its row of the embedding with a code, as upstream has it."""
 
-        length = 1
-        vocab_size = VOCAB
+        length = 1  # type: ignore[assignment]
+        vocab_size = VOCAB  # type: ignore[assignment]
 
     module = Transformer(DEPTH, WIDTH, HEADS, max_len=TOKENS, vocab_size=VOCAB, **GPT)
     code_prior = prior.CodePrior(module, Start(), GRID, "raster")

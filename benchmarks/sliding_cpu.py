@@ -38,7 +38,7 @@ def code_prior(prefix: int, depth: int) -> priors.CodePrior:
     """With so many condition tokens in front, of which only the number matters here."""
 
     class Tokens(ClassLabel):
-        length = prefix
+        length = prefix  # type: ignore[assignment]
 
     sizes = {"max_len": prefix + 255, "vocab_size": VOCAB, "extra_vocab": 1}
     module = Transformer(depth, WIDTH, HEADS, **(GPT | sizes))

@@ -101,7 +101,7 @@ def ours(case: str) -> Contender:
     from vqgan_jax.convert.lpips import load_lpips
     from vqgan_jax.models import Tokenizer
     from vqgan_jax.nn.pixels import to_float
-    from vqgan_jax.train.stage1 import Stage1
+    from vqgan_jax.train.stage1 import FAKE, REAL, Stage1
 
     config = load(case)
     task, batch, key = Stage1.from_config(config), {"image": jnp.asarray(pixels(config))}, jax.random.key(0)
@@ -122,9 +122,9 @@ def ours(case: str) -> Contender:
 
     def discriminator_step(state: Any) -> Any:
         params, stats = state.params["discriminator"], state.stats["discriminator"]
-        fake, pull_fake, stats = task.discriminate(params, stats, recon)
-        real, pull_real, stats = task.discriminate(params, stats, images)
-        by_logits, _ = task.discriminator_loss(state.step, real, fake)
+        fake, pull_fake, stats = task.discriminate(params, stats, recon, key, FAKE)
+        real, pull_real, stats = task.discriminate(params, stats, images, key, REAL)
+        by_logits, _ = task.discriminator_loss(state, real, fake)
         grads = jax.tree.map(jnp.add, pull_real(by_logits[0])[0], pull_fake(by_logits[1])[0])
         return task.apply_gradients(state, "discriminator", grads), stats
 

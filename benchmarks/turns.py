@@ -105,8 +105,8 @@ def measure(
     with worker(torch) as (go_torch, theirs), worker(ours) as (go_ours, agreed):
         np.testing.assert_array_equal(agreed, theirs, "the two do not compute the same")
         for row in rows:
-            for _ in range(2):
-                go_torch(row), go_ours(row)
+            for go in 2 * (go_torch, go_ours):
+                go(row)
             times = [(go_torch(row), go_ours(row)) for _ in range(pairs)]
             ratios = [a / b for a, b in times]
             spread = f"{statistics.median(ratios):.2f} [{min(ratios):.2f}, {max(ratios):.2f}]"
