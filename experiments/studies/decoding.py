@@ -1,4 +1,4 @@
-"""How to draw: top-k, top-p, temperature and guidance of one prior, each setting with samples of its own.
+"""How to draw: top-k, top-p, temperature, guidance and rejection, each setting with samples of its own.
 
 VQGAN_JAX_DATA=DIR vqgan study decoding --workdir=studies
 """
@@ -21,16 +21,20 @@ def sweep(setting: str) -> Run:
     return Run("prior", tokenizer="tokenizer", measure=dataclasses.replace(MEASURE, sweep=setting))
 
 
+REJECTION = dataclasses.replace(
+    MEASURE, metrics=(*MEASURE.metrics, "class_accuracy"), sweep="accept_rate:1.0,0.5,0.2", classifier=True
+)
 FIDELITY = {  # a bold and a cautious value of each setting
     "top-k": ("top_k 512", "top_k 32"),
     "top-p": ("top_p 1.0", "top_p 0.8"),
     "temperature": ("temperature 1.0", "temperature 0.7"),
+    "rejection": ("accept_rate 1.0", "accept_rate 0.2"),
 }
 
 STUDY = Study(
     title="Decoding",
-    question="Do k, p, temperature and guidance trade diversity for fidelity?",
-    claim="Smaller k or p improve fidelity up to a point, at the cost of diversity (table 4 and its sweeps).",
+    question="Do k, p, temperature, guidance and rejection trade diversity for fidelity?",
+    claim="Smaller k or p, and rejection, improve fidelity up to a point, at the cost of diversity (table 4).",
     header=("decoding, class-conditional ImageNet", "accepted", "FID", "IS"),
     published=(
         ("mixed k, p = 1", "1", "17.04", "70.6"),
@@ -41,7 +45,9 @@ STUDY = Study(
     ),
     notes=(
         "CIFAR-10, 512 codes, 2000 samples a setting against 2000 test images. Precision is the share of samples near "
-        "a real image (fidelity), recall that of real images near a sample (diversity). Guidance is not in the paper."
+        "a real image (fidelity), recall that of real images near a sample (diversity). Rejection keeps the samples "
+        "that a small classifier, trained on the same images, finds likeliest of their class; class_accuracy is by "
+        "that classifier, all other figures are not. Guidance is not in the paper."
     ),
     bases={"tokenizer": TOKENIZER, "prior": PRIOR},
     runs={
@@ -50,8 +56,15 @@ STUDY = Study(
         "top-p": sweep("top_p:0.8,0.9,0.95,1.0"),
         "temperature": sweep("temperature:0.7,0.85,1.0,1.15"),
         "guidance": sweep("guidance:1.0,1.5,2.0,3.0"),
+        "rejection": Run("prior", tokenizer="tokenizer", measure=REJECTION),
     },
-    figures={"fd_vgg2k": "lower", "precision_vgg2k": "higher", "recall_vgg2k": "higher", "own_class2k": "higher"},
+    figures={
+        "fd_vgg2k": "lower",
+        "precision_vgg2k": "higher",
+        "recall_vgg2k": "higher",
+        "own_class2k": "higher",
+        "class_accuracy2k": "higher",
+    },
     decides=tuple(
         comparison
         for run, (bold, cautious) in FIDELITY.items()
@@ -63,6 +76,8 @@ STUDY = Study(
     also=(
         Comparison("top-k, top_k 256", "top-k, top_k 512", "fd_vgg2k"),
         Comparison("top-p, top_p 0.95", "top-p, top_p 1.0", "fd_vgg2k"),
+        Comparison("rejection, accept_rate 0.2", "rejection, accept_rate 1.0", "fd_vgg2k"),
+        Comparison("rejection, accept_rate 0.2", "rejection, accept_rate 1.0", "own_class2k"),
         Comparison("guidance, guidance 2.0", "guidance, guidance 1.0", "own_class2k"),
         Comparison("guidance, guidance 1.0", "guidance, guidance 3.0", "recall_vgg2k"),
         Comparison("guidance, guidance 1.5", "guidance, guidance 1.0", "fd_vgg2k"),

@@ -132,7 +132,8 @@ def evaluate_prior(flags: argparse.Namespace, config: configs.Stage2, request: R
     classifier, scorer = None, None
     if flags.classifier:
         images = of_prior.image_config(prior, flags.workdir)
-        classifier = open_classifier(flags.classifier, images, seed=flags.seed, track=request.track)
+        # One for all seeds of what it measures.
+        classifier = open_classifier(flags.classifier, images, seed=0, track=request.track)
         scorer = classifier.scores
     if flags.scorer:
         scorer = cli.load_function("--scorer", flags.scorer)

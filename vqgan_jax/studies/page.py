@@ -5,6 +5,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+ROLES = ("tokenizer", "condition", "start")  # of the runs that a run needs
 Function = Callable[[str, int], Mapping[str, Mapping[str, float]]]  # (workdir, seed) -> figures by setting and name
 
 
@@ -19,6 +20,8 @@ class Measure:
       reference: "validation" or "train", of the run's own images; or a folder or .npz.
       sweep: settings of drawing, as `vqgan evaluate --sweep` takes them; each counts as a variant of its own.
       scorer: FILE.py:NAME of the settings with an `accept_rate`.
+      classifier: a small one, trained once on the runs' own images, for `class_accuracy` and, without `scorer`, for
+        `accept_rate`.
       function: of the page; figures by setting ("" where there are no settings) and by name.
     """
 
@@ -28,6 +31,7 @@ class Measure:
     reference: str = "validation"
     sweep: str = ""
     scorer: str = ""
+    classifier: bool = False
     function: Function | None = None
 
     def identity(self) -> dict[str, Any]:
@@ -64,6 +68,7 @@ class Run:
       changes: what is special about this variant, by "section.key".
       tokenizer: the run of this study whose codes a prior learns: of the same seed, or of its only seed.
       condition: likewise, the run that encodes the maps of a prior's condition.
+      start: likewise, the run whose parameters a run of stage 1 begins with.
       measure: None for the base's.
       seeds: () for the study's.
       minutes: the training ends after so many minutes of steps, if it has not reached its last step; 0 is no limit.
@@ -74,6 +79,7 @@ class Run:
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tokenizer: str = ""
     condition: str = ""
+    start: str = ""
     measure: Measure | None = None
     seeds: tuple[int, ...] = ()
     minutes: float = 0.0
@@ -146,7 +152,7 @@ class Study:
         check_name(f"the base of run {name!r}", run.base, self.bases)
         if ", " in name or "/" in name:
             raise ValueError(f"a run's name must have no comma with a space and no slash; got {name!r}. Rename it.")
-        for role in ("tokenizer", "condition"):
+        for role in ROLES:
             other = getattr(run, role)
             if not other:
                 continue

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from vqgan_jax.nn import fields
-from vqgan_jax.studies.page import Measure, Study
+from vqgan_jax.studies.page import ROLES, Measure, Study
 
 Load = Callable[[str, Sequence[str]], Any]  # (PAGE[:VARIANT], flags) -> config
 # Keys that shape no parameter: where things are, how fast they go, what is written.
@@ -38,6 +38,7 @@ class Job:
       folder: the run's workdir.
       measure: how it is measured.
       tokenizer, condition: the jobs whose codes it reads.
+      start: the job whose parameters it begins with.
       cache: folder of its token cache; None where it reads images.
       minutes: see `page.Run`.
       study: the study's page.
@@ -55,6 +56,7 @@ class Job:
     measure: Measure
     tokenizer: "Job | None" = None
     condition: "Job | None" = None
+    start: "Job | None" = None
     cache: epath.Path | None = None
     minutes: float = 0.0
     study: str = ""
@@ -68,7 +70,7 @@ class Job:
     @property
     def needs(self) -> tuple["Job", ...]:
         """Returns the jobs that must be trained before this one."""
-        return tuple(job for job in (self.tokenizer, self.condition) if job is not None)
+        return tuple(job for job in (getattr(self, role) for role in ROLES) if job is not None)
 
     @property
     def measuring(self) -> dict[str, Any]:
@@ -105,7 +107,9 @@ class Job:
             "output": self.measured,
         }
         if self.config.stage == 2:
-            options |= {"samples": m.samples, "sweep": m.sweep, "scorer": m.scorer}
+            images = {path: value for path, value in identity(self.config).items() if path.startswith("data.")}
+            classifier = self.folder.parent / f"classifier-{digest(images)}" if m.classifier else ""
+            options |= {"samples": m.samples, "sweep": m.sweep, "scorer": m.scorer, "classifier": classifier}
         flags = [f"--{name}={value}" for name, value in options.items() if value != ""]
         return ["evaluate", f"--workdir={self.folder}", *flags]
 
@@ -149,7 +153,8 @@ def jobs(
     study = dataclasses.replace(study, seeds=tuple(seeds) or study.seeds)
     study.check()
     by_run: dict[tuple[str, int], Job] = {}
-    for name in sorted(study.runs, key=lambda name: bool(study.runs[name].tokenizer)):  # stable: stage 1 comes first
+    depth = lambda run: (bool(run.tokenizer), bool(run.start))  # stage 1 comes first, and of it what needs no other
+    for name in sorted(study.runs, key=lambda name: depth(study.runs[name])):
         for seed in study.seeds_of(name):
             by_run[name, seed] = make(study, page, workdir, load, name, seed, by_run, bases or {}, data_dir)
     names: dict[epath.Path, str] = {}
@@ -173,15 +178,14 @@ def make(
     bases: Mapping[int, str],
     data_dir: str,
 ) -> Job:
-    """Returns the job of one run and seed; `by_run` has the tokenizers."""
+    """Returns the job of one run and seed; `by_run` has the runs that it needs."""
     run = study.runs[name]
     base = study.bases[run.base]
-    parts = {role: of_seed(study, by_run, getattr(run, role), seed) for role in ("tokenizer", "condition")}
+    parts = {role: of_seed(study, by_run, getattr(run, role), seed) for role in ROLES}
     changes = {"seed": seed} | ({"data.data_dir": data_dir} if data_dir else {})
-    if parts["tokenizer"]:
-        changes["tokenizer.workdir"] = str(parts["tokenizer"].folder)
-    if parts["condition"]:
-        changes["condition.tokenizer.workdir"] = str(parts["condition"].folder)
+    for role, key in (("tokenizer", "tokenizer"), ("condition", "condition.tokenizer"), ("start", "start")):
+        if part := parts[role]:
+            changes[f"{key}.workdir"] = str(part.folder)
     spec, budget = base.page, base.changes
     try:
         if bases and (replaced := bases.get(load(spec, []).stage)):
@@ -209,8 +213,7 @@ def make(
         changes=run.changes,
         folder=runs / f"stage{config.stage}-{key}-{'-'.join(map(str, (*seeds.values(), seed)))}",
         measure=study.measure_of(name),
-        tokenizer=parts["tokenizer"],
-        condition=parts["condition"],
+        **parts,
         cache=cache,
         minutes=run.minutes,
         study=page,
