@@ -16,6 +16,7 @@ from vqgan_jax import config as configs
 from vqgan_jax.cli import UsageError, load_config, override, run_page
 from vqgan_jax.nn import fields
 from vqgan_jax.nn.quantizer import FSQ, GumbelQuantizer
+from vqgan_jax.sections import Optimizer
 from vqgan_jax.train import STAGES, stage_of
 from vqgan_jax.train.stage2 import Stage2
 from vqgan_jax.train.state import make_optimizer, schedule
@@ -267,7 +268,7 @@ def test_a_constant_rate_is_constant_after_its_warm_up(config):
     assert [float(schedule(options, 1.0, 9)(s)) for s in (0, 999)] == [1.0, 1.0]
 
 
-def plain(config, **changes) -> configs.Optimizer:
+def plain(config, **changes) -> Optimizer:
     off = {"schedule": "constant", "warmup_steps": 0, "weight_decay": 0.0, "clip_norm": 0.0}
     return dataclasses.replace(config.optimizer, **(off | changes))
 

@@ -16,7 +16,7 @@ PAGES = sorted((ROOT / "experiments").glob("*.py"))
 # The floor plan: imports go from a layer to itself or down. Inside a folder files may import each other.
 LAYERS = (
     ("nn", "losses", "ordering", "sampling", "pictures"),
-    ("config", "conditions", "data"),
+    ("config", "sections", "conditions", "data"),
     ("prior", "models", "api", "train", "evaluate", "convert", "plan", "report"),
     ("train.loop", "quickstart", "studies", ""),  # "" is the package's own __init__
     ("cli", "__main__"),
@@ -218,7 +218,17 @@ def test_a_private_name_is_found_however_it_is_spelt(tmp_path, text):
 
 
 def test_pure_modules_touch_no_clock_and_no_file():
-    pure = ("losses", "sampling", "prior", "config", "train.state", "train.stage1", "train.stage2", "nn.autoencoder")
+    pure = (
+        "losses",
+        "sampling",
+        "prior",
+        "config",
+        "sections",
+        "train.state",
+        "train.stage1",
+        "train.stage2",
+        "nn.autoencoder",
+    )
     for module in pure:
         heads = {name.split(".")[0] for name in imports(MODULES[module])}
         assert not heads & {"time", "os", "pathlib", "etils", "signal", "random", "absl", "rich", "sys"}, module

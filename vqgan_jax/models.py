@@ -227,6 +227,33 @@ def load_marked(path: epath.PathLike, mark: str) -> Tokenizer:
     return next((tokenizer for tokenizer in loaded if fingerprint(tokenizer) == mark), newest)
 
 
+def load_start(config: configs.Stage1) -> Tokenizer:
+    """The tokenizer that a stage-1 run begins with.
+
+    Raises:
+      FileNotFoundError: no such folder, or no whole checkpoint in it.
+      ValueError: its parameters are not those that the config has, or it is another one than the config names.
+    """
+    start = config.start
+    tokenizer = load_marked(start.workdir, start.fingerprint)
+    mark = fingerprint(tokenizer)
+    if start.fingerprint not in ("", mark):
+        raise ValueError(
+            f"`config.start` must name the tokenizer with fingerprint {start.fingerprint}; {start.workdir} has {mark}. "
+            "Give its folder, or begin in a new --workdir."
+        )
+    shapes = lambda tree: {sharding.path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    theirs, ours = shapes(tokenizer.params), shapes(state_shapes(config).params["generator"])
+    if theirs != ours:
+        name = next(name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name))
+        raise ValueError(
+            f"a run must have the model of the tokenizer that it begins with; in {start.workdir} `{name}` is "
+            f"{theirs.get(name, 'absent')}, in this run {ours.get(name, 'absent')}. Take over its sections "
+            "`config.model` and `config.quantizer`."
+        )
+    return tokenizer
+
+
 def condition_module(tokenizer: Tokenizer, condition: Tokenizer | None) -> VQGAN:
     """Of the tokenizer that encodes the condition's maps, if it has any."""
     return (condition or tokenizer).module
@@ -370,7 +397,13 @@ def state_shapes(config: configs.Stage1 | configs.Stage2) -> TrainState:
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-    """Sixteen hexadecimal digits of the parameters' names and values: equal only for the same codes."""
+    """Sixteen hexadecimal digits of the parameters' names and values: equal only for the same codes.
+
+    A run that trained the decoder alone has the codes, and so the fingerprint, of the tokenizer that it began with. Of
+    a model with `run` None nobody knows that.
+    """
+    if tokenizer.run is not None and tokenizer.config.start.freeze:
+        return tokenizer.config.start.fingerprint
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tokenizer.params):
         array = np.asarray(leaf)

@@ -1,4 +1,4 @@
-"""How much of an image should a transformer of fixed length see? Codes of one, two, four and eight pixels.
+"""How much of an image should a transformer of fixed length see? Colours, and codes of two, four and eight pixels.
 
 VQGAN_JAX_DATA=DIR vqgan study context --workdir=studies
 """
@@ -10,7 +10,19 @@ import vqgan_jax as vq
 from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
 
 SAMPLES, STRIDE = 128, 2
-MULTIPLIERS = {1: (1,), 2: (1, 2), 4: (1, 2, 4), 8: (1, 2, 4, 4)}
+MULTIPLIERS = {2: (1, 2), 4: (1, 2, 4), 8: (1, 2, 4, 4)}
+FACTORS = (1, *MULTIPLIERS)
+COLOURS = {  # k-means of pixels, batch by batch
+    "model.kind": "colours",
+    "quantizer.codebook_size": 512,
+    "quantizer.embed_dim": 3,
+    "quantizer.unit_length": False,
+    "quantizer.ema": True,
+    "quantizer.codebook_weight": 0.0,
+    "loss.pixel": "l2",
+    "loss.perceptual_weight": 0.0,
+    "steps": 200,
+}
 
 
 def whole_images(workdir: str, seed: int) -> dict[str, dict[str, float]]:
@@ -21,8 +33,8 @@ def whole_images(workdir: str, seed: int) -> dict[str, dict[str, float]]:
 
 
 def tokenizer(f: int) -> Run:
-    """Codes of `f` x `f` pixels."""
-    return Run("tokenizer", {"model.channel_multipliers": MULTIPLIERS[f]})
+    """Codes of `f` x `f` pixels; of one pixel they are colours."""
+    return Run("tokenizer", COLOURS if f == 1 else {"model.channel_multipliers": MULTIPLIERS[f]})
 
 
 def prior(f: int) -> Run:
@@ -30,8 +42,6 @@ def prior(f: int) -> Run:
     side = min(8 * f, 32)
     return Run("prior", {"data.image_size": side, "tokenizer.downsample_factor": f}, tokenizer=f"codes f{f}")
 
-
-FACTORS = tuple(MULTIPLIERS)
 
 STUDY = Study(
     title="Context",
@@ -41,8 +51,8 @@ STUDY = Study(
     published=(("pixels, 512 k-means colours", "0", "1"), ("f2", "-18.63%", "14.08 times faster")),
     notes=(
         "Priors see 8 x 8 codes and their coordinates; 128 images of 32 pixels are drawn through the sliding window, "
-        "with stride 2. The published pixels are 512 k-means colours; ours are 512 codes of an autoencoder of one "
-        "level. `seconds` are of CPU time, an image. Likelihoods of different codes are not compared."
+        "with stride 2. Pixels are 512 k-means colours, as published. `seconds` are of CPU time, an image. Likelihoods "
+        "of different codes are not compared."
     ),
     bases={
         "tokenizer": Base(

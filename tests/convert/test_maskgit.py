@@ -179,5 +179,5 @@ def test_its_config_can_be_written_and_read_and_must_be_consistent():
     mapping = fields.write(config)
     assert configs.read(mapping) == config
     mapping["model"]["latent_channels"] = 16
-    with pytest.raises(ValueError, match=r"set attn_resolutions to \(\), dropout to 0 and latent_channels to 32"):
+    with pytest.raises(ValueError, match="dropout to 0, remat to none and latent_channels to 32"):
         configs.read(mapping)

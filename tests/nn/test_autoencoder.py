@@ -9,6 +9,7 @@ import pytest
 from vqgan_jax.nn.autoencoder import VQGAN, AttnBlock, Downsample, ResBlock, Upsample
 from vqgan_jax.nn.layers import GroupNorm
 from vqgan_jax.nn.quantizer import VectorQuantizer
+from vqgan_jax.nn.remat import REMAT
 
 
 def vqgan(multipliers=(1, 1), attn_resolutions=(8,), dropout=0.0, dtype=jnp.float32) -> VQGAN:
@@ -216,6 +217,24 @@ def test_a_residual_block_is_its_shortcut_where_its_last_kernel_is_zero(getkey, 
     p = params.get("shortcut", {"kernel": jnp.eye(32)[None, None], "bias": jnp.zeros(32)})
     expected = jnp.einsum("bhwc,cd->bhwd", x, p["kernel"][0, 0]) + p["bias"][None, None, None]
     np.testing.assert_allclose(ResBlock(channels).apply({"params": params}, x), expected, atol=1e-5)
+
+
+def test_remat_computes_convolutions_again_only_where_nothing_is_kept(variables, getkey):
+    """And changes no gradient, with the same dropout."""
+    images, key = jax.random.uniform(getkey(), (2, 8, 8, 3), minval=-1.0), getkey()
+    grads, convolutions = {}, {}
+    for policy in REMAT:
+        model = vqgan(dropout=0.5).clone(remat=policy)
+
+        def loss(params, model=model):
+            recon, quantized = model.apply({"params": params}, images, train=True, rngs={"dropout": key})
+            return jnp.mean(jnp.abs(recon - images)) + quantized.loss
+
+        grads[policy] = jax.jit(jax.grad(loss))(variables["params"])
+        convolutions[policy] = str(jax.make_jaxpr(jax.grad(loss))(variables["params"])).count("conv_general_dilated[")
+    for policy in ("dots", "full"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads["none"], grads[policy])
+    assert convolutions["none"] == convolutions["dots"] < convolutions["full"]
 
 
 def test_dropout_is_in_training_only(variables, getkey):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import PRIOR, error, golden, gpt_params, under
 
-from vqgan_jax import config as configs
+from vqgan_jax.sections import Optimizer, TokenLoss
 from vqgan_jax.train.stage2 import Stage2
 from vqgan_jax.train.state import TrainState, make_optimizer
 
@@ -14,7 +14,7 @@ EACH_STEP = 1e-5  # of the loss; upstream in float64 is 2e-7 away from itself in
 MOVEMENT = 1e-3  # of the way that an array went in ten steps; there upstream is 2e-4 away from itself
 
 
-OPTIMIZER = configs.Optimizer(
+OPTIMIZER = Optimizer(
     learning_rate=1e-3,
     b1=0.9,
     b2=0.95,
@@ -30,7 +30,7 @@ TASK = Stage2(
     prior=PRIOR,
     tokenizer=None,
     optimizer=make_optimizer(OPTIMIZER, OPTIMIZER.learning_rate, 10),
-    loss=configs.TokenLoss(keep=1.0, label_smoothing=0.0),
+    loss=TokenLoss(keep=1.0, label_smoothing=0.0),
     drop=0.0,
     ema_decay=0.0,
     accumulate=1,

@@ -1,6 +1,5 @@
 """The VQGAN: convolutional encoder, quantizer and convolutional decoder (section 3.1, equations 2 to 4, table 7)."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +8,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from vqgan_jax.nn.fields import derived
+from vqgan_jax.nn.fields import check_known, derived
 from vqgan_jax.nn.layers import Conv, GroupNorm, conv1x1, conv3x3
 from vqgan_jax.nn.precision import attention
 from vqgan_jax.nn.quantizer import Quantized, Quantizer, VectorQuantizer
+from vqgan_jax.nn.remat import REMAT, kept, remat
+
+AFTER_CODES = ("post_quantizer", "decoder")  # parts of a VQGAN that no code depends on
 
 
 class ResBlock(nn.Module):
@@ -24,10 +26,10 @@ class ResBlock(nn.Module):
     groups: int = 32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w _"], *, train: bool = False) -> Float[Array, "b h w {self.channels}"]:
+    def __call__(self, x: Float[Array, "b h w _"], train: bool = False) -> Float[Array, "b h w {self.channels}"]:
         residual = x
         x = nn.swish(GroupNorm(self.dtype, self.groups, name="norm_1")(x))
-        x = conv3x3(self.channels, self.dtype, "conv_1")(x)
+        x = kept(conv3x3(self.channels, self.dtype, "conv_1")(x))
         x = nn.swish(GroupNorm(self.dtype, self.groups, name="norm_2")(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         x = conv3x3(self.channels, self.dtype, "conv_2")(x)
@@ -43,10 +45,11 @@ class AttnBlock(nn.Module):
     groups: int = 32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    def __call__(self, x: Float[Array, "b h w c"], train: bool = False) -> Float[Array, "b h w c"]:
+        del train
         b, h, w, c = x.shape
         normed = GroupNorm(self.dtype, self.groups, name="norm")(x)
-        q, k, v = (conv1x1(c, self.dtype, name)(normed).reshape(b, h * w, 1, c) for name in ("q", "k", "v"))
+        q, k, v = (kept(conv1x1(c, self.dtype, name)(normed)).reshape(b, h * w, 1, c) for name in ("q", "k", "v"))
         attended = attention(q, k, v).reshape(b, h, w, c)
         return x + conv1x1(c, self.dtype, "out")(attended)
 
@@ -84,6 +87,7 @@ class Encoder(nn.Module):
       dropout: inside the residual blocks, in training.
       dtype: of the computation; parameters are float32.
       norm_groups: of every GroupNorm.
+      remat: what the backward pass computes again of each block, a name of REMAT.
     """
 
     channels: int
@@ -95,6 +99,7 @@ class Encoder(nn.Module):
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     norm_groups: int = 32
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b H W _"], *, train: bool = False) -> Float[Array, "b h w {self.out_channels}"]:
@@ -129,6 +134,7 @@ class Decoder(nn.Module):
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
     norm_groups: int = 32
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w _"], *, train: bool = False) -> Float[Array, "b H W {self.out_channels}"]:
@@ -151,11 +157,12 @@ class Decoder(nn.Module):
 def blocks(module: Encoder | Decoder, train: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Returns functions that make a residual block of (channels, name) and an attention block of (name)."""
     fields = {"dtype": module.dtype, "groups": module.norm_groups}
+    res, attn = (remat(block, module.remat, static=2) for block in (ResBlock, AttnBlock))  # argument 2 is `train`
 
     def res_block(channels: int, name: str) -> Callable[[Array], Array]:
-        return functools.partial(ResBlock(channels, module.dropout, **fields, name=name), train=train)
+        return lambda x: res(channels=channels, dropout=module.dropout, **fields, name=name)(x, train)
 
-    return res_block, lambda name: AttnBlock(**fields, name=name)
+    return res_block, lambda name: lambda x: attn(**fields, name=name)(x, train)
 
 
 class VQGAN(nn.Module):
@@ -169,7 +176,7 @@ class VQGAN(nn.Module):
       channels, channel_multipliers, num_res_blocks, attn_resolutions, resolution: see `Encoder`.
       image_channels: channels of the images; of label maps the number of classes.
       latent_channels: width of the encoder's result and of the decoder's input.
-      norm_groups, dropout: see `Encoder`.
+      norm_groups, dropout, remat: see `Encoder`.
       dtype: of the convolutions of encoder and decoder; parameters, norms and codes are float32.
     """
 
@@ -184,13 +191,15 @@ class VQGAN(nn.Module):
     norm_groups: int = 32
     dropout: float = 0.0
     dtype: DTypeLike = "bfloat16"
+    remat: str = "none"
 
     def check(self) -> None:
-        """Raises ValueError where fields contradict each other."""
+        """Raises ValueError for an unknown choice."""
+        check_known("model.remat", self.remat, REMAT)
 
     def setup(self):
         names = ("channels", "channel_multipliers", "num_res_blocks", "attn_resolutions", "resolution", "norm_groups")
-        shape: dict[str, Any] = {name: getattr(self, name) for name in (*names, "dropout", "dtype")}
+        shape: dict[str, Any] = {name: getattr(self, name) for name in (*names, "dropout", "dtype", "remat")}
         self.encoder = Encoder(out_channels=self.latent_channels, **shape)
         self.decoder = Decoder(out_channels=self.image_channels, **shape)
         self.pre_quantizer = conv1x1(self.quantizer.embed_dim, jnp.float32, "pre_quantizer")

@@ -119,10 +119,10 @@ class MaskGIT(VQGAN):
     def check(self) -> None:
         """Raises ValueError where fields say what this network does not have."""
         width = self.channels * self.channel_multipliers[-1]
-        if self.attn_resolutions or self.dropout or self.latent_channels != width:
+        if self.attn_resolutions or self.dropout or self.remat != "none" or self.latent_channels != width:
             raise ValueError(
-                "`config.model.kind` 'maskgit' has no attention, no dropout, and latent channels like its last level: "
-                f"set attn_resolutions to (), dropout to 0 and latent_channels to {width}."
+                "`config.model.kind` 'maskgit' has no attention, no dropout, no remat, and latent channels like its "
+                f"last level: set attn_resolutions to (), dropout to 0, remat to none and latent_channels to {width}."
             )
 
     def setup(self):
@@ -131,6 +131,3 @@ class MaskGIT(VQGAN):
         self.decoder = Decoder(*shape, self.image_channels, dtype=self.dtype, norm_groups=self.norm_groups)
         self.pre_quantizer = conv1x1(self.quantizer.embed_dim, jnp.float32, "pre_quantizer")
         self.post_quantizer = conv3x3(self.latent_channels, self.dtype, "post_quantizer")
-
-
-AUTOENCODERS = {"paper": VQGAN, "maskgit": MaskGIT}

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
@@ -16,23 +15,17 @@ from vqgan_jax.nn import forms
 from vqgan_jax.nn.fields import check_known, derived
 from vqgan_jax.nn.network import Place, PriorNetwork
 from vqgan_jax.nn.precision import attention, dense_in, precision_of, product
+from vqgan_jax.nn.remat import REMAT, kept, remat
 
 Rotations = Float[Array, "_ _ 2 _"]  # cosines and sines of each position, of all examples or of each
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 MLPS = ("gelu", "swiglu")
 POSITIONS = ("learned", "rope2d", "rope2d_blank", "rope2d_line")
-REMAT = {
-    "none": None,
-    # Products of a kernel with their biases: what is given to `kept`.
-    "dots": jax.checkpoint_policies.save_only_these_names("kept"),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 FEW = 32  # rows of a step, of all devices together: one device may have a single one
 
 normal = nn.initializers.normal(0.02)
-kept = functools.partial(checkpoint_name, name="kept")  # for the backward pass, under remat "dots"
 
 
 def norm_in(kind: str, dtype: DTypeLike) -> Callable[..., nn.Module]:
@@ -245,12 +238,8 @@ class Transformer(PriorNetwork):
         if self.positions == "learned":
             self.position_embedding = self.param("positions", nn.initializers.zeros, (self.max_len, self.width))
         self.drop = nn.Dropout(self.dropout)
-        block = Block
-        if self.remat != "none":
-            # Argument 4, counted from `self`, is `train`. In a scan no barrier against common subexpressions is needed.
-            block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat], static_argnums=(4,))
         stack = nn.scan(
-            block,
+            remat(Block, self.remat, static=4, scanned=True),  # argument 4 is `train`
             length=self.depth,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},

@@ -116,7 +116,7 @@ class Plan:
         lacking = f"{name}: {-(self.free_bytes or 0) / GIB:.1f} GiB too much. "
         if self.held > 0.5 * self.outcome.hbm_bytes:
             return lacking + "Most of it is the state: raise --config.mesh.fsdp, or take more chips."
-        less = "a smaller --batch, more chips, or for a prior --config.transformer.remat=full"
+        less = "a smaller --batch, more chips, or --config.model.remat=full, of a prior --config.transformer.remat=full"
         return f"{lacking}Most of it are activations: take {less}."
 
 

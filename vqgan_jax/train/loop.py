@@ -23,7 +23,15 @@ from vqgan_jax.train.state import TrainState
 from vqgan_jax.train.watch import Goodput, Profile, Stop, deadline, tracking
 
 Evaluator = Callable[[TrainState, int], dict[str, float]]  # of a state and its step
-KEPT = ("stage", "tokenizer.fingerprint", "transformer.order", "transformer.positions", "condition.kind")
+KEPT = (
+    "stage",
+    "start.freeze",
+    "start.fingerprint",
+    "tokenizer.fingerprint",
+    "transformer.order",
+    "transformer.positions",
+    "condition.kind",
+)
 MAX_SKIPPED = 10  # steps in a row that are not finite; one batch may be bad, eleven are a run that went astray
 
 

@@ -33,7 +33,8 @@ class Program:
       source: training examples by number; None where nothing is trained, as in a plan.
       held_out: examples to evaluate on; None likewise.
       step: `(state, frozen, batch, key) -> (state, metrics)`; the state is donated.
-      init: `(key, images) -> state`, a fresh one, born sharded.
+      init: `(key, images, generator) -> state`, a fresh one, born sharded.
+      generator: a tokenizer's parameters to begin with, on the host; None begins at random.
       measure: `(params, frozen, batch, mask) -> sums` of the network that is evaluated.
       show: `(params, frozen, batch, key) -> arrays` of a sheet.
     """
@@ -49,6 +50,7 @@ class Program:
     init: Callable[..., Any]
     measure: Callable[..., Any]
     show: Callable[..., Any]
+    generator: Any = None
 
     def batches(self) -> data.Batches:
         """This process's share of the training batches, from the first one on."""
@@ -61,7 +63,9 @@ class Program:
             batches = in_time(self.config, "batch of the start", self.batches())
             images = np.stack([next(batches)["image"] for _ in range(count)])
             images = sharding.put_batch({"image": images}, self.mesh, spec=START)["image"]
-        return self.init(key, images)
+        if self.generator is None:
+            return self.init(key, images)
+        return self.init(key, images, jax.device_put(self.generator, sharding.replicated(self.mesh)))
 
     def evaluate(self, state: Any) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """Held-out figures of the averaged parameters where there are any, and pictures by name."""
@@ -170,10 +174,22 @@ def open_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
 
 
 def open_stage1(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Program:
-    """The program of a tokenizer, whose loss reads LPIPS's weights."""
+    """The program of a tokenizer, whose loss reads LPIPS's weights.
+
+    Raises:
+      FileNotFoundError: the tokenizer that it begins with is not there.
+      ValueError: that tokenizer is another than before, or of other shapes.
+    """
+    generator = None
+    if config.start.workdir:
+        tokenizer = models.load_start(config)
+        marked = dataclasses.replace(config.start, fingerprint=models.fingerprint(tokenizer))
+        config = dataclasses.replace(config, start=marked)
+        generator = jax.device_get(tokenizer.params)
     sources = [open_split(config, split) for split in (config.data.train_split, config.data.eval_split)]
     frozen = jax.device_put({"lpips": load_lpips()}, sharding.replicated(mesh))
-    return bind(Stage1.from_config(config), config, mesh, frozen, *sources)
+    program = bind(Stage1.from_config(config), config, mesh, frozen, *sources)
+    return dataclasses.replace(program, generator=generator)
 
 
 def open_stage2(config: configs.Stage2, mesh: jax.sharding.Mesh) -> Program:

@@ -19,12 +19,13 @@ from vqgan_jax import config as configs
 from vqgan_jax import losses, pictures
 from vqgan_jax.data.views import FIELDS
 from vqgan_jax.nn.augment import augment
-from vqgan_jax.nn.autoencoder import VQGAN
+from vqgan_jax.nn.autoencoder import AFTER_CODES, VQGAN
 from vqgan_jax.nn.codebooks import neighbours
 from vqgan_jax.nn.discriminator import Discriminator
 from vqgan_jax.nn.perceptual import LPIPS
 from vqgan_jax.nn.pixels import to_input, to_output
 from vqgan_jax.nn.quantizer import Quantized
+from vqgan_jax.sections import Loss, Perturb
 from vqgan_jax.train.metrics import code_statistics
 from vqgan_jax.train.state import TrainState, in_parts, make_optimizer, moving_average
 
@@ -50,6 +51,7 @@ class Stage1:
       optimizers: of "generator" and "discriminator".
       loss: weights and times of the losses.
       perturb: which codes are replaced in front of the decoder.
+      freeze: only what comes after the codes learns.
       ema_decay: of the running average of the generator's parameters; 0 is off.
       accumulate: parts of a batch.
       best: the held-out figure that is lowest at the best checkpoint.
@@ -59,8 +61,9 @@ class Stage1:
     discriminator: Discriminator | None
     lpips: LPIPS
     optimizers: dict[str, optax.GradientTransformation]
-    loss: configs.Loss
-    perturb: configs.Perturb
+    loss: Loss
+    perturb: Perturb
+    freeze: bool
     ema_decay: float
     accumulate: int
     best: str = "lpips"
@@ -92,6 +95,7 @@ class Stage1:
             optimizers={name: make_optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
             loss=config.loss.in_steps(config.steps),
             perturb=config.perturb,
+            freeze=config.start.freeze,
             ema_decay=optimizer.ema_decay,
             accumulate=config.accumulate,
             best="error" if FIELDS[config.data.field].is_categories else "lpips",
@@ -99,8 +103,8 @@ class Stage1:
 
     @staticmethod
     def without_remat(config: Any) -> Any:
-        """Returns the config of the same run that computes nothing twice: this stage never does."""
-        return config
+        """Returns the config of the same run that computes nothing twice."""
+        return dataclasses.replace(config, model=config.model.clone(remat="none"))
 
     # Shapes
 
@@ -134,20 +138,31 @@ class Stage1:
         """How many batches `init` reads: those of the k-means start, or one for the norms' statistics."""
         return max(self.model.quantizer.start_batches, 1)
 
-    def init(self, key: jax.Array, images: Num[Array, "n b H W ..."], *, start: bool = True) -> TrainState:
+    def init(
+        self,
+        key: jax.Array,
+        images: Num[Array, "n b H W ..."],
+        generator: Tree | None = None,
+        *,
+        start: bool = True,
+    ) -> TrainState:
         """Returns a fresh state.
 
         Args:
           key: of the initial parameters.
           images: n training batches. ActNorm starts from the first, the quantizer from the latents of all.
+          generator: parameters to begin with, instead of random ones; their quantizer has started already.
           start: false leaves the quantizer as it was born; shapes do not depend on it.
         """
         keys = jax.random.split(key, 3)
         rngs = {"params": keys[0], "gumbel": keys[1]}
         (recon, quantized), variables = self.model.init_with_output(rngs, self.inputs(images[0]))
+        if generator is not None:
+            variables = {"params": generator}
+            recon, quantized = self.model.apply(variables, self.inputs(images[0]), rngs=rngs)
         params, stats = {"generator": variables["params"]}, {}
         quantizer, codes = self.model.quantizer, variables["params"].get("quantizer", {})
-        if start and quantizer.start_batches:
+        if start and generator is None and quantizer.start_batches:
             encode = lambda batch: self.model.apply(variables, self.inputs(batch), method="encode").latents
             # Batches stay apart: to join them would gather their images, which devices share.
             latents = jax.lax.map(encode, images).reshape(len(images), -1, quantizer.embed_dim)
@@ -172,7 +187,12 @@ class Stage1:
 
     def optimizer_state(self, params: Tree) -> Tree:
         """Returns the states of the optimisers before any step."""
-        return {name: self.optimizers[name].init(params[name]) for name in params}
+        learning = params | {"generator": self.learning(params["generator"])}
+        return {name: self.optimizers[name].init(learning[name]) for name in params}
+
+    def learning(self, generator: Tree) -> Tree:
+        """Returns the parameters of the generator that learn: all, or with `freeze` those after the codes."""
+        return {name: part for name, part in generator.items() if not self.freeze or name in AFTER_CODES}
 
     def train_step(self, state: TrainState, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Updates the generator (encoder, codebook, decoder) once and the discriminator once (section 3.1, equation 6).
@@ -214,7 +234,7 @@ class Stage1:
             metrics |= {"disc_grad_norm": optax.tree.norm(grads["discriminator"])}
 
         quantizer, indices = self.model.quantizer, codes.indices.reshape(-1)
-        if "codebook" in stats:
+        if "codebook" in stats and not self.freeze:
             latents, old = codes.latents.reshape(len(indices), -1), params["generator"]["quantizer"]
             new, stats["codebook"] = quantizer.refresh(old, stats["codebook"], latents, indices, keys[3])
             params["generator"]["quantizer"] = new
@@ -234,11 +254,13 @@ class Stage1:
         x, loss, grads = self.inputs(images), self.loss, {}
 
         # Equations 2 to 4: x_hat = G(q(E(x))), and the losses of the codes.
-        def reconstruct(generator: Tree) -> tuple[tuple[Array, Array], Quantized]:
-            x_hat, quantized = self.forward(state.step, generator, x, keys[0])
+        generator = state.params["generator"]
+
+        def reconstruct(learning: Tree) -> tuple[tuple[Array, Array], Quantized]:
+            x_hat, quantized = self.forward(state.step, generator | learning, x, keys[0])
             return (x_hat, quantized.loss), quantized
 
-        (x_hat, code_loss), pull, quantized = jax.vjp(reconstruct, state.params["generator"], has_aux=True)
+        (x_hat, code_loss), pull, quantized = jax.vjp(reconstruct, self.learning(generator), has_aux=True)
         metrics = dict(quantized.terms)
 
         # L_rec: pixels and LPIPS.
@@ -291,12 +313,13 @@ class Stage1:
     ) -> tuple[Float[Array, "b H W c"], Quantized]:
         """Returns reconstructions and the quantizer's output, in training mode."""
         rngs = dict(zip(("dropout", "gumbel"), jax.random.split(key), strict=True))
-        if not self.perturb.share:
-            return self.model.apply({"params": generator}, x, train=True, step=step, rngs=rngs)
-        apply = functools.partial(self.model.apply, {"params": generator}, train=True, rngs=rngs)
-        quantized = apply(x, step=step, method="encode")
-        codes = self.perturbed(step, generator, quantized, jax.random.fold_in(key, PERTURB))
-        return apply(codes, method="decode"), quantized
+        apply = functools.partial(self.model.apply, {"params": generator}, rngs=rngs)
+        # Codes that are frozen are those of `encode`: neither dropout nor a quantizer's noise moves them.
+        quantized = apply(x, train=not self.freeze, step=step, method="encode")
+        codes = quantized.quantized
+        if self.perturb.share:
+            codes = self.perturbed(step, generator, quantized, jax.random.fold_in(key, PERTURB))
+        return apply(codes, train=True, method="decode"), quantized
 
     def perturbed(
         self, step: Int[Array, ""], generator: Tree, quantized: Quantized, key: jax.Array
@@ -359,9 +382,10 @@ class Stage1:
         return by_logits, metrics | {"logits_real": logits_real.mean(), "logits_fake": logits_fake.mean()}
 
     def apply_gradients(self, state: TrainState, name: str, grads: Tree) -> tuple[Tree, Any]:
-        """Returns new parameters and optimiser state of one network."""
-        updates, opt_state = self.optimizers[name].update(grads, state.opt_state[name], state.params[name])
-        return optax.apply_updates(state.params[name], updates), opt_state  # type: ignore[return-value]
+        """Returns new parameters and optimiser state of one network; what has no gradients stays as it is."""
+        learning = {part: state.params[name][part] for part in grads}
+        updates, opt_state = self.optimizers[name].update(grads, state.opt_state[name], learning)
+        return state.params[name] | optax.apply_updates(learning, updates), opt_state
 
     # Held out
 

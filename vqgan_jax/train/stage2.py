@@ -19,6 +19,7 @@ from vqgan_jax import losses, pictures, sampling
 from vqgan_jax import prior as priors
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.pixels import to_float, to_uint8
+from vqgan_jax.sections import TokenLoss
 from vqgan_jax.train.state import TrainState, in_parts, make_optimizer, moving_average
 
 Metrics = dict[str, Array]
@@ -45,7 +46,7 @@ class Stage2:
     prior: priors.CodePrior
     tokenizer: VQGAN | None
     optimizer: optax.GradientTransformation
-    loss: configs.TokenLoss
+    loss: TokenLoss
     drop: float
     ema_decay: float
     accumulate: int

@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from vqgan_jax import config as configs
+from vqgan_jax.sections import Optimizer
 
 Part = Callable[[Any, Any, jax.Array], tuple[Any, Any, Any]]
 
@@ -95,7 +95,7 @@ def skipping(step: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def schedule(config: configs.Optimizer, peak: float, steps: int) -> optax.Schedule:
+def schedule(config: Optimizer, peak: float, steps: int) -> optax.Schedule:
     """Learning rate at each step: linear warm-up to `peak`, then constant or half a cosine down to the last step."""
     warmup = optax.linear_schedule(0.0, peak, config.warmup_steps)
     if config.schedule == "cosine":
@@ -105,7 +105,7 @@ def schedule(config: configs.Optimizer, peak: float, steps: int) -> optax.Schedu
     return optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
 
 
-def make_optimizer(config: configs.Optimizer, peak: float, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: Optimizer, peak: float, steps: int) -> optax.GradientTransformation:
     """Adam, or Muon where `config.matrices` says so; global clipping in front and decoupled weight decay behind.
 
     Only kernels and codebook decay.

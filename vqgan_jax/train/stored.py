@@ -12,7 +12,7 @@ from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.nn import fields
 from vqgan_jax.nn.fields import section_of
 
-VERSION = 4
+VERSION = 5
 
 # Keys that came while configs had no version yet, each with what the program did before it.
 SHARED: dict[str, Any] = {
@@ -143,10 +143,16 @@ def from_version_3(nested: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def from_version_4(nested: dict[str, Any]) -> dict[str, Any]:
+    """Returns version 5; the defaults of its new keys do what the program did before."""
+    return nested
+
+
 # Number n leads to version n + 1.
 STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
     from_no_version,
     from_version_1,
     from_version_2,
     from_version_3,
+    from_version_4,
 )
