@@ -109,23 +109,13 @@ def laptop_stage2(*, image_size: int) -> dict[str, Any]:
     }
 
 
-# What keeps the codes of a laptop page alive, taken away or replaced. Held out, stage1_photos.py:VARIANT,no_disc with
-# steps=200 and eval_every=200; the base has 16.57 dB, LPIPS 0.507, 98.8% of 512 codes, perplexity 302. One seed: what
-# differs by less than half a decibel is no finding, but the dead codes are.
-CODEBOOKS: dict[str, dict[str, Any]] = {  #                                                     dB LPIPS usage  perp
-    "no_kmeans": {"quantizer.kmeans_batches": 0},  #                                            16.94 0.491  100%   325
-    "no_revival": {"quantizer.revive_below": 0.0},  #                                           16.52 0.507   82%   136
-    "euclidean": {"quantizer.unit_length": False},  #                                           16.45 0.491 99.6%   305
-    "ema": {  #                                                                                 16.92 0.478 99.8%   351
-        "quantizer.unit_length": False,
-        "quantizer.ema": True,
-        "quantizer.codebook_weight": 0.0,
-    },
-    "plain": {  #                                                                               14.67 0.584  7.2%   5.6
-        "quantizer.unit_length": False,
-        "quantizer.kmeans_batches": 0,
-        "quantizer.revive_below": 0.0,
-    },
+# What keeps the codes of a laptop page alive, taken away or replaced. The study `codes` compares them.
+CODEBOOKS: dict[str, dict[str, Any]] = {
+    "no_kmeans": {"quantizer.kmeans_batches": 0},
+    "no_revival": {"quantizer.revive_below": 0.0},
+    "euclidean": {"quantizer.unit_length": False},
+    "ema": {"quantizer.unit_length": False, "quantizer.ema": True, "quantizer.codebook_weight": 0.0},
+    "plain": {"quantizer.unit_length": False, "quantizer.kmeans_batches": 0, "quantizer.revive_below": 0.0},
 }
 
 

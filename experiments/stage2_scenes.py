@@ -19,16 +19,16 @@ OBJECTS = {
     "steps": 1_300,
 }
 
-VARIANTS = {  # nats a token, held out, at step 800; if uniform 6.24
-    "class": {},  # 4.22
-    "segmentation": ENCODED  # 3.69
+VARIANTS = {
+    "class": {},
+    "segmentation": ENCODED
     | {
         "condition.kind": "segmentation",
         "condition.num_classes": 9,
         "condition.tokenizer.workdir": "runs/scenes_segmentation",
     },
-    "depth": ENCODED | {"condition.kind": "depth", "condition.tokenizer.workdir": "runs/scenes_depth"},  # 3.80
-    "boxes": OBJECTS | {"condition.kind": "boxes", "transformer.bidirectional_prefix": 18},  # 3.60 at step 1300
+    "depth": ENCODED | {"condition.kind": "depth", "condition.tokenizer.workdir": "runs/scenes_depth"},
+    "boxes": OBJECTS | {"condition.kind": "boxes", "transformer.bidirectional_prefix": 18},
     "centers": OBJECTS | {"condition.kind": "centers", "transformer.bidirectional_prefix": 12},
     "guided": {"sampling.guidance": 2.0},
 }
