@@ -17,13 +17,13 @@ STUDY = Study(
         "and the adaptive weight balances the two (equation 7)."
     ),
     notes=(
-        "CIFAR-10 at f4, 1000 steps of 16 images; the decoder sees the discriminator from step 500 on. LPIPS and "
+        "CIFAR-10 at f4, 500 steps of 16 images; the decoder sees the discriminator from step 250 on. LPIPS and "
         "fd_vgg look through the network of the perceptual loss, so both favour it; PSNR favours the pixel loss."
     ),
     bases={
         "tokenizer": Base(
             TOKENIZER.page,
-            {**TOKENIZER.changes, "steps": 1_000, "loss.disc_start": 500, "log.eval_every": 250},
+            {**TOKENIZER.changes, "steps": 500, "loss.disc_start": 250, "loss.disc_ramp": 50, "log.eval_every": 125},
             Measure(metrics=("fd_vgg", "lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
         )
     },
