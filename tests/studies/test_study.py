@@ -105,6 +105,34 @@ def test_a_tokenizer_and_a_cache_serve_all_priors_of_a_seed(tmp_path):
     assert names.index("short") < names.index("spiral"), "what others need comes first"
 
 
+def test_a_decoder_that_is_tuned_alone_draws_for_the_prior_of_the_first(tmp_path):
+    short, spiral = STUDY.runs["short"], STUDY.runs["spiral"]
+    runs = {
+        **STUDY.runs,
+        "other decoder": dataclasses.replace(spiral, decoder="tuned"),
+        "tuned": dataclasses.replace(short, changes={"start.freeze": True}, start="short"),
+    }
+    jobs = {(job.run, job.seed): job for job in jobs_of(tmp_path, dataclasses.replace(STUDY, runs=runs))}
+    first, tuned, plain, other = (jobs[name, 0] for name in ("short", "tuned", "spiral", "other decoder"))
+    assert tuned.needs == (first,)
+    assert tuned.config.start.workdir == str(first.folder) != str(tuned.folder)
+    assert other.needs == (first, tuned)
+    assert (other.folder, other.cache) == (plain.folder, plain.cache)  # one training
+    assert other.measured != plain.measured
+    assert f"--tokenizer={tuned.folder}" in other.evaluate()
+    assert not any(flag.startswith("--tokenizer") for flag in plain.evaluate())
+    names = list(dict.fromkeys(run for run, _ in jobs))
+    assert names.index("short") < names.index("tuned") < names.index("other decoder")
+
+
+def test_a_classifier_is_one_for_all_runs_of_the_same_images(tmp_path):
+    measure = dataclasses.replace(STUDY.bases["prior"].measure, classifier=True)
+    bases = {**STUDY.bases, "prior": dataclasses.replace(STUDY.bases["prior"], measure=measure)}
+    jobs = jobs_of(tmp_path, dataclasses.replace(STUDY, bases=bases))
+    flags = {flag for job in jobs for flag in job.evaluate() if flag.startswith("--classifier=")}
+    assert len(flags) == 1
+
+
 def test_a_tokenizer_of_one_seed_serves_all_seeds(tmp_path):
     runs = {**STUDY.runs, "short": dataclasses.replace(STUDY.runs["short"], seeds=(7,))}
     priors = [job for job in jobs_of(tmp_path, dataclasses.replace(STUDY, runs=runs)) if job.tokenizer]

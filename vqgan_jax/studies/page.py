@@ -5,7 +5,8 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-ROLES = ("tokenizer", "condition", "start")  # of the runs that a run needs
+TRAINING = ("tokenizer", "condition", "start")  # roles of runs that shape a training
+ROLES = (*TRAINING, "decoder")  # of all runs that a run needs
 Function = Callable[[str, int], Mapping[str, Mapping[str, float]]]  # (workdir, seed) -> figures by setting and name
 
 
@@ -69,6 +70,7 @@ class Run:
       tokenizer: the run of this study whose codes a prior learns: of the same seed, or of its only seed.
       condition: likewise, the run that encodes the maps of a prior's condition.
       start: likewise, the run whose parameters a run of stage 1 begins with.
+      decoder: likewise, the run of the same codes that decodes the samples of a prior; "" is `tokenizer`.
       measure: None for the base's.
       seeds: () for the study's.
       minutes: the training ends after so many minutes of steps, if it has not reached its last step; 0 is no limit.
@@ -80,6 +82,7 @@ class Run:
     tokenizer: str = ""
     condition: str = ""
     start: str = ""
+    decoder: str = ""
     measure: Measure | None = None
     seeds: tuple[int, ...] = ()
     minutes: float = 0.0
@@ -152,6 +155,10 @@ class Study:
         check_name(f"the base of run {name!r}", run.base, self.bases)
         if ", " in name or "/" in name:
             raise ValueError(f"a run's name must have no comma with a space and no slash; got {name!r}. Rename it.")
+        if run.decoder and self.measure_of(name).function:
+            raise ValueError(
+                f"run {name!r} has a decoder, which the function that measures it does not know. Drop one."
+            )
         for role in ROLES:
             other = getattr(run, role)
             if not other:

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from vqgan_jax.nn import fields
-from vqgan_jax.studies.page import ROLES, Measure, Study
+from vqgan_jax.studies.page import ROLES, TRAINING, Measure, Study
 
 Load = Callable[[str, Sequence[str]], Any]  # (PAGE[:VARIANT], flags) -> config
 # Keys that shape no parameter: where things are, how fast they go, what is written.
@@ -39,6 +39,7 @@ class Job:
       measure: how it is measured.
       tokenizer, condition: the jobs whose codes it reads.
       start: the job whose parameters it begins with.
+      decoder: the job whose decoder draws its samples; None for that of `tokenizer`.
       cache: folder of its token cache; None where it reads images.
       minutes: see `page.Run`.
       study: the study's page.
@@ -57,6 +58,7 @@ class Job:
     tokenizer: "Job | None" = None
     condition: "Job | None" = None
     start: "Job | None" = None
+    decoder: "Job | None" = None
     cache: epath.Path | None = None
     minutes: float = 0.0
     study: str = ""
@@ -77,7 +79,8 @@ class Job:
         """Returns what shapes the figures beside the training, of JSON's types."""
         settings = identity(self.config, apart=()) if self.config.stage == 2 else {}
         sampling = {path: value for path, value in settings.items() if path.startswith("sampling.")}
-        return json.loads(json.dumps(self.measure.identity() | sampling))
+        decoder = {"decoder": self.decoder.key} if self.decoder else {}
+        return json.loads(json.dumps(self.measure.identity() | sampling | decoder))
 
     @property
     def measured(self) -> epath.Path:
@@ -110,6 +113,7 @@ class Job:
             images = {path: value for path, value in identity(self.config).items() if path.startswith("data.")}
             classifier = self.folder.parent / f"classifier-{digest(images)}" if m.classifier else ""
             options |= {"samples": m.samples, "sweep": m.sweep, "scorer": m.scorer, "classifier": classifier}
+            options |= {"tokenizer": self.decoder.folder} if self.decoder else {}
         flags = [f"--{name}={value}" for name, value in options.items() if value != ""]
         return ["evaluate", f"--workdir={self.folder}", *flags]
 
@@ -196,8 +200,8 @@ def make(
         raise ValueError(f"run {name!r} of the study {study.title!r} must have a config that can be: {error}") from None
     if config.stage == 2 and not parts["tokenizer"]:
         raise ValueError(f"run {name!r} is a prior and must name the run whose codes it learns, as `tokenizer`.")
-    keys = {role: part.key for role, part in parts.items() if part}
-    seeds = {role: part.seed for role, part in parts.items() if part}
+    keys = {role: part.key for role in TRAINING if (part := parts[role])}
+    seeds = {role: part.seed for role in TRAINING if (part := parts[role])}
     key = digest([identity(config), keys, base.cached, run.minutes])
     runs, cache = workdir / "runs", None
     if base.cached:
