@@ -25,8 +25,12 @@ def test_a_study_has_configs_that_can_be(name, tmp_path):
     for job in jobs:
         for other in job.needs:
             assert folders[other.folder].config.stage == 1
-            assert job.config.tokenizer.downsample_factor == job.tokenizer.config.model.downsample_factor
-            assert job.config.tokenizer.codebook_size == job.tokenizer.config.quantizer.codebook_size
+        if job.start:
+            models = [[each.config.model, each.config.quantizer] for each in (job, job.start)]
+            assert models[0] == models[1]
+        for other in filter(None, (job.tokenizer, job.decoder)):
+            assert job.config.tokenizer.downsample_factor == other.config.model.downsample_factor
+            assert job.config.tokenizer.codebook_size == other.config.quantizer.codebook_size
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -17,7 +17,7 @@ from rich.console import Console
 from vqgan_jax import cli
 from vqgan_jax.cli import study as verb
 from vqgan_jax.evaluate.protocol import Result
-from vqgan_jax.studies import Base, Comparison, Run, Study, page, plan, results, run
+from vqgan_jax.studies import Base, Comparison, Measure, Run, Study, page, plan, results, run
 from vqgan_jax.train import stored
 
 PAGE = Path(__file__).with_name("tiny_study.py")
@@ -109,7 +109,7 @@ def test_a_decoder_that_is_tuned_alone_draws_for_the_prior_of_the_first(tmp_path
     short, spiral = STUDY.runs["short"], STUDY.runs["spiral"]
     runs = {
         **STUDY.runs,
-        "other decoder": dataclasses.replace(spiral, decoder="tuned"),
+        "other decoder": dataclasses.replace(spiral, decoder="tuned", measure=Measure(metrics=("nll",))),
         "tuned": dataclasses.replace(short, changes={"start.freeze": True}, start="short"),
     }
     jobs = {(job.run, job.seed): job for job in jobs_of(tmp_path, dataclasses.replace(STUDY, runs=runs))}
@@ -123,6 +123,9 @@ def test_a_decoder_that_is_tuned_alone_draws_for_the_prior_of_the_first(tmp_path
     assert not any(flag.startswith("--tokenizer") for flag in plain.evaluate())
     names = list(dict.fromkeys(run for run, _ in jobs))
     assert names.index("short") < names.index("tuned") < names.index("other decoder")
+    runs["other decoder"] = dataclasses.replace(spiral, decoder="tuned")
+    with pytest.raises(ValueError, match="'other decoder' has a decoder, of which the function"):
+        jobs_of(tmp_path, dataclasses.replace(STUDY, runs=runs))
 
 
 def test_a_classifier_is_one_for_all_runs_of_the_same_images(tmp_path):

@@ -156,9 +156,7 @@ class Study:
         if ", " in name or "/" in name:
             raise ValueError(f"a run's name must have no comma with a space and no slash; got {name!r}. Rename it.")
         if run.decoder and self.measure_of(name).function:
-            raise ValueError(
-                f"run {name!r} has a decoder, which the function that measures it does not know. Drop one."
-            )
+            raise ValueError(f"run {name!r} has a decoder, of which the function that measures it does not know.")
         for role in ROLES:
             other = getattr(run, role)
             if not other:
