@@ -14,7 +14,12 @@ VARIANTS = {
     "base": {},
     # 361,609,216 parameters; the paper prints 405 M, which no depth of that width gives. Published FID: 35.5.
     "paper": paper_stage2(batch_size=2)
-    | {"transformer.depth": 28, "transformer.max_len": 512, "transformer.dropout": 0.1},
+    | {
+        "transformer.depth": 28,
+        "transformer.max_len": 512,
+        "transformer.dropout": 0.1,
+        "transformer.attn_dropout": 0.1,
+    },
     "laptop": laptop_maps(),  # over the laptop variants of both tokenizers
 }
 

@@ -22,6 +22,7 @@ VARIANTS = {
         "transformer.width": 1408,
         "transformer.max_len": 348,
         "transformer.dropout": 0.1,
+        "transformer.attn_dropout": 0.1,
     },
 }
 

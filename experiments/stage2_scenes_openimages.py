@@ -19,6 +19,7 @@ VARIANTS = {
         "transformer.width": 1536,
         "transformer.max_len": 348,
         "transformer.dropout": 0.1,
+        "transformer.attn_dropout": 0.1,
     },
 }
 

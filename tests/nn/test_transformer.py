@@ -187,14 +187,38 @@ def test_a_blank_position_gives_every_query_the_logit_zero_and_asks_for_nothing(
     np.testing.assert_array_equal(turned[:, 1:], rotate(x, model("llama", num_heads=2)[0].rotations(0, LENGTH))[:, 1:])
 
 
-def test_dropout_is_of_training_only_and_drops_attention_too(tokens):
-    module, params = model("gpt", dropout=0.5)
+@pytest.mark.parametrize("rate", ["dropout", "attn_dropout"])
+def test_dropout_is_of_training_only(rate, tokens):
+    module, params = model("gpt", **{rate: 0.5})
     plain = apply(model("gpt")[0], params, tokens)
     np.testing.assert_array_equal(apply(module, params, tokens), plain)
     rngs = lambda seed: {"dropout": jax.random.key(seed)}
     train = jax.jit(lambda seed: module.apply({"params": params}, tokens, train=True, rngs=rngs(seed)))
     assert np.abs(train(0) - plain).max() > 0.1
     assert np.abs(train(0) - train(1)).max() > 0.1
+
+
+@pytest.mark.parametrize("rate", ["dropout", "attn_dropout"])
+def test_attention_weights_have_a_rate_of_their_own(rate):
+    """A sequence of one token: each head sees it with weight 1, of which `attn_dropout` makes 0 or 2 for all channels.
+
+    `dropout` makes 0 or 2 of each channel of the branch. The MLP adds nothing here.
+    """
+    x, mask = jax.random.normal(jax.random.key(0), (64, 1, 8)), causal_mask(1)
+    block, dropped = Block(8, 1), Block(8, 1, **{rate: 0.5})
+    params = jax.jit(block.init, static_argnums=4)(jax.random.key(1), x, mask, None, False)["params"]
+    params = jax.tree.map(lambda leaf: 10 * leaf, params)  # so that no factor is lost in rounding
+    params["down"] = jax.tree.map(jnp.zeros_like, params["down"])
+
+    @jax.jit
+    def branches(params):
+        run = lambda module, **rest: module.apply({"params": params}, x, mask, None, **rest)[0] - x
+        return run(dropped, train=True, rngs={"dropout": jax.random.key(2)}), run(block, train=False)
+
+    factors = np.round(np.divide(*branches(params)), 1)[:, 0]
+    np.testing.assert_array_equal(np.unique(np.abs(factors)), [0, 2])
+    assert 0.3 < np.mean(factors == 0) < 0.7
+    assert (factors == factors[:, :1]).all() == (rate == "attn_dropout")
 
 
 def test_bfloat16_keeps_logits_and_parameters_in_float32(tokens):

@@ -79,7 +79,13 @@ VARIANTS = {
         "transformer.num_heads": 4,
         "transformer.dtype": "float32",
     },
-    "plain": {"transformer.dropout": 0.0, "condition.drop": 0.0, "loss.keep": 1.0, "sampling.guidance": 1.0},
+    "plain": {
+        "transformer.dropout": 0.0,
+        "transformer.attn_dropout": 0.0,
+        "condition.drop": 0.0,
+        "loss.keep": 1.0,
+        "sampling.guidance": 1.0,
+    },
 }
 
 
@@ -103,6 +109,7 @@ def get_config(variant: str = ""):
             "transformer.width": 32,
             "transformer.num_heads": 4,
             "transformer.order": "spiral_out",  # not its own inverse
+            "transformer.attn_dropout": 0.1,
             "transformer.remat": "none",
             "transformer.dtype": "float32",
             "loss.keep": 0.9,

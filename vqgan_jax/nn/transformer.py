@@ -63,6 +63,7 @@ class Block(nn.Module):
     qk_norm: bool = False
     bias: bool = True
     dropout: float = 0.0
+    attn_dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
@@ -107,13 +108,13 @@ class Block(nn.Module):
         self, x: Float[Array, "b t m"], mask: Bool[Array, "t t"], rotations: Rotations | None, train: bool
     ) -> tuple[Float[Array, "b t m"], None]:
         q, k, v = self.project(x, rotations)
-        if train and self.dropout:
+        if train and self.attn_dropout:
             weights = nn.dot_product_attention_weights(
                 q,
                 k,
                 mask=mask[None, None],
                 dropout_rng=self.make_rng("dropout"),
-                dropout_rate=self.dropout,
+                dropout_rate=self.attn_dropout,
                 broadcast_dropout=False,
                 deterministic=False,
                 dtype=jnp.float32,
@@ -172,7 +173,8 @@ class Transformer(PriorNetwork):
         "rope2d_line" were trained before that, with these tokens in a line to the left of the image.
       qk_norm: normalises queries and keys, head by head.
       bias: of the kernels; the head has none.
-      dropout: of embeddings, attention weights and both residual branches.
+      dropout: of embeddings and both residual branches.
+      attn_dropout: of attention weights; above 0, training leaves the fused form of `nn.precision.attention`.
       remat: what the backward pass computes again, a name of REMAT.
       coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
         "rope2d_blank" gives to a prefix, makes queries and keys there zero, as LlamaGen's models were trained.
@@ -189,6 +191,7 @@ class Transformer(PriorNetwork):
     qk_norm: bool = True
     bias: bool = False
     dropout: float = 0.1
+    attn_dropout: float = 0.0
     remat: str = "dots"
     coordinates: tuple[Place | None, ...] = derived(())
     cache: type = derived(Cache)
@@ -252,7 +255,7 @@ class Transformer(PriorNetwork):
     @property
     def block_fields(self) -> dict:
         """The fields of each of its blocks."""
-        names = ("width", "num_heads", "norm", "mlp", "qk_norm", "bias", "dropout", "dtype")
+        names = ("width", "num_heads", "norm", "mlp", "qk_norm", "bias", "dropout", "attn_dropout", "dtype")
         return {name: getattr(self, name) for name in names}
 
     def rotations(
