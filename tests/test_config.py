@@ -332,14 +332,20 @@ def classes(cls: type) -> set[type]:
     return found
 
 
+def reads_itself(cls: type) -> set[str]:
+    """Names of attributes that the file of a module of `nn` reads, or one of `nn` from which it imports."""
+    modules = {getattr(value, "__module__", "") for value in (cls, *vars(sys.modules[cls.__module__]).values())}
+    return set().union(*(reads(Path(sys.modules[name].__file__)) for name in modules if ".nn." in name))
+
+
 @pytest.mark.parametrize("stage", configs.STAGES)
 def test_every_key_is_read_and_has_a_default(stage):
-    """Keys of a module are its fields, which its file reads; all others are read by files that know the config."""
+    """Keys of a module of `nn` are its fields, which it reads; all others are read by files that know the config."""
     package = ROOT / "vqgan_jax"
     knowing = [path for path in package.rglob("*.py") if "config" in path.read_text() and "nn" not in path.parts]
     read = set().union(*map(reads, knowing))
     for cls in classes(configs.STAGES[stage]):
-        own = reads(Path(sys.modules[cls.__module__].__file__)) if ".nn." in cls.__module__ else set()
+        own = reads_itself(cls) if ".nn." in cls.__module__ else set()
         for name, field in fields.keys(cls).items():
             assert name in read | own, f"nothing reads {cls.__name__}.{name}: use it or delete it"
             assert field.default is not dataclasses.MISSING, f"{cls.__name__}.{name}"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vqgan_jax.nn import forms, layers, perceptual, transformer
+from vqgan_jax.nn import block, forms, layers, perceptual, transformer
 
 
 def check_equal(function, *arrays, rest=(), atol=1e-4):
@@ -101,13 +101,13 @@ def test_the_pairs_of_group_distance_in_float32(getkey):
 
 
 def test_gelu(getkey):
-    check_equal(transformer.gelu, 3 * jax.random.normal(getkey(), (5, 7)), atol=1e-6)
+    check_equal(block.gelu, 3 * jax.random.normal(getkey(), (5, 7)), atol=1e-6)
 
 
 def test_project(getkey):
     arrays = [jax.random.normal(getkey(), shape) for shape in [(2, 5, 8), (8, 3, 2, 4), (3, 2, 4)]]
     run = lambda f: jax.vjp(lambda *x: f(*x, False), *arrays)
-    ours, plain = run(transformer.project), run(transformer.project.plain)
+    ours, plain = run(block.project), run(block.project.plain)
     both = ((value, pull(value)) for value, pull in (ours, plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *both)
 

@@ -9,9 +9,10 @@ import pytest
 
 from vqgan_jax.convert.infer import GPT as UPSTREAM
 from vqgan_jax.nn import transformer
+from vqgan_jax.nn.block import Block, rotate
 from vqgan_jax.nn.forms import PartCache, WideCache
 from vqgan_jax.nn.network import PriorNetwork
-from vqgan_jax.nn.transformer import Block, Cache, Transformer, causal_mask, rotate
+from vqgan_jax.nn.transformer import Cache, Transformer, causal_mask
 
 LENGTH, VOCAB = 16, 20
 GRID = tuple((i // 4, i % 4) for i in range(LENGTH))

@@ -1,0 +1,145 @@
+"""One layer of the transformer: pre-norm attention and MLP around a residual."""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from vqgan_jax.nn import forms
+from vqgan_jax.nn.precision import attention, dense_in, precision_of, product
+from vqgan_jax.nn.remat import kept
+
+Rotations = Float[Array, "_ _ 2 _"]  # cosines and sines of each position, of all examples or of each
+
+NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+MLPS = ("gelu", "swiglu")
+
+normal = nn.initializers.normal(0.02)
+
+
+def norm_in(kind: str, dtype: DTypeLike) -> Callable[..., nn.Module]:
+    """Returns one of NORMS, eps 1e-5, with statistics in float32 and its result in `dtype`.
+
+    Of bfloat16 the variance is taken in one pass: what cancels in float32 is less than what rounding took before.
+    """
+    return functools.partial(NORMS[kind], epsilon=1e-5, dtype=dtype, use_fast_variance=jnp.dtype(dtype) == jnp.bfloat16)
+
+
+class Projection(nn.Module):
+    """Queries, keys and values out of one kernel (m, 3, n, p)."""
+
+    num_heads: int
+    use_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b t m"], step: bool) -> tuple[Float[Array, "b _ n p"], ...]:
+        shape = (3, self.num_heads, x.shape[-1] // self.num_heads)
+        kernel = self.param("kernel", normal, (x.shape[-1], *shape)).astype(self.dtype)
+        bias = jnp.zeros(shape, self.dtype)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, shape).astype(self.dtype)
+        return project(x, kernel, bias, step)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP around a residual, in two halves so that a cache may stand between them."""
+
+    width: int
+    num_heads: int
+    norm: str = "layer"
+    mlp: str = "gelu"
+    qk_norm: bool = False
+    bias: bool = True
+    dropout: float = 0.0
+    attn_dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        dense = dense_in(self.dtype, use_bias=self.bias, kernel_init=normal)
+        norm = norm_in(self.norm, self.dtype)
+        self.norm1, self.norm2 = norm(), norm()
+        self.qkv = Projection(self.num_heads, self.bias, self.dtype)
+        self.proj = dense(self.width, axis=(-2, -1))
+        if self.qk_norm:
+            self.q_norm, self.k_norm = norm(), norm()
+        if self.mlp == "swiglu":
+            # Two thirds of 4 widths, because it has three kernels for two, rounded up to a multiple of 256.
+            hidden = -(-8 * self.width // 3 // 256) * 256
+            self.gate, self.up = dense(hidden), dense(hidden)
+        else:
+            self.up = dense(4 * self.width)
+        self.down = dense(self.width)
+        self.drop = nn.Dropout(self.dropout)
+
+    def project(
+        self, x: Float[Array, "b t m"], rotations: Rotations | None, *, step: bool = False
+    ) -> tuple[Array, Array, Array]:
+        """Returns queries, keys and values, each b t n p, of a `step` b 1 n p; the first two rotated, see `rotate`."""
+        q, k, v = kept(self.qkv(self.norm1(x), step))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if rotations is None else (rotate(q, rotations), rotate(k, rotations), v)
+
+    def finish(
+        self, x: Float[Array, "b t m"], attended: Float[Array, "b t n p"], *, train: bool = False
+    ) -> Float[Array, "b t m"]:
+        """Returns the rest of the block, after attention."""
+        x = kept(x + self.drop(self.proj(attended), deterministic=not train))
+        hidden = self.norm2(x)
+        if self.mlp == "swiglu":
+            hidden = nn.silu(kept(self.gate(hidden))) * kept(self.up(hidden))
+        else:
+            hidden = gelu(kept(self.up(hidden)))
+        return x + self.drop(self.down(hidden), deterministic=not train)
+
+    def __call__(
+        self, x: Float[Array, "b t m"], mask: Bool[Array, "t t"], rotations: Rotations | None, train: bool
+    ) -> tuple[Float[Array, "b t m"], None]:
+        q, k, v = self.project(x, rotations)
+        if train and self.attn_dropout:
+            weights = nn.dot_product_attention_weights(
+                q,
+                k,
+                mask=mask[None, None],
+                dropout_rng=self.make_rng("dropout"),
+                dropout_rate=self.attn_dropout,
+                broadcast_dropout=False,
+                deterministic=False,
+                dtype=jnp.float32,
+                precision=precision_of(q.dtype),
+            )
+            attended = product("bnts,bsnp->btnp", weights.astype(v.dtype), v)
+        else:
+            attended = attention(q, k, v, mask[None, None])
+        return self.finish(x, attended, train=train), None
+
+
+@forms.use(forms.project, where=lambda x, kernel, bias, step: not step)
+def project(
+    x: Float[Array, "b t m"], kernel: Float[Array, "m 3 n p"], bias: Float[Array, "3 n p"], step: bool
+) -> tuple[Float[Array, "b _ n p"], ...]:
+    """Returns queries, keys and values; of a `step` those of the first position."""
+    flat = lambda w: w.reshape(*w.shape[:-2], -1)  # heads side by side
+    together = product("btm,mkc->btkc", x, flat(kernel)) + flat(bias)[None, None]
+    if step:
+        # Without the barrier the compiler would cut the input, and not compute other copies of the position at all.
+        together = jax.lax.optimization_barrier(together)[:, :1]
+    return tuple(together[:, :, i].reshape(*together.shape[:2], *bias.shape[1:]) for i in range(3))
+
+
+@forms.use(forms.gelu)
+def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Computes GELU exactly, as PyTorch does."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def rotate(x: Float[Array, "b t n p"], rotations: Rotations) -> Float[Array, "b t n p"]:
+    """Rotates the pairs of neighbouring channels (even, odd) of each head, in float32."""
+    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    cos, sin = rotations[:, :, 0, None], rotations[:, :, 1, None]
+    return jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1).reshape(x.shape).astype(x.dtype)
