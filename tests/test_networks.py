@@ -1,4 +1,4 @@
-"""Both kinds of networks behind one prior: likelihoods, samples, windows and runs by the same code."""
+"""All kinds of networks behind one prior: likelihoods, samples, windows and runs by the same code."""
 
 import dataclasses
 import functools
@@ -20,7 +20,11 @@ from vqgan_jax.train import stored
 from vqgan_jax.train.stage2 import Stage2
 
 PAGE = str(Path(__file__).parent / "train" / "tiny_prior.py")
-KINDS = {"transformer": "raster", "pixelsnail": "pixelsnail"}  # variants of the page by kind
+KINDS = {  # variants of the page
+    "transformer": "raster",
+    "modulated transformer": "raster,rar",
+    "pixelsnail": "pixelsnail",
+}
 SETTINGS = sampling.Settings(temperature=0.8, top_k=5)
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # a third of the time
 nll, sample, logits_of = (quick(f, static_argnums=0) for f in (priors.nll, priors.sample, priors.logits))

@@ -28,6 +28,7 @@ VARIANTS = {
         "bias": False,
     },
 }
+VARIANTS["adaln"] = VARIANTS["llama"] | {"adaln": True}
 VARIANTS["blank"] = VARIANTS["llama"] | {"positions": "rope2d_blank", "coordinates": (None, *GRID[1:]), "num_heads": 2}
 PUBLISHED = {  # layers, width, heads, vocabulary, positions
     304_932_864: (24, 1024, 16, 1024, 512),
@@ -82,9 +83,9 @@ def test_no_logit_sees_a_later_token(variant, tokens):
         embedded = functools.partial(module.apply, {"params": params})
         x = embedded(tokens[:1], method="embed") + shift[None]
         rotations = module.rotations(0, LENGTH)
-        mask = causal_mask(LENGTH, module.bidirectional_prefix)
+        mask, condition = causal_mask(LENGTH, module.bidirectional_prefix), embedded(tokens[:1], method="condition")
         for layer in module.prepare(params).layers:
-            x, _ = Block(**module.block_fields).apply({"params": layer}, x, mask, rotations, False)
+            x, _ = Block(**module.block_fields).apply({"params": layer}, x, mask, rotations, False, condition)
         return embedded(x, method="readout")[0]
 
     zero = jnp.zeros((LENGTH, 32))
@@ -151,13 +152,13 @@ def test_the_first_positions_may_stand_elsewhere_in_each_example(tokens):
     np.testing.assert_allclose(stepped(module, params, tokens, 5, both), found[:, 4:], atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
-def test_remat_changes_no_gradient(remat, tokens):
+@pytest.mark.parametrize(("variant", "remat"), [("gpt", "dots"), ("gpt", "full"), ("adaln", "dots")])
+def test_remat_changes_no_gradient(variant, remat, tokens):
     def gradient(module, params):
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(module.apply({"params": p}, tokens)))))(params)
 
-    plain, params = model("gpt")
-    again, _ = model("gpt", remat=remat)
+    plain, params = model(variant)
+    again, _ = model(variant, remat=remat)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
         *(gradient(m, params) for m in (plain, again)),
@@ -186,6 +187,44 @@ def test_a_blank_position_gives_every_query_the_logit_zero_and_asks_for_nothing(
     turned = rotate(x, model("blank")[0].rotations(0, LENGTH))
     np.testing.assert_array_equal(turned[:, 0], 0.0)
     np.testing.assert_array_equal(turned[:, 1:], rotate(x, model("llama", num_heads=2)[0].rotations(0, LENGTH))[:, 1:])
+
+
+def test_a_modulated_block_is_a_plain_one_of_other_norms_and_kernels():
+    """Under each condition: a shift and a scale go into the norm in front of a branch, a gate into its last kernel."""
+    module, params = model("gpt", adaln=True)
+    layer, mask = jax.tree.map(np.asarray, module.prepare(params).layers[0]), causal_mask(5)
+    x, condition = jax.random.normal(jax.random.key(3), (2, 5, 32)), jax.random.normal(jax.random.key(4), (2, 32))
+
+    def run(adaln):
+        block = Block(**module.block_fields | {"adaln": adaln})
+        return jax.jit(lambda layer, *rest: block.apply({"params": layer}, rest[0], mask, None, False, *rest[1:])[0])
+
+    modulated, plain = run(True), run(False)
+    found = modulated(layer, x, condition)
+    rows = np.einsum("bm,mkn->bkn", condition / (1 + np.exp(-condition)), layer["modulation"]["kernel"])
+    for i, row in enumerate(rows + layer["modulation"]["bias"]):
+        folded = dict(layer)
+        for norm, last, (shift, scale, gate) in (("norm1", "proj", row[:3]), ("norm2", "down", row[3:])):
+            folded[norm] = {name: leaf * (1 + scale) for name, leaf in layer[norm].items()}
+            folded[norm]["bias"] = folded[norm]["bias"] + shift
+            folded[last] = {name: leaf * gate for name, leaf in layer[last].items()}
+        np.testing.assert_allclose(found[i : i + 1], plain(folded, x[i : i + 1]), atol=1e-5)
+    assert np.abs(found - modulated(layer, x, condition[::-1])).max() > 0.1
+
+
+def test_a_modulation_of_zeros_leaves_the_embeddings_as_they_are(tokens):
+    """The blocks are the identity, whatever else is in them; so a fresh modulation is."""
+    module, params = model("adaln")
+    fresh = jax.jit(module.init)(jax.random.key(0), tokens)["params"]["layers"]["modulation"]
+    assert not any(leaf.any() for leaf in jax.tree.leaves(fresh))
+    blind = {"params": params | {"layers": params["layers"] | {"modulation": fresh}}}
+    expected = module.apply(blind, module.apply(blind, tokens, method="embed"), method="readout")
+    np.testing.assert_allclose(apply(module, blind["params"], tokens), expected, atol=1e-6)
+
+
+def test_a_modulation_needs_a_condition_of_one_token():
+    with pytest.raises(ValueError, match=r"must be 'class' or 'none' for transformer.adaln.* this one has 2"):
+        Transformer(adaln=True).bind(vocab_size=8, extra_vocab=3, prefix=[(0, 0), (0, 1)], codes=[(0, 0), (0, 1)])
 
 
 @pytest.mark.parametrize("rate", ["dropout", "attn_dropout"])

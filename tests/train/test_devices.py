@@ -56,9 +56,9 @@ def run(sizes: tuple[int, int, int], variant: str = "smooth", steps: int = 10):
 
 @functools.cache
 @mock.patch.multiple(models, find_tokenizer=lambda path, *_: path, load_tokenizer=lambda _: untrained.tokenizer(32))
-def run_prior(sizes: tuple[int, int, int], images: bool):
+def run_prior(sizes: tuple[int, int, int], images: bool, variant: str = "base"):
     """Stage 2, from images or from codes; with all its chance, which must not depend on the devices either."""
-    program = open_program(cli.load_config(PRIOR), make_mesh(sizes))
+    program = open_program(cli.load_config(f"{PRIOR}:{variant}"), make_mesh(sizes))
     rng = np.random.default_rng(0)
     codes = ({"tokens": rng.integers(0, (11, *[32] * 64), (8, 65), dtype=np.int32)} for _ in range(10))
     return trained(program, program.batches() if images else codes, 10)
@@ -105,16 +105,18 @@ def test_eight_devices_train_like_one(mesh, variant):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "images"),
+    ("mesh", "images", "variant"),
     [
-        ("tensor", False),
-        pytest.param("data", False, marks=pytest.mark.slow),
-        pytest.param("fsdp", False, marks=pytest.mark.slow),
-        pytest.param("tensor", True, marks=pytest.mark.slow),
+        ("tensor", False, "base"),
+        pytest.param("data", False, "base", marks=pytest.mark.slow),
+        pytest.param("fsdp", False, "base", marks=pytest.mark.slow),
+        pytest.param("tensor", False, "rar", marks=pytest.mark.slow),
+        pytest.param("fsdp", False, "rar", marks=pytest.mark.slow),
+        pytest.param("tensor", True, "base", marks=pytest.mark.slow),
     ],
 )
-def test_eight_devices_train_a_prior_like_one(mesh, images):
-    (one, state), (eight, sharded) = (run_prior(sizes, images) for sizes in (ONE, MESHES[mesh]))
+def test_eight_devices_train_a_prior_like_one(mesh, images, variant):
+    (one, state), (eight, sharded) = (run_prior(sizes, images, variant) for sizes in (ONE, MESHES[mesh]))
     worst = check_same(one, state, eight, sharded, 1e-5)
     assert int(sharded.step) == 10
     assert one[-1]["loss"] != one[0]["loss"]

@@ -77,6 +77,11 @@ def test_what_is_no_matrix_of_a_layer_moves_as_by_adam(params, grads):
     assert sorted(found) == [f"layers/{name}/kernel" for name in ("down", "gate", "proj", "qkv", "up")]
 
 
+def test_a_modulation_by_the_class_moves_by_adam():
+    shapes = jax.eval_shape(MODULE.clone(adaln=True).init, jax.random.key(0), jnp.zeros((1, 12), jnp.int32))["params"]
+    assert kinds_of_leaves(shapes)["layers"]["modulation"]["kernel"] == "adam"
+
+
 def test_updates_are_as_long_as_adams_mostly_are(params, grads):
     updates, _ = step(MUON, params, grads)
     rms = [float(jnp.sqrt(jnp.mean(jnp.square(update)))) for update in matrices(updates)]

@@ -71,6 +71,7 @@ VARIANTS = {
         "condition.size": 8,
     },
     "text": {"transformer.order": "raster", "condition.kind": "text", "condition.max_tokens": 12},
+    "rar": {"transformer.adaln": True},
     "pixelsnail": {
         "transformer.kind": "pixelsnail",
         "transformer.num_res_blocks": 1,

@@ -224,7 +224,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "diffusers": {"model.kind": "paper", "quantizer.unit_length": False, "quantizer.kind": "vq"},
 }
 GPT_NEEDS = {f"transformer.{key}": infer.GPT[key] for key in ("norm", "mlp", "positions", "qk_norm", "bias")}
-GPT_NEEDS |= {"transformer.kind": "transformer", "condition.shared_vocab": True}
+GPT_NEEDS |= {"transformer.kind": "transformer", "transformer.adaln": False, "condition.shared_vocab": True}
 
 
 def write_file(converted: Converted, to: str, path: Path) -> None:

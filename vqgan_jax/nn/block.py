@@ -14,6 +14,7 @@ from vqgan_jax.nn.precision import attention, dense_in, precision_of, product
 from vqgan_jax.nn.remat import kept
 
 Rotations = Float[Array, "_ _ 2 _"]  # cosines and sines of each position, of all examples or of each
+Modulation = Float[Array, "b 6 m"] | None  # shift, scale and gate of attention, then those of the MLP; or none
 
 NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
 MLPS = ("gelu", "swiglu")
@@ -47,7 +48,11 @@ class Projection(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP around a residual, in two halves so that a cache may stand between them."""
+    """Pre-norm attention and MLP around a residual, in two halves so that a cache may stand between them.
+
+    With `adaln` a condition shifts, scales and gates both branches: adaLN-zero (Peebles and Xie 2023). Its kernel is
+    zero at the start, so that the block is the identity. Norms keep their own scales, as in RAR (Yu et al. 2024).
+    """
 
     width: int
     num_heads: int
@@ -57,6 +62,7 @@ class Block(nn.Module):
     bias: bool = True
     dropout: float = 0.0
     attn_dropout: float = 0.0
+    adaln: bool = False
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
@@ -75,32 +81,49 @@ class Block(nn.Module):
             self.up = dense(4 * self.width)
         self.down = dense(self.width)
         self.drop = nn.Dropout(self.dropout)
+        if self.adaln:
+            self.modulation = dense_in(self.dtype, kernel_init=nn.initializers.zeros)((6, self.width))
+
+    def modulate(self, condition: Float[Array, "b m"] | None) -> Modulation:
+        """Returns what the condition does to the block; None without one, as without `adaln`."""
+        return None if condition is None else kept(self.modulation(nn.silu(condition)))
 
     def project(
-        self, x: Float[Array, "b t m"], rotations: Rotations | None, *, step: bool = False
+        self, x: Float[Array, "b t m"], rotations: Rotations | None, modulation: Modulation, *, step: bool = False
     ) -> tuple[Array, Array, Array]:
         """Returns queries, keys and values, each b t n p, of a `step` b 1 n p; the first two rotated, see `rotate`."""
-        q, k, v = kept(self.qkv(self.norm1(x), step))
+        q, k, v = kept(self.qkv(shifted(self.norm1(x), modulation, 0), step))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if rotations is None else (rotate(q, rotations), rotate(k, rotations), v)
 
     def finish(
-        self, x: Float[Array, "b t m"], attended: Float[Array, "b t n p"], *, train: bool = False
+        self,
+        x: Float[Array, "b t m"],
+        attended: Float[Array, "b t n p"],
+        modulation: Modulation,
+        *,
+        train: bool = False,
     ) -> Float[Array, "b t m"]:
         """Returns the rest of the block, after attention."""
-        x = kept(x + self.drop(self.proj(attended), deterministic=not train))
-        hidden = self.norm2(x)
+        x = kept(x + gated(self.drop(self.proj(attended), deterministic=not train), modulation, 2))
+        hidden = shifted(self.norm2(x), modulation, 3)
         if self.mlp == "swiglu":
             hidden = nn.silu(kept(self.gate(hidden))) * kept(self.up(hidden))
         else:
             hidden = gelu(kept(self.up(hidden)))
-        return x + self.drop(self.down(hidden), deterministic=not train)
+        return x + gated(self.drop(self.down(hidden), deterministic=not train), modulation, 5)
 
     def __call__(
-        self, x: Float[Array, "b t m"], mask: Bool[Array, "t t"], rotations: Rotations | None, train: bool
+        self,
+        x: Float[Array, "b t m"],
+        mask: Bool[Array, "t t"],
+        rotations: Rotations | None,
+        train: bool,
+        condition: Float[Array, "b m"] | None = None,
     ) -> tuple[Float[Array, "b t m"], None]:
-        q, k, v = self.project(x, rotations)
+        modulation = self.modulate(condition)
+        q, k, v = self.project(x, rotations, modulation)
         if train and self.attn_dropout:
             weights = nn.dot_product_attention_weights(
                 q,
@@ -116,7 +139,7 @@ class Block(nn.Module):
             attended = product("bnts,bsnp->btnp", weights.astype(v.dtype), v)
         else:
             attended = attention(q, k, v, mask[None, None])
-        return self.finish(x, attended, train=train), None
+        return self.finish(x, attended, modulation, train=train), None
 
 
 @forms.use(forms.project, where=lambda x, kernel, bias, step: not step)
@@ -136,6 +159,18 @@ def project(
 def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """Computes GELU exactly, as PyTorch does."""
     return jax.nn.gelu(x, approximate=False)
+
+
+def shifted(x: Float[Array, "b t m"], modulation: Modulation, row: int) -> Float[Array, "b t m"]:
+    """Returns x under the shift in `row` of a modulation and the scale in the next; x itself without a modulation."""
+    if modulation is None:
+        return x
+    return x * (1 + modulation[:, row + 1, None]) + modulation[:, row, None]
+
+
+def gated(x: Float[Array, "b t m"], modulation: Modulation, row: int) -> Float[Array, "b t m"]:
+    """Returns x times the gate in `row` of a modulation; x itself without a modulation."""
+    return x if modulation is None else kept(x) * modulation[:, row, None]
 
 
 def rotate(x: Float[Array, "b t n p"], rotations: Rotations) -> Float[Array, "b t n p"]:

@@ -70,6 +70,7 @@ class Transformer(PriorNetwork):
       bias: of the kernels; the head has none.
       dropout: of embeddings and both residual branches.
       attn_dropout: of attention weights; above 0, training leaves the fused form of `nn.precision.attention`.
+      adaln: the embedding of the class, the only token of the prefix, shifts, scales and gates each block; see `Block`.
       remat: what the backward pass computes again, a name of REMAT.
       coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
         "rope2d_blank" gives to a prefix, makes queries and keys there zero, as LlamaGen's models were trained.
@@ -87,6 +88,7 @@ class Transformer(PriorNetwork):
     bias: bool = False
     dropout: float = 0.1
     attn_dropout: float = 0.0
+    adaln: bool = False
     remat: str = "dots"
     coordinates: tuple[Place | None, ...] = derived(())
     cache: type = derived(Cache)
@@ -121,6 +123,11 @@ class Transformer(PriorNetwork):
                 f"`config.transformer.bidirectional_prefix` must end with the condition, which has {len(prefix)} "
                 f"tokens: codes that see each other have nothing to predict; got {self.bidirectional_prefix}. Lower it."
             )
+        if self.adaln and len(prefix) != 1:
+            raise ValueError(
+                "`config.condition.kind` must be 'class' or 'none' for transformer.adaln, which takes a condition of 1 "
+                f"token; this one has {len(prefix)}. Set adaln to False."
+            )
         bound: Any = super().bind(vocab_size=vocab_size, extra_vocab=extra_vocab, prefix=prefix, codes=codes)
         if self.positions == "learned":
             return bound
@@ -141,7 +148,7 @@ class Transformer(PriorNetwork):
             length=self.depth,
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),  # type: ignore[arg-type]
+            in_axes=(nn.broadcast,) * 4,  # type: ignore[arg-type]
         )
         self.layers = stack(**self.block_fields)
         self.norm_out = norm_in(self.norm, self.dtype)(name="norm")
@@ -150,7 +157,7 @@ class Transformer(PriorNetwork):
     @property
     def block_fields(self) -> dict:
         """The fields of each of its blocks."""
-        names = ("width", "num_heads", "norm", "mlp", "qk_norm", "bias", "dropout", "attn_dropout", "dtype")
+        names = ("width", "num_heads", "norm", "mlp", "qk_norm", "bias", "dropout", "attn_dropout", "adaln", "dtype")
         return {name: getattr(self, name) for name in names}
 
     def rotations(
@@ -189,6 +196,10 @@ class Transformer(PriorNetwork):
             x = x + jax.lax.dynamic_slice_in_dim(self.position_embedding, start, tokens.shape[1])[None]
         return self.drop(x.astype(self.dtype), deterministic=not train)
 
+    def condition(self, tokens: Int[Array, "b t"]) -> Float[Array, "b m"] | None:
+        """Returns the embedding of the first token, which modulates the blocks; None without `adaln`."""
+        return self.embedding[tokens[:, 0]].astype(self.dtype) if self.adaln else None
+
     def readout(self, x: Float[Array, "b t m"]) -> Float[Array, "b t v"]:
         """Returns float32 logits."""
         return self.head(self.norm_out(x)).astype(jnp.float32)
@@ -210,9 +221,11 @@ class Transformer(PriorNetwork):
         length = tokens.shape[1]
         if length > self.max_len:
             raise ValueError(f"the input must have at most max_len {self.max_len} tokens; got {length}. Cut it.")
-        x = self.embed(tokens, train=train)
-        x = x if self.rows is None else jax.lax.with_sharding_constraint(x, self.rows)
-        x, _ = self.layers(x, causal_mask(length, self.bidirectional_prefix), self.rotations(0, length, places), train)
+        x, condition = self.embed(tokens, train=train), self.condition(tokens)
+        if self.rows is not None:
+            x, condition = jax.lax.with_sharding_constraint((x, condition), self.rows)
+        mask, rotations = causal_mask(length, self.bidirectional_prefix), self.rotations(0, length, places)
+        x, _ = self.layers(x, mask, rotations, train, condition)
         return self.readout(x)
 
     # One token at a time
@@ -241,16 +254,18 @@ class Transformer(PriorNetwork):
         places: Float[Array, "b p 2"] | None = None,
         last: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b v"], tuple[Any, ...]]:
-        """Runs the whole prefix and keeps its keys and values; see `PriorNetwork.prefill`."""
+        """Runs the whole prefix and keeps each layer's keys, values and modulation; see `PriorNetwork.prefill`."""
         outer, block = {"params": weights.outer}, Block(**self.block_fields)
         mask = causal_mask(prefix.shape[1], self.bidirectional_prefix)[None, None]
         rotations, cache = self.rotations(0, prefix.shape[1], places), []
         x: Any = self.apply(outer, prefix, method="embed")
+        condition = self.apply(outer, prefix, method="condition")
         for params in weights.layers:
-            projected: Any = block.apply({"params": params}, x, rotations, method="project")
+            modulation = block.apply({"params": params}, condition, method="modulate")
+            projected: Any = block.apply({"params": params}, x, rotations, modulation, method="project")
             q, k, v = projected
-            cache.append(self.cache.start(k, v, length))
-            x = block.apply({"params": params}, x, attention(q, k, v, mask), method="finish")
+            cache.append((self.cache.start(k, v, length), modulation))
+            x = block.apply({"params": params}, x, attention(q, k, v, mask), modulation, method="finish")
         x = x[:, -1:] if last is None else jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
         logits: Any = self.apply(outer, x, method="readout")
         return logits[:, 0], tuple(cache)
@@ -265,11 +280,12 @@ class Transformer(PriorNetwork):
         many = isinstance(tokens.shape[0], int) and tokens.shape[0] > FEW  # in an export a symbol
         copies = lambda x: jnp.broadcast_to(x, (x.shape[0], 1 if many else self.cache.copies, *x.shape[2:]))
         x: Any = copies(self.apply(outer, tokens[:, None], position, method="embed"))
-        for params, layer in zip(weights.layers, cache, strict=True):
-            projected: Any = block.apply({"params": params}, x, rotations, step=True, method="project")
+        for params, (layer, modulation) in zip(weights.layers, cache, strict=True):
+            projected: Any = block.apply({"params": params}, x, rotations, modulation, step=True, method="project")
             q, k, v = projected
-            filled.append(layer.put(k, v, position))
-            x = block.apply({"params": params}, x, copies(filled[-1].attend(q, position)), method="finish")
+            layer = layer.put(k, v, position)
+            filled.append((layer, modulation))
+            x = block.apply({"params": params}, x, copies(layer.attend(q, position)), modulation, method="finish")
         logits: Any = self.apply(outer, x, method="readout")
         return logits[:, 0], tuple(filled)
 

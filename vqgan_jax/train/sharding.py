@@ -32,6 +32,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"layers/proj/kernel$", P(None, "tensor", None, "fsdp")),
     (r"layers/(up|gate)/kernel$", P(None, "fsdp", "tensor")),
     (r"layers/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"layers/modulation/kernel$", P(None, "fsdp", None, "tensor")),  # layer, width, shifts scales gates, width
     (r"/blocks/.*/conv_2/kernel$", P(None, None, None, BOTH, None)),  # block, height, width, in, out
     (r"/blocks/.*/kernel$", P(None, None, None, None, BOTH)),
     (r"head/kernel$", P("fsdp", "tensor")),

@@ -121,7 +121,8 @@ def make_optimizer(config: Optimizer, peak: float, steps: int) -> optax.Gradient
 
 
 # Kernels that are stacks of matrices, with the input axes and the output axes of a matrix. The other axes (layers;
-# queries, keys and values) number the matrices. Adam moves the embedding, the head and everything that is no matrix.
+# queries, keys and values) number the matrices. Adam moves the embedding, the head, what reads the class alone (adaLN's
+# modulation) and everything that is no matrix.
 MATRICES = (
     (r"layers/qkv/kernel$", ((1,), (3, 4))),
     (r"layers/proj/kernel$", ((1, 2), (3,))),
