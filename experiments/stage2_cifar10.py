@@ -14,6 +14,7 @@ VARIANTS = {
     "cached": {"data.source": "tokens:runs/cifar10_tokens"},
     "unconditional": {"condition.kind": "none", "condition.drop": 0.0},
     "adaln": {"transformer.adaln": True},
+    "random_order": {"transformer.positions": "learned_target", "loss.random_order": (0.5, 0.75)},
     "muon": {"optimizer.matrices": "muon"},
     "guided": {"sampling.guidance": 2.0},
     # 5,368,664 parameters where the base has 5,380,864, and as many layers of attention (table 1 of the paper).

@@ -19,6 +19,27 @@ VARIANTS = {
     "f16_16384": F16_16384,
     "cached": {"data.source": "tokens:tokens"},
     "guided": {"sampling.guidance": 4.0, "sampling.schedule": "cosine", "sampling.power": 2.5},
+    # 457,108,480 parameters: RAR-L (Yu et al. 2024), which modulates its head, too. Published FID: 1.70.
+    "rar": {
+        "batch_size": 2048,
+        "steps": 250_000,
+        "loss.random_order": (0.5, 0.75),
+        "transformer.norm": "layer",
+        "transformer.mlp": "gelu",
+        "transformer.positions": "learned_target",
+        "transformer.bias": True,
+        "transformer.attn_dropout": 0.1,
+        "transformer.adaln": True,
+        "sampling.guidance": 15.5,
+        "sampling.schedule": "cosine",
+        "sampling.power": 2.5,
+        "sampling.temperature": 1.02,
+        "optimizer.b2": 0.96,
+        "optimizer.weight_decay": 0.03,
+        "optimizer.warmup_steps": 62_500,
+        "optimizer.final_fraction": 0.025,
+        "optimizer.ema_decay": 0.0,
+    },
     "sharded": {"mesh.data": -1, "mesh.fsdp": 4},
     # 1,410,640,896 parameters: 48 layers of 1536 channels. Published FID: 15.78 at top-k 973 and top-p 0.88.
     "paper": paper_stage2(batch_size=128, top_k=250)

@@ -177,8 +177,12 @@ class Stage2(Run):
         self.check_crop(self.tokenizer.downsample_factor)
         check_known("data.field", self.data.field, ("image",))
         check_known("transformer.order", self.transformer.order, ordering.ORDERS)
-        prefix = self.prefix()
-        self.make_network()
+        prefix, network = self.prefix(), self.make_network()
+        if any(self.loss.random_order) and not network.takes_order:
+            raise ValueError(
+                "`config.loss.random_order` needs transformer.positions 'learned_target', by which a token knows "
+                f"what it predicts; got {self.loss.random_order} without them. Set either."
+            )
         prefix.check_fit(self.tokenizer.codebook_size)
         sampling.check(self.sampling.settings, self.tokenizer.codebook_size)
         if self.sampling.guidance != 1.0 and not prefix.droppable:

@@ -70,6 +70,7 @@ def logits(
     condition: Int[Array, "b s"],
     inputs: Int[Array, "b t"],
     *,
+    order: Int[Array, "b t"] | None = None,
     train: bool = False,
     **rngs,
 ) -> Float[Array, "b t v"]:
@@ -80,12 +81,15 @@ def logits(
       params: of the network.
       condition: the condition's own tokens.
       inputs: all tokens in order; the last one is not used.
+      order: number of each token in the prior's own order, where they come in another; of a network that `takes_order`.
       train: with dropout, from the key `dropout`.
     """
     sequence = jnp.concatenate([prior.prefix(condition), inputs[:, :-1]], axis=1)
-    places = prior.places(condition)
-    out: Any = prior.network.apply({"params": params}, sequence, places=places, train=train, rngs=rngs)
-    return out[:, prior.condition.length - 1 :]
+    places, length, at = prior.places(condition), prior.condition.length, None
+    if order is not None:
+        at = jnp.concatenate([jnp.broadcast_to(jnp.arange(length), (len(order), length)), length + order], axis=1)
+    out: Any = prior.network.apply({"params": params}, sequence, places=places, at=at, train=train, rngs=rngs)
+    return out[:, length - 1 :]
 
 
 def nll(

@@ -47,6 +47,11 @@ class Data:
             )
 
 
+def in_steps(time: float, steps: int) -> float:
+    """Returns a time in steps; one below 1 is a share of the `steps` of a run."""
+    return float(round(time * steps if 0 < time < 1 else time))
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """Weights and times (in steps) of the stage-1 losses; those of the codes belong to the quantizer."""
@@ -75,8 +80,8 @@ class Loss:
 
     def in_steps(self, steps: int) -> "Loss":
         """Returns the same losses of a run of so many steps, with times that are shares of it as steps."""
-        times = {name: getattr(self, name) for name in ("disc_start", "disc_ramp", "disc_train_start")}
-        return dataclasses.replace(self, **{n: float(round(t * steps if 0 < t < 1 else t)) for n, t in times.items()})
+        names = ("disc_start", "disc_ramp", "disc_train_start")
+        return dataclasses.replace(self, **{name: in_steps(getattr(self, name), steps) for name in names})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +127,21 @@ class TokenLoss:
 
     keep: float = 1.0  # probability that an input code stays; else it is a random one
     label_smoothing: float = 0.0
+    # Sequences come in random orders (Yu et al. 2024): all of them until the first time, none from the second; below 1
+    # a time is a share of the run.
+    random_order: tuple[float, float] = (0.0, 0.0)
 
     def check(self) -> None:
-        """Raises ValueError for what is no probability."""
+        """Raises ValueError for what is no probability, or no span of time."""
         if not 0.0 <= self.keep <= 1.0:
             raise ValueError(f"`config.loss.keep` must be a probability, 0 to 1; got {self.keep}.")
+        if not 0.0 <= self.random_order[0] <= self.random_order[1]:
+            raise ValueError(f"`config.loss.random_order` must be two times in order; got {self.random_order}.")
+
+    def in_steps(self, steps: int) -> "TokenLoss":
+        """Returns the same loss of a run of so many steps, with times that are shares of it as steps."""
+        first, last = (in_steps(time, steps) for time in self.random_order)
+        return dataclasses.replace(self, random_order=(first, last))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,6 +29,7 @@ VARIANTS = {
     },
 }
 VARIANTS["adaln"] = VARIANTS["llama"] | {"adaln": True}
+VARIANTS["target"] = {"positions": "learned_target"}
 VARIANTS["blank"] = VARIANTS["llama"] | {"positions": "rope2d_blank", "coordinates": (None, *GRID[1:]), "num_heads": 2}
 PUBLISHED = {  # layers, width, heads, vocabulary, positions
     304_932_864: (24, 1024, 16, 1024, 512),
@@ -187,6 +188,20 @@ def test_a_blank_position_gives_every_query_the_logit_zero_and_asks_for_nothing(
     turned = rotate(x, model("blank")[0].rotations(0, LENGTH))
     np.testing.assert_array_equal(turned[:, 0], 0.0)
     np.testing.assert_array_equal(turned[:, 1:], rotate(x, model("llama", num_heads=2)[0].rotations(0, LENGTH))[:, 1:])
+
+
+def test_a_token_reads_its_own_position_and_that_of_its_target(tokens):
+    """By gradients: of each position's embedding at every row of both tables, in the own order and in another."""
+    module, params = model("target")
+    at = jax.random.permutation(jax.random.key(5), LENGTH + 1)
+    for order in (None, at[None]):
+        embed = lambda tables, order=order: module.apply(
+            {"params": params | tables}, tokens[:1], at=order, method="embed"
+        )[0].sum(-1)
+        read = jax.jacobian(embed)({name: params[name] for name in ("positions", "targets")})
+        expected = np.eye(LENGTH + 1)[np.arange(LENGTH + 1) if order is None else at]
+        np.testing.assert_array_equal(read["positions"].any(-1), expected[:-1])
+        np.testing.assert_array_equal(read["targets"].any(-1), expected[1:])
 
 
 def test_a_modulated_block_is_a_plain_one_of_other_norms_and_kernels():

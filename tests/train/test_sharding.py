@@ -50,7 +50,7 @@ PRIORS = {
         "condition": {"shared_vocab": True, "drop": 0.0},
         "optimizer": {"weight_decay": 0.0, "ema_decay": 0.0, "schedule": "constant"},
     },
-    "adaln": {"transformer": {"adaln": True}},
+    "adaln_learned_target": {"transformer": {"adaln": True, "positions": "learned_target"}},
     "unconditional": {"condition": {"kind": "none", "drop": 0.0}},
     "pixelsnail": {"transformer": {"kind": "pixelsnail", "depth": 2, "width": 64, "num_res_blocks": 1}},
 }

@@ -237,6 +237,80 @@ def test_chance_is_of_the_key_and_the_step(codes):
     assert loss(1, KEY) != loss(0, KEY)
 
 
+# Random orders
+
+TARGETS = "--config.transformer.positions=learned_target"
+ANNEALED = task("gpt,plain", TARGETS, "--config.loss.random_order=(10,20)")
+
+
+def test_orders_are_random_in_a_share_that_falls():
+    """Every row is an order; the random ones have each token in each place alike."""
+    draw = jax.jit(lambda step: stage2.orders((10.0, 20.0), step, (2_000, 8), KEY))
+    for step, share in ((0, 1.0), (10, 1.0), (15, 0.5), (18, 0.2), (20, 0.0), (99, 0.0)):
+        found = np.asarray(draw(jnp.asarray(step)))
+        np.testing.assert_array_equal(np.sort(found, axis=1), np.broadcast_to(np.arange(8), found.shape))
+        assert np.mean((found != np.arange(8)).any(axis=1)) == pytest.approx(share, abs=0.04 * (0 < share < 1) + 1e-3)
+    counts = (np.asarray(draw(jnp.asarray(0)))[..., None] == np.arange(8)).sum(0)
+    np.testing.assert_allclose(counts, 250, atol=5 * 250**0.5)
+    at_once = lambda step: np.asarray(stage2.orders((10.0, 10.0), jnp.asarray(step), (2, 8), KEY))
+    assert (at_once(9) != np.arange(8)).any()
+    np.testing.assert_array_equal(at_once(10)[0], np.arange(8))
+
+
+def test_times_of_random_orders_below_1_are_shares_of_the_run():
+    flags = [f"--config.loss.random_order={times}" for times in ("(0.5,0.75)", "(0,0.25)", "(7,0.9)")]
+    assert [task("gpt,plain", TARGETS, flag).loss.random_order for flag in flags[:2]] == [(500, 750), (0, 250)]
+    with pytest.raises(ValueError, match="must be two times in order"):
+        task("gpt,plain", TARGETS, flags[2])
+
+
+def test_the_loss_of_random_orders_is_that_of_permuted_codes_and_tables(codes):
+    """One sequence after the other: a plain pass over codes and tables whose rows have changed their places."""
+    now = state(ANNEALED)
+    noise = lambda path, x: 10 * x + 0.3 * jax.random.normal(jax.random.key(len(str(path))), x.shape)
+    params = jax.tree_util.tree_map_with_path(noise, now.params["transformer"])
+    _, metrics = jitted(ANNEALED)(
+        now.replace(params={"transformer": jax.tree.map(jnp.copy, params)}), {}, rows(3, codes), KEY
+    )
+
+    keys = jax.random.split(jax.random.fold_in(KEY, 0), 4)
+    order, prior = stage2.orders((10.0, 20.0), jnp.asarray(0), (8, T), keys[3]), ANNEALED.prior
+    condition, tokens = jnp.full((1, 1), 3), codes.reshape(8, T)[:, prior.forward]
+
+    @quick
+    def cost(order, tokens):
+        at = jnp.concatenate([jnp.zeros(1, int), 1 + order])  # the condition stays in front
+        moved = {name: params[name][at] for name in ("positions", "targets")}
+        logits = priors.logits(prior, params | moved, condition, tokens[order][None])
+        return losses.cross_entropy(logits, tokens[order][None], 0.1).mean()
+
+    costs = [float(cost(*one)) for one in zip(order, tokens, strict=True)]
+    assert float(metrics["loss"]) == pytest.approx(np.mean(costs), rel=1e-5)
+    assert np.std(costs) > 0.01
+    own = [float(cost(jnp.arange(T), row)) for row in tokens]
+    assert np.mean(own) != pytest.approx(np.mean(costs), rel=1e-3)
+
+
+def test_behind_the_last_random_order_a_step_is_the_plain_one(codes):
+    plain, at_the_end = task("gpt,plain", TARGETS), lambda: state(ANNEALED).replace(step=jnp.asarray(20, jnp.int32))
+    (one, metrics), (other, expected) = (
+        jitted(each)(at_the_end(), {}, rows(3, codes), KEY) for each in (ANNEALED, plain)
+    )
+    assert metrics["loss"] == expected["loss"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, other.params)
+
+
+def test_a_key_for_orders_changes_no_other_chance():
+    four, three = (jax.random.key_data(jax.random.split(KEY, count)) for count in (4, 3))
+    np.testing.assert_array_equal(four[:3], three)
+
+
+@pytest.mark.parametrize("variant", ["base", "gpt", "pixelsnail,raster"])
+def test_random_orders_need_tokens_that_know_their_targets(variant):
+    with pytest.raises(ValueError, match=r"needs transformer.positions 'learned_target'.* got \(0.5, 0.75\)"):
+        cli.load_config(f"{PAGE}:{variant}", ["--config.loss.random_order=(0.5,0.75)"])
+
+
 # Evaluation
 
 

@@ -71,7 +71,11 @@ VARIANTS = {
         "condition.size": 8,
     },
     "text": {"transformer.order": "raster", "condition.kind": "text", "condition.max_tokens": 12},
-    "rar": {"transformer.adaln": True},
+    "rar": {
+        "transformer.adaln": True,
+        "transformer.positions": "learned_target",
+        "loss.random_order": (0.5, 0.75),
+    },
     "pixelsnail": {
         "transformer.kind": "pixelsnail",
         "transformer.num_res_blocks": 1,
@@ -85,6 +89,7 @@ VARIANTS = {
         "transformer.attn_dropout": 0.0,
         "condition.drop": 0.0,
         "loss.keep": 1.0,
+        "loss.random_order": (0.0, 0.0),
         "sampling.guidance": 1.0,
     },
 }

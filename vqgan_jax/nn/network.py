@@ -18,8 +18,8 @@ class PriorNetwork(nn.Module, kw_only=True):
     """The interface of all networks of priors. A kind is one class and one line of `config.NETWORKS`. A class adds
 
     - fields of its own, which are keys of the config's section `transformer`;
-    - `__call__(tokens, *, places=None, train=False)`, from tokens (b t) to float32 logits (b t v) of the token after
-      each, which depend on no later token;
+    - `__call__(tokens, *, places=None, at=None, train=False)`, from tokens (b t) to float32 logits (b t v) of the token
+      after each, which depend on no later token;
     - `summary`, a line for people.
 
     `prepare`, `prefill` and `step` draw one token after the other. Here every step runs the network over the whole
@@ -50,6 +50,11 @@ class PriorNetwork(nn.Module, kw_only=True):
     @property
     def takes_places(self) -> bool:
         """Returns whether the first tokens of each example stand where the argument `places` says."""
+        return False
+
+    @property
+    def takes_order(self) -> bool:
+        """Returns whether the tokens of each example may come in any order, which the argument `at` says."""
         return False
 
     def bind(self, *, vocab_size: int, extra_vocab: int, prefix: list[Place], codes: list[Place]) -> "PriorNetwork":

@@ -193,19 +193,24 @@ class PixelSNAIL(PriorNetwork):
 
     @nn.compact
     def __call__(
-        self, tokens: Int[Array, "b t"], *, places: Float[Array, "b s 2"] | None = None, train: bool = False
+        self,
+        tokens: Int[Array, "b t"],
+        *,
+        places: Float[Array, "b s 2"] | None = None,
+        at: Int[Array, "b _"] | None = None,
+        train: bool = False,
     ) -> Float[Array, "b t v"]:
         """Computes the logits of the code after each token.
 
         Args:
           tokens: the condition's token, and codes in raster order.
-          places: None; see `takes_places`.
+          places, at: None; see `takes_places` and `takes_order`.
           train: with dropout, from the key `dropout`.
 
         Raises:
           ValueError: the input is too long.
         """
-        del places
+        del places, at
         (batch, length), (height, width) = tokens.shape, self.grid
         if length > height * width:
             raise ValueError(f"the input must have at most {height * width} tokens; got {length}. Cut it.")

@@ -16,7 +16,8 @@ from vqgan_jax.nn.network import Place, PriorNetwork
 from vqgan_jax.nn.precision import attention, dense_in
 from vqgan_jax.nn.remat import REMAT, remat
 
-POSITIONS = ("learned", "rope2d", "rope2d_blank", "rope2d_line")
+LEARNED = ("learned", "learned_target")
+POSITIONS = (*LEARNED, "rope2d", "rope2d_blank", "rope2d_line")
 
 FEW = 32  # rows of a step, of all devices together: one device may have a single one
 
@@ -63,9 +64,11 @@ class Transformer(PriorNetwork):
       depth, width, num_heads: layers, channels and heads.
       bidirectional_prefix: so many first positions see each other both ways.
       norm, mlp: names of NORMS and MLPS.
-      positions: "learned", one vector a position, or "rope2d", "rope2d_blank" and "rope2d_line", which rotate queries
-        and keys by `coordinates`. Only under "rope2d" do the tokens of a layout stand where they say: priors of
-        "rope2d_line" were trained before that, with these tokens in a line to the left of the image.
+      positions: "learned", one vector a position; "learned_target", another one for the position of the token to be
+        predicted, too, so that tokens may come in any order (Yu et al. 2024); or "rope2d", "rope2d_blank" and
+        "rope2d_line", which rotate queries and keys by `coordinates`. Only under "rope2d" do the tokens of a layout
+        stand where they say: priors of "rope2d_line" were trained before that, with these tokens in a line to the left
+        of the image.
       qk_norm: normalises queries and keys, head by head.
       bias: of the kernels; the head has none.
       dropout: of embeddings and both residual branches.
@@ -99,7 +102,7 @@ class Transformer(PriorNetwork):
         check_known("transformer.mlp", self.mlp, MLPS)
         check_known("transformer.positions", self.positions, POSITIONS)
         check_known("transformer.remat", self.remat, REMAT)
-        heads = self.num_heads if self.positions == "learned" else 4 * self.num_heads
+        heads = self.num_heads if self.positions in LEARNED else 4 * self.num_heads
         if self.width % heads:
             raise ValueError(
                 f"`config.transformer.width` must be a multiple of {heads}, which num_heads and positions ask for; got "
@@ -116,6 +119,11 @@ class Transformer(PriorNetwork):
         """Returns whether the tokens of a layout stand where they say."""
         return self.positions == "rope2d"
 
+    @property
+    def takes_order(self) -> bool:
+        """Returns whether each token knows which one it predicts, so that they may come in any order."""
+        return self.positions == "learned_target"
+
     def bind(self, *, vocab_size: int, extra_vocab: int, prefix: list[Place], codes: list[Place]) -> "Transformer":
         """Returns the network of a run; see `PriorNetwork.bind`."""
         if self.bidirectional_prefix > len(prefix):
@@ -129,7 +137,7 @@ class Transformer(PriorNetwork):
                 f"token; this one has {len(prefix)}. Set adaln to False."
             )
         bound: Any = super().bind(vocab_size=vocab_size, extra_vocab=extra_vocab, prefix=prefix, codes=codes)
-        if self.positions == "learned":
+        if self.positions in LEARNED:
             return bound
         before = [None] * len(prefix) if self.positions == "rope2d_blank" else prefix
         return bound.clone(coordinates=(*before, *codes[:-1]))
@@ -140,8 +148,11 @@ class Transformer(PriorNetwork):
 
     def setup(self):
         self.embedding = self.param("embedding", normal, (self.vocab_size + self.extra_vocab, self.width))
-        if self.positions == "learned":
-            self.position_embedding = self.param("positions", nn.initializers.zeros, (self.max_len, self.width))
+        shape = (self.max_len + self.takes_order, self.width)  # in another order the last token may be an input, too
+        if self.positions in LEARNED:
+            self.position_embedding = self.param("positions", nn.initializers.zeros, shape)
+        if self.takes_order:
+            self.target_embedding = self.param("targets", nn.initializers.zeros, shape)
         self.drop = nn.Dropout(self.dropout)
         stack = nn.scan(
             remat(Block, self.remat, static=4, scanned=True),  # argument 4 is `train`
@@ -167,7 +178,7 @@ class Transformer(PriorNetwork):
 
         Where a position stands nowhere they are zero. `places`: see `__call__`, only with a start of 0.
         """
-        if self.positions == "learned":
+        if self.positions in LEARNED:
             return None
         coordinates = np.array([place or (0, 0) for place in self.coordinates])
         somewhere = np.array([place is not None for place in self.coordinates])[:, None, None]
@@ -188,12 +199,27 @@ class Transformer(PriorNetwork):
         return (places.reshape(-1, 1) * rates[None]).reshape(*places.shape[:-1], 2 * pairs)
 
     def embed(
-        self, tokens: Int[Array, "b t"], start: int | Int[Array, ""] = 0, *, train: bool = False
+        self,
+        tokens: Int[Array, "b t"],
+        start: int | Int[Array, ""] = 0,
+        *,
+        at: Int[Array, "b _"] | None = None,
+        train: bool = False,
     ) -> Float[Array, "b t m"]:
-        """Returns the embeddings of tokens that stand at `start` and after."""
+        """Returns the embeddings of tokens that stand at `start` and after, or where `at` says; see `__call__`."""
+        length = tokens.shape[1]
+
+        def rows(table: Array, ahead: int) -> Array:
+            """Those of each token's position, or of the position of the token ahead."""
+            if at is None:
+                return jax.lax.dynamic_slice_in_dim(table, start + ahead, length)[None]
+            return table[at[:, ahead : ahead + length]]
+
         x = self.embedding[tokens]
-        if self.positions == "learned":
-            x = x + jax.lax.dynamic_slice_in_dim(self.position_embedding, start, tokens.shape[1])[None]
+        if self.positions in LEARNED:
+            x = x + rows(self.position_embedding, 0)
+        if self.takes_order:
+            x = x + rows(self.target_embedding, 1)
         return self.drop(x.astype(self.dtype), deterministic=not train)
 
     def condition(self, tokens: Int[Array, "b t"]) -> Float[Array, "b m"] | None:
@@ -205,7 +231,12 @@ class Transformer(PriorNetwork):
         return self.head(self.norm_out(x)).astype(jnp.float32)
 
     def __call__(
-        self, tokens: Int[Array, "b t"], *, places: Float[Array, "b s 2"] | None = None, train: bool = False
+        self,
+        tokens: Int[Array, "b t"],
+        *,
+        places: Float[Array, "b s 2"] | None = None,
+        at: Int[Array, "b _"] | None = None,
+        train: bool = False,
     ) -> Float[Array, "b t v"]:
         """Returns the logits of the token after each.
 
@@ -213,6 +244,7 @@ class Transformer(PriorNetwork):
           tokens: prefix and tokens.
           places: row and column where the first positions of each example stand, instead of `coordinates`; they need
             2-D rotary positions.
+          at: position of each token, and of the one behind the last (b t+1); None is 0 to t. It needs `takes_order`.
           train: with dropout.
 
         Raises:
@@ -221,7 +253,7 @@ class Transformer(PriorNetwork):
         length = tokens.shape[1]
         if length > self.max_len:
             raise ValueError(f"the input must have at most max_len {self.max_len} tokens; got {length}. Cut it.")
-        x, condition = self.embed(tokens, train=train), self.condition(tokens)
+        x, condition = self.embed(tokens, at=at, train=train), self.condition(tokens)
         if self.rows is not None:
             x, condition = jax.lax.with_sharding_constraint((x, condition), self.rows)
         mask, rotations = causal_mask(length, self.bidirectional_prefix), self.rotations(0, length, places)

@@ -37,7 +37,7 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"/blocks/.*/kernel$", P(None, None, None, None, BOTH)),
     (r"head/kernel$", P("fsdp", "tensor")),
     (r"/embedding$", P(None, BOTH)),
-    (r"/(positions|projection)$", P()),
+    (r"/(positions|targets|projection)$", P()),
     (r"/kernel$", P(None, None, None, BOTH)),
     (r"/(codebook|sums|frozen)$", P(BOTH, None)),
 )

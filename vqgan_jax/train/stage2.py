@@ -79,7 +79,7 @@ class Stage2:
             prior=dataclasses.replace(prior, network=prior.network.clone(rows=rows)),
             tokenizer=tokenizer,
             optimizer=make_optimizer(config.optimizer, config.optimizer.learning_rate, config.steps),
-            loss=config.loss,
+            loss=config.loss.in_steps(config.steps),
             drop=config.condition.drop,
             ema_decay=config.optimizer.ema_decay,
             accumulate=config.accumulate,
@@ -147,9 +147,9 @@ class Stage2:
         Returns:
           The new state; float32 scalars.
         """
-        keys = jax.random.split(jax.random.fold_in(key, state.step), 3)
+        keys = jax.random.split(jax.random.fold_in(key, state.step), 4)
         params = state.params["transformer"]
-        part = lambda _, rows, keys: (None, self.gradients(params, frozen, rows, keys), None)
+        part = lambda _, rows, keys: (None, self.gradients(state, frozen, rows, keys), None)
         _, (grads, metrics), _ = in_parts(self.accumulate, part, None, batch, keys)
         updates, opt_state = self.optimizer.update(grads, state.opt_state["transformer"], params)
         params = {"transformer": optax.apply_updates(params, updates)}
@@ -157,19 +157,22 @@ class Stage2:
         metrics |= {"grad_norm": optax.tree.norm(grads), "param_norm": optax.tree.norm(params)}
         return TrainState(state.step + 1, params, {"transformer": opt_state}, ema, {}), metrics
 
-    def gradients(self, params: Tree, frozen: Tree, batch: Batch, keys: jax.Array) -> tuple[Tree, Metrics]:
-        """Returns the gradients of a batch's mean loss, and metrics; each of three `keys` is for one kind of chance."""
+    def gradients(self, state: TrainState, frozen: Tree, batch: Batch, keys: jax.Array) -> tuple[Tree, Metrics]:
+        """Returns the gradients of a batch's mean loss, and metrics; each of four `keys` is for one kind of chance."""
         condition, indices = codes(self.prior, self.tokenizer, frozen, batch)
-        tokens = indices.reshape(len(indices), -1)[:, self.prior.forward]
+        tokens, order = indices.reshape(len(indices), -1)[:, self.prior.forward], None
+        if any(self.loss.random_order):
+            order = orders(self.loss.random_order, state.step, tokens.shape, keys[3])
+            tokens = jnp.take_along_axis(tokens, order, axis=1)
         condition = dropped(condition, self.prior.null(condition), self.drop, keys[0])
         inputs = corrupted(tokens, self.loss.keep, self.prior.network.vocab_size, keys[1])
 
         def loss_fn(params: Tree) -> tuple[Float[Array, ""], Float[Array, ""]]:
-            logits = priors.logits(self.prior, params, condition, inputs, train=True, dropout=keys[2])
+            logits = priors.logits(self.prior, params, condition, inputs, order=order, train=True, dropout=keys[2])
             loss = losses.cross_entropy(logits, tokens, self.loss.label_smoothing).mean()
             return loss, jnp.mean(jnp.argmax(logits, axis=-1) == tokens)
 
-        (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(params)
+        (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params["transformer"])
         return grads, {"loss": loss, "accuracy": accuracy}
 
     # Held out
@@ -232,6 +235,19 @@ def dropped(tokens: Int[Array, "b s"], null: Int[Array, "b s"], rate: float, key
     if not rate:
         return tokens
     return jnp.where(jax.random.bernoulli(key, rate, (len(tokens), 1)), null, tokens)
+
+
+def orders(
+    times: tuple[float, float], step: Int[Array, ""], shape: tuple[int, ...], key: jax.Array
+) -> Int[Array, "b t"]:
+    """Returns an order of the tokens of each sequence: a random one or 0, 1, 2, ... (Yu et al. 2024).
+
+    The share of the random ones is 1 until the first of `times`, in steps, and falls to 0 at the second.
+    """
+    share = jnp.clip((times[1] - step) / max(times[1] - times[0], 1.0), 0.0, 1.0)
+    keys = jax.random.split(key)
+    shuffled = jnp.argsort(jax.random.uniform(keys[0], shape), axis=1)
+    return jnp.where(jax.random.bernoulli(keys[1], share, (shape[0], 1)), shuffled, jnp.arange(shape[1])[None])
 
 
 def corrupted(tokens: Int[Array, "b t"], keep: float, vocab_size: int, key: jax.Array) -> Int[Array, "b t"]:
