@@ -19,7 +19,7 @@ from vqgan_jax.nn.quantizer import FSQ, GumbelQuantizer
 from vqgan_jax.sections import Optimizer
 from vqgan_jax.train import STAGES, stage_of
 from vqgan_jax.train.stage2 import Stage2
-from vqgan_jax.train.state import make_optimizer, schedule
+from vqgan_jax.train.state import make_optimizer, rate_factor, schedule
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path for path in (ROOT / "experiments").glob("*.py") if "def get_config" in path.read_text())
@@ -304,6 +304,23 @@ def test_the_published_temperature():
     expected = {0: 0.9, 250_000: 0.768198, 500_000: 0.450001, 1_000_001: 1e-6, 2_000_000: 1e-6}
     for step, value in expected.items():
         assert float(temperature(jnp.asarray(step))) == pytest.approx(value, abs=1e-6), step
+
+
+def test_a_larger_batch_at_the_root_of_its_ratio_carries_the_weights_as_far(config):
+    """Noise and a slope in it move 4,000 weights: in steps of a batch of 1, or in a quarter as many of a batch of 4."""
+
+    def carried(batch_size: int, rate: float) -> np.ndarray:
+        optimizer = make_optimizer(plain(config, b1=0.0, b2=0.999), rate, 1)
+        noise = jax.random.normal(jax.random.key(batch_size), (256 // batch_size, 4_000))
+        grads = 0.05 + noise * batch_size**-0.5
+        start = jnp.zeros(4_000)
+        follow = lambda state, grad: optimizer.update({"kernel": grad}, state)[::-1]
+        return np.asarray(jax.lax.scan(follow, optimizer.init({"kernel": start}), grads)[1]["kernel"].sum(0))
+
+    small, large = carried(1, 0.01), carried(4, 0.01 * rate_factor(4, 1))
+    assert rate_factor(4, 1) == 2.0
+    assert large.std() == pytest.approx(small.std(), rel=0.06)
+    assert large.mean() == pytest.approx(small.mean(), rel=0.06)
 
 
 # Every key is read

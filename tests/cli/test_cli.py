@@ -1,4 +1,5 @@
 import argparse
+import json
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ import pytest
 
 from vqgan_jax import cli
 from vqgan_jax.__main__ import main
+from vqgan_jax.cli import train
+from vqgan_jax.train import stored
 
 ROOT = Path(__file__).parents[2]
 PAGE = f"--config={ROOT / 'experiments' / 'stage1_photos.py'}"
@@ -152,6 +155,23 @@ def test_a_dry_run_prints_the_config_and_counts_and_writes_nothing(capsys, tmp_p
     assert main([*argv, "--config.quantizer.codebook_size=32"]) == 0
     more = re.findall(r"^generator: ([\d,]+) parameters$", capsys.readouterr().out, re.M)
     assert int(more[0].replace(",", "")) - counts["generator"] == 16 * 4
+
+
+def test_rates_follow_the_batch_size_where_a_flag_says_so_and_stay_when_the_run_goes_on(tmp_path, monkeypatch):
+    """The square root of the ratio, of both optimisers; by the run's own config the rates are those of the run."""
+    configs = []
+    monkeypatch.setattr(train, "describe", lambda config, console: configs.append(config))
+
+    def rates(page: str, *flags: str) -> tuple[float, float]:
+        assert main(["train", page, "--dry_run", *flags]) == 0
+        return configs[-1].optimizer.learning_rate, configs[-1].optimizer.disc_learning_rate
+
+    first, larger = rates(PAGE), f"--config.batch_size={4 * cli.load_config(PAGE.removeprefix('--config=')).batch_size}"
+    assert first == rates(PAGE, "--scale_lr") == rates(PAGE, larger)
+    twice = tuple(2 * rate for rate in first)
+    assert rates(PAGE, larger, "--scale_lr") == twice
+    (tmp_path / "config.json").write_text(json.dumps(stored.to_json(configs[-1])))
+    assert rates(f"--config={tmp_path / 'config.json'}", larger, "--scale_lr") == twice
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,16 @@ from vqgan_jax.data import storage
 from vqgan_jax.evaluate import of_training
 from vqgan_jax.nn import fields
 from vqgan_jax.train import loop, program, sharding
+from vqgan_jax.train.state import rate_factor
+
+RATES = ("learning_rate", "disc_learning_rate")
 
 EXAMPLES = """examples:
   vqgan train --config=stage1_photos --workdir=runs/photos
   vqgan train --config=stage1_cifar10 --workdir=runs/cifar10 --config.data.data_dir=DIR
   vqgan train --config=stage1_imagenet:f16_16384 --workdir=gs://bucket/run --distributed
   vqgan train --config=stage1_photos:l1_only --dry_run
+  vqgan train --config=stage2_imagenet --workdir=runs/prior --config.batch_size=64 --scale_lr
 
 Every key of the config is a flag: --config.optimizer.learning_rate=3e-4. Run the same command again to resume.
 
@@ -34,6 +38,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
     parser.add_argument("--workdir", help="folder, gs:// or s3:// path of the run's files")
     parser.add_argument("--dry_run", action="store_true", help="print config, parameters and shardings, and exit")
+    scale = "the learning rates are for the page's batch size: multiply them by the square root of how many times as "
+    scale += "large --config.batch_size is"
+    parser.add_argument("--scale_lr", action="store_true", help=scale)
     parser.add_argument("--profile", metavar="FIRST:LAST", help="trace these steps into WORKDIR/profile")
     cache = "where a restart finds what was compiled; default: $JAX_COMPILATION_CACHE_DIR, or else "
     cache += "WORKDIR/compilation_cache; empty: nowhere"
@@ -43,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
 
     config, profile = cli.load_config(flags.config, overrides), window(flags.profile)
     console = cli.join_cluster(flags)
+    if flags.scale_lr:
+        config = scaled(config, cli.load_config(flags.config).batch_size, console)
     if flags.dry_run:
         describe(config, console)
         return 0
@@ -54,6 +63,18 @@ def main(argv: Sequence[str]) -> int:
     with cli.compilation_cache(flags.compilation_cache, f"{workdir}/compilation_cache"):
         loop.train(config, workdir, console, evaluator=of_training.evaluator, profile=profile)
     return 0
+
+
+def scaled(config: program.Config, before: int, console: Console) -> program.Config:
+    """Returns a config with learning rates for its own batch size, where they were for that of the page, `before`.
+
+    A run goes on with the same rates: by the same command, or by its own `config.json`, whose batch size is theirs.
+    """
+    factor = rate_factor(config.batch_size, before)
+    rates = {name: factor * rate for name, rate in vars(config.optimizer).items() if name in RATES}
+    values = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+    console.print(f"batch size {config.batch_size}, the page's is {before}: {values}")
+    return dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, **rates))
 
 
 def window(text: str | None) -> tuple[int, int] | None:

@@ -105,6 +105,15 @@ def schedule(config: Optimizer, peak: float, steps: int) -> optax.Schedule:
     return optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
 
 
+def rate_factor(batch_size: int, before: int) -> float:
+    """Returns the factor of Adam's learning rate for another batch size than `before`: the square root of the ratio.
+
+    SGD's linear rule would be too much: Adam divides a gradient by its size, and where noise makes this size it falls
+    with the root of the batch size, so that half of the linear rule is done already (Malladi et al. 2022).
+    """
+    return math.sqrt(batch_size / before)
+
+
 def make_optimizer(config: Optimizer, peak: float, steps: int) -> optax.GradientTransformation:
     """Adam, or Muon where `config.matrices` says so; global clipping in front and decoupled weight decay behind.
 
