@@ -116,6 +116,12 @@ def test_what_a_config_lacked_does_what_the_program_did_before():
     assert prior.condition == ClassLabel(num_classes=11)
 
 
+def test_until_version_6_attention_weights_were_dropped_like_all_else():
+    for kind, expected in (("transformer", 0.3), ("pixelsnail", None)):
+        nested = {"version": 5, "stage": 2, "transformer": {"kind": kind, "dropout": 0.3}}
+        assert getattr(stored.from_json(nested).transformer, "attn_dropout", None) == expected
+
+
 def test_the_keys_of_today_are_those_of_the_newest_version():
     """Fails where a key came, went or changed its name and `stored.VERSION` did not: see `stored` and the README."""
     for page, variant in {"tokenizer": "tiny.py", "prior": "tiny_prior.py"}.items():

@@ -12,7 +12,7 @@ from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.nn import fields
 from vqgan_jax.nn.fields import section_of
 
-VERSION = 5
+VERSION = 6
 
 # Keys that came while configs had no version yet, each with what the program did before it.
 SHARED: dict[str, Any] = {
@@ -148,6 +148,14 @@ def from_version_4(nested: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def from_version_5(nested: dict[str, Any]) -> dict[str, Any]:
+    """Returns version 6: attention weights are dropped at a rate of their own, which was that of all else."""
+    transformer = section_of(nested, "transformer")
+    if transformer.get("kind") != "transformer" or "dropout" not in transformer:
+        return nested
+    return with_added(nested, {"transformer": {"attn_dropout": transformer["dropout"]}})
+
+
 # Number n leads to version n + 1.
 STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
     from_no_version,
@@ -155,4 +163,5 @@ STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
     from_version_2,
     from_version_3,
     from_version_4,
+    from_version_5,
 )
