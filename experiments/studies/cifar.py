@@ -21,8 +21,9 @@ TOKENIZER = Base(
 PRIOR = Base(
     "stage2_cifar10",
     {
-        "steps": 1_500,
-        "transformer.depth": 4,
+        "steps": 1_000,
+        "batch_size": 16,
+        "transformer.depth": 3,
         "transformer.width": 128,
         "log.eval_every": 250,
         "log.checkpoint_every": 250,

@@ -81,6 +81,7 @@ STUDY = Study(
             {
                 **PRIOR.changes,
                 "steps": STEPS[-1],
+                "batch_size": 32,
                 "data.train_split": "train[:500]",
                 "data.flip": False,
                 "transformer.width": 192,

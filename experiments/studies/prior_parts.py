@@ -31,8 +31,8 @@ STUDY = Study(
     title="Parts of a prior",
     question="Which parts of later transformers help a small prior at equal steps?",
     claim=(
-        "Random orders annealed to raster improve the FID of RAR-L from 3.08 to 2.18 (Yu et al. 2024). RMSNorm, SwiGLU, "
-        "rotary positions and normalised queries and keys were published as a package, never one at a time."
+        "Random orders annealed to raster improve the FID of RAR-L from 3.08 to 2.18 (Yu et al. 2024). RMSNorm, "
+        "SwiGLU, rotary positions and normalised queries and keys were published as a package, never one at a time."
     ),
     header=("RAR-L", "FID"),
     published=(("raster", "3.08"), ("random orders", "3.01"), ("annealed", "2.18")),

@@ -26,7 +26,7 @@ STUDY = Study(
             {**TOKENIZER.changes, "steps": 800, "loss.disc_weight": 0.0, "log.eval_every": 200},
             Measure(metrics=("fd_vgg", "pfd_vgg", "lpips_vgg", "psnr", "codebook_usage"), examples=2_000),
         ),
-        "prior": Base(PRIOR.page, {**PRIOR.changes, "steps": 1_000}, PRIOR.measure, cached=True),
+        "prior": PRIOR,
     },
     runs={
         "unit 512": Run("tokenizer"),

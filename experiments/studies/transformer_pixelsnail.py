@@ -5,6 +5,8 @@
 The runs of some minutes want a machine with nothing else on it, and one run at a time.
 """
 
+import dataclasses
+
 import scenes
 from cifar import PRIOR, TOKENIZER
 
@@ -60,7 +62,7 @@ STUDY = Study(
     bases={
         "codes of cifar": TOKENIZER,
         "codes of scenes": scenes.TOKENIZER,
-        "prior of cifar": PRIOR,
+        "prior of cifar": dataclasses.replace(PRIOR, changes={**PRIOR.changes, "transformer.depth": 4}),
         "prior of scenes": Base(
             scenes.PRIOR.page,
             {**scenes.PRIOR.changes, "transformer.depth": 4, "transformer.width": 128},
