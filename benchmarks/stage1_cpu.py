@@ -117,7 +117,7 @@ def ours(case: str) -> Contender:
         return jax.grad(lambda params: jnp.mean(forward(params)[0] * recon) + forward(params)[1])(params)
 
     def lpips_gradient(given: Any) -> Any:
-        (weights, images, recon), lpips = given, task.lpips.clone(dropout=False)
+        (weights, images, recon), lpips = given, task.distances["lpips"].clone(dropout=False)
         return jax.grad(lambda recon: lpips.apply({"params": weights}, images, recon).mean())(recon)
 
     def discriminator_step(state: Any) -> Any:

@@ -35,6 +35,9 @@ VARIANTS = {
     "gumbel_f8": GUMBEL_F8,  #                                                                                   -
     "alive": {"quantizer.kmeans_batches": 4, "quantizer.revive_below": 0.05},  # a switch on any of these        -
     "ema": {"quantizer.ema": True, "quantizer.codebook_weight": 0.0, "quantizer.revive_below": 0.05},  #              -
+    # switches, too: a perceptual loss of ResNet50's logits as in VQGAN+; ten parts of LPIPS to one of logits
+    "logits": {"loss.pixel": "l2", "loss.perceptual": "resnet50", "loss.perceptual_weight": 0.1},  #            -
+    "blend": {"loss.pixel": "l2", "loss.perceptual": "both", "loss.perceptual_weight": 1.1},  #                 -
     "sharded": {"mesh.data": -1, "mesh.fsdp": 4},
     # the published ones, to the letter
     "paper": paper_stage1(batch_size=12, disc_start=250_001) | PAPER_CODES,  #                                   7.94

@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+import flax.linen as nn
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -24,6 +25,7 @@ from vqgan_jax.nn.discriminator import DISCRIMINATORS, Discriminator, PatchDiscr
 from vqgan_jax.nn.fields import check_known, kind_of, section
 from vqgan_jax.nn.maskgit import MaskGIT
 from vqgan_jax.nn.network import PriorNetwork
+from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL, LogitDistance
 from vqgan_jax.nn.pixelsnail import PixelSNAIL
 from vqgan_jax.nn.quantizer import QUANTIZERS, Quantizer, VectorQuantizer
 from vqgan_jax.nn.transformer import Transformer
@@ -101,6 +103,12 @@ class Stage1(Run):
         if self.loss.disc_weight == 0:
             return None
         return self.discriminator.clone(dtype=jnp.dtype(self.model.dtype))
+
+    def make_distances(self) -> dict[str, nn.Module]:
+        """Returns the modules of the perceptual loss by name; none where it has no weight."""
+        dtype, names = jnp.dtype(self.model.dtype), PERCEPTUAL[self.loss.perceptual]
+        modules = {"lpips": LPIPS(self.loss.lpips_dropout, dtype), "resnet50": LogitDistance(dtype)}
+        return {name: modules[name] for name in names} if self.loss.perceptual_weight else {}
 
     def views(self) -> Mapping[str, views.View]:
         """Returns what the loader must show of each example, by name."""

@@ -8,6 +8,7 @@ from vqgan_jax.data import views
 from vqgan_jax.losses import ADVERSARIAL, PIXEL
 from vqgan_jax.nn.augment import AUGMENTATIONS
 from vqgan_jax.nn.fields import check_known
+from vqgan_jax.nn.perceptual import PERCEPTUAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Loss:
 
     pixel: str = "l1"  # l1 | l2; of segmentations cross_entropy | binary_cross_entropy
     pixel_weight: float = 1.0
+    perceptual: str = "lpips"  # lpips | resnet50 (logits; VQGAN+ has weight 0.1 beside l2) | both (weight 1.1)
     perceptual_weight: float = 1.0
     lpips_dropout: bool = False
     adversarial: str = "hinge"  # hinge | vanilla | non_saturating
@@ -74,6 +76,7 @@ class Loss:
     def check(self) -> None:
         """Raises ValueError for an unknown loss."""
         check_known("loss.pixel", self.pixel, PIXEL)
+        check_known("loss.perceptual", self.perceptual, PERCEPTUAL)
         check_known("loss.adversarial", self.adversarial, ADVERSARIAL)
         for name in self.disc_augment:
             check_known("loss.disc_augment", name, AUGMENTATIONS)

@@ -6,7 +6,7 @@ from pathlib import Path
 import drawn
 import numpy as np
 import pytest
-from torch_files import Hole, tensor, write_zip
+from torch_files import tensor, write_holes, write_zip
 
 from vqgan_jax.convert.inception import FILES, find_inception, load_inception
 from vqgan_jax.convert.lpips import load_lpips
@@ -67,15 +67,6 @@ def test_jax_fids_tree(tmp_path, published):
             node[leaf] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     (tmp_path / "flax.pickle").write_bytes(pickle.dumps(tree))
     expect(load_inception(tmp_path / "flax.pickle"), published)
-
-
-def write_holes(path, shapes):
-    """Tensors that take no place on the disk."""
-    held = {}
-    for i, (name, shape) in enumerate(shapes.items()):
-        view = tensor(str(i), np.broadcast_to(np.float32(0), shape))
-        held[name] = view._replace(storage=Hole(np.dtype(np.float32), int(np.prod(shape))))
-    write_zip(path, held, checksums=False)
 
 
 def test_other_networks_are_refused(tmp_path, shapes):

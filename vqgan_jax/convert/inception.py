@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from vqgan_jax.convert import trees
 from vqgan_jax.convert.names import CONV, OUT, Row
-from vqgan_jax.convert.read import open_checkpoint
+from vqgan_jax.convert.read import find_published, open_checkpoint
 from vqgan_jax.nn.inception import SIDE, Inception
 
 # As published: of pytorch-fid, of torch-fidelity, of jax-fid. The first that is there is taken; all hold the same.
@@ -37,19 +37,9 @@ FLAX = (
 
 
 def find_inception() -> Path:
-    """Returns the weights in the folder that VQGAN_JAX_CACHE names, by default ~/.cache/vqgan_jax.
-
-    Raises:
-      FileNotFoundError: none of `FILES` is there.
-    """
-    folder = Path(os.environ.get("VQGAN_JAX_CACHE") or Path.home() / ".cache" / "vqgan_jax")
-    for name in FILES:
-        if (folder / name).is_file():
-            return folder / name
-    raise FileNotFoundError(
-        f"FID, KID and the Inception Score need Inception's weights; {folder} has none of {', '.join(FILES)}. Fetch "
-        "one, as of the releases of pytorch-fid, and put it there, or set VQGAN_JAX_CACHE to its folder."
-    )
+    """Returns the weights in the folder of `find_published`; FileNotFoundError if none of `FILES` is there."""
+    need = "FID, KID and the Inception Score need Inception's weights"
+    return find_published(FILES, need, "one, as of the releases of pytorch-fid,")
 
 
 def load_inception(path: str | os.PathLike[str] | None = None) -> dict[str, Any]:

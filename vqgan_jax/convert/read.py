@@ -21,7 +21,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,27 @@ _SAFETENSORS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "com
 _LARGEST_JSON = 4 * 2**20  # bytes
 _LARGEST_DIRECTORY = 4 * 2**20  # bytes; a directory of 3,500 entries has 0.3 MiB
 _MOST_NODES = 1_000_000  # of a tree of Flax's
+
+
+def find_published(files: Sequence[str], need: str, source: str) -> Path:
+    """Returns the first of some files that is in the folder that VQGAN_JAX_CACHE names, by default ~/.cache/vqgan_jax.
+
+    Args:
+      files: names, as they were published; all hold the same.
+      need: of the error, what needs one of them.
+      source: of the error, where one of them comes from.
+
+    Raises:
+      FileNotFoundError: none is there.
+    """
+    folder = Path(os.environ.get("VQGAN_JAX_CACHE") or Path.home() / ".cache" / "vqgan_jax")
+    for name in files:
+        if (folder / name).is_file():
+            return folder / name
+    raise FileNotFoundError(
+        f"{need}; {folder} has none of {', '.join(files)}. Fetch {source} and put it there, or set VQGAN_JAX_CACHE to "
+        "its folder."
+    )
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -1,9 +1,10 @@
-"""LPIPS on VGG16 (Zhang et al. 2018): the perceptual loss of the paper, and a metric."""
+"""What frozen networks see: LPIPS on VGG16 (the paper's perceptual loss, and a metric), and a classifier's logits."""
 
 from collections.abc import Sequence
 from typing import TypeAlias
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
@@ -11,9 +12,18 @@ from jaxtyping import Array, Float, Key
 from vqgan_jax import losses
 from vqgan_jax.nn import forms
 from vqgan_jax.nn.layers import convolve, uniform_fan_in
+from vqgan_jax.nn.resnet import ResNet50
 
 # Channels of VGG16's convolutions; between two groups a 2x2 max-pool. LPIPS compares what leaves each group.
 VGG16_GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+# The perceptual losses of a config: how much of each distance. "both" has one part of logits to ten of LPIPS
+# (Kim et al. 2025, TA-TiTok, whose classifier is ConvNeXt-S).
+PERCEPTUAL: dict[str, dict[str, float]] = {
+    "lpips": {"lpips": 1.0},
+    "resnet50": {"resnet50": 1.0},
+    "both": {"lpips": 1.0 / 1.1, "resnet50": 0.1 / 1.1},
+}
 
 Layers: TypeAlias = Sequence[tuple[Float[Array, "3 3 _c _d"], Float[Array, "_d"]]]  # kernels and biases
 
@@ -56,6 +66,8 @@ class VGG16(nn.Module):
 class LPIPS(nn.Module):
     """Distance of two images as a learned weighting of squared differences of their normalised VGG16 features.
 
+    The paper's perceptual loss (Zhang et al. 2018).
+
     Attributes:
       dropout: drops half of the weighted channels at random (PRNG collection "dropout"): what the published training
         does, by accident. Off for any measurement.
@@ -83,8 +95,30 @@ class LPIPS(nn.Module):
         return tuple(normalise(f.astype(jnp.float32)) for f in self.vgg(imagenet(x)))
 
 
+class LogitDistance(nn.Module):
+    """Distance of two images as the mean squared difference of ResNet50's logits (Weber et al. 2024, VQGAN+).
+
+    Attributes:
+      dtype: of the convolutions; the logits are float32.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        self.resnet = ResNet50(self.dtype)
+
+    def __call__(self, x: Float[Array, "b H W c"], y: Float[Array, "b H W c"]) -> Float[Array, "b"]:
+        """Returns one distance an image; inputs in [-1, 1], three channels or one, as those of LPIPS."""
+        return jnp.mean(jnp.square(self.logits(x) - self.logits(y)), axis=-1)
+
+    def logits(self, x: Float[Array, "b H W c"]) -> Float[Array, "b 1000"]:
+        """Returns the logits of images in [-1, 1], resized to 224 pixels a side: bilinear, antialiased."""
+        shape = (len(x), 224, 224, x.shape[-1])
+        return self.resnet(imagenet(jax.image.resize(x.astype(jnp.float32), shape, "bilinear", antialias=True)))
+
+
 def imagenet(x: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
-    """Normalises images in [-1, 1], grey or not, by ImageNet's mean and deviation: what VGG16 reads."""
+    """Normalises images in [-1, 1], grey or not, by ImageNet's mean and deviation: what VGG16 and ResNet50 read."""
     shift, scale = jnp.array([-0.030, -0.088, -0.188]), jnp.array([0.458, 0.448, 0.450])
     return (x - shift[None, None, None]) / scale[None, None, None]
 

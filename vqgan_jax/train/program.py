@@ -11,6 +11,7 @@ import numpy as np
 from vqgan_jax import config as configs
 from vqgan_jax import data, models
 from vqgan_jax.convert.lpips import load_lpips
+from vqgan_jax.convert.resnet import load_resnet50
 from vqgan_jax.train import sharding, watch
 from vqgan_jax.train.stage1 import Stage1
 from vqgan_jax.train.stage2 import Stage2
@@ -167,17 +168,17 @@ def open_program(config: Config, mesh: jax.sharding.Mesh) -> Program:
 
     Raises:
       ValueError: the config does not fit the tokenizer, the data or the mesh.
-      FileNotFoundError: there is no tokenizer, or no LPIPS.
+      FileNotFoundError: there is no tokenizer, or no file of a network that the loss reads.
     """
     sharding.check_batch(config.batch_size, mesh, config.accumulate)
     return OPEN[config.stage](config, mesh)
 
 
 def open_stage1(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Program:
-    """The program of a tokenizer, whose loss reads LPIPS's weights.
+    """The program of a tokenizer, whose loss reads weights of published networks.
 
     Raises:
-      FileNotFoundError: the tokenizer that it begins with is not there.
+      FileNotFoundError: the tokenizer that it begins with, or a file of such weights, is not there.
       ValueError: that tokenizer is another than before, or of other shapes.
     """
     generator = None
@@ -186,9 +187,10 @@ def open_stage1(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Program:
         marked = dataclasses.replace(config.start, fingerprint=models.fingerprint(tokenizer))
         config = dataclasses.replace(config, start=marked)
         generator = jax.device_get(tokenizer.params)
+    stage, load = Stage1.from_config(config), {"lpips": load_lpips, "resnet50": load_resnet50}
     sources = [open_split(config, split) for split in (config.data.train_split, config.data.eval_split)]
-    frozen = jax.device_put({"lpips": load_lpips()}, sharding.replicated(mesh))
-    program = bind(Stage1.from_config(config), config, mesh, frozen, *sources)
+    frozen = jax.device_put({name: load[name]() for name in stage.frozen_shapes()}, sharding.replicated(mesh))
+    program = bind(stage, config, mesh, frozen, *sources)
     return dataclasses.replace(program, generator=generator)
 
 

@@ -22,7 +22,7 @@ from vqgan_jax.nn.augment import augment
 from vqgan_jax.nn.autoencoder import AFTER_CODES, VQGAN
 from vqgan_jax.nn.codebooks import neighbours
 from vqgan_jax.nn.discriminator import Discriminator
-from vqgan_jax.nn.perceptual import LPIPS
+from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL
 from vqgan_jax.nn.pixels import to_input, to_output
 from vqgan_jax.nn.quantizer import Quantized
 from vqgan_jax.sections import Loss, Perturb
@@ -47,7 +47,8 @@ class Stage1:
     """What a run of stage 1 never changes: modules, optimisers and the numbers of the loss.
 
     Attributes:
-      model, discriminator, lpips: the modules; no discriminator where its loss has no weight.
+      model, discriminator: the modules; no discriminator where its loss has no weight.
+      distances: modules of which the perceptual loss consists, by name.
       optimizers: of "generator" and "discriminator".
       loss: weights and times of the losses.
       perturb: which codes are replaced in front of the decoder.
@@ -59,7 +60,7 @@ class Stage1:
 
     model: VQGAN
     discriminator: Discriminator | None
-    lpips: LPIPS
+    distances: dict[str, Any]
     optimizers: dict[str, optax.GradientTransformation]
     loss: Loss
     perturb: Perturb
@@ -91,7 +92,7 @@ class Stage1:
         return cls(
             model=config.make_vqgan(),
             discriminator=config.make_discriminator(),
-            lpips=LPIPS(config.loss.lpips_dropout, jnp.dtype(config.model.dtype)),
+            distances=config.make_distances(),
             optimizers={name: make_optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
             loss=config.loss.in_steps(config.steps),
             perturb=config.perturb,
@@ -116,10 +117,10 @@ class Stage1:
         return {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, *channels), field.dtype)}
 
     def frozen_shapes(self) -> Tree:
-        """Returns the shapes of what `train_step` reads and never trains: LPIPS."""
+        """Returns the shapes of what `train_step` or `evaluate` reads and never trains, by name: LPIPS at least."""
         picture = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
-        variables: Any = jax.eval_shape(self.lpips.clone(dropout=False).init, jax.random.key(0), picture, picture)
-        return {"lpips": variables["params"]}
+        shapes: Any = lambda module: jax.eval_shape(module.init, jax.random.key(0), picture, picture)["params"]
+        return {name: shapes(module) for name, module in {**self.distances, "lpips": LPIPS()}.items()}
 
     def state_shapes(self, config: Any) -> TrainState:
         """Returns the shapes and dtypes of a run's state."""
@@ -204,7 +205,7 @@ class Stage1:
 
         Args:
           state: donated.
-          frozen: networks that are read and never trained: "lpips", the parameters of `nn.perceptual.LPIPS`.
+          frozen: parameters of networks that are read and never trained, by the names of `frozen_shapes`.
           batch: "image", the global batch: pictures (uint8 b H W c), label maps (int32 b H W) or floats in [-1, 1].
           key: of the whole run; the step is folded in here.
 
@@ -263,7 +264,7 @@ class Stage1:
         (x_hat, code_loss), pull, quantized = jax.vjp(reconstruct, self.learning(generator), has_aux=True)
         metrics = dict(quantized.terms)
 
-        # L_rec: pixels and LPIPS.
+        # L_rec: pixels and the perceptual loss.
         rec_loss = lambda x_hat: self.reconstruction_loss(frozen, x, x_hat, keys[1])
         (total, terms), cotangent = jax.value_and_grad(rec_loss, has_aux=True)(x_hat)
         metrics, total = metrics | terms, total + code_loss
@@ -343,7 +344,8 @@ class Stage1:
         rec = losses.PIXEL[self.loss.pixel](x, x_hat).mean()
         total, terms = self.loss.pixel_weight * rec, {"rec_loss": rec}
         if self.loss.perceptual_weight:
-            perceptual = self.lpips.apply({"params": frozen["lpips"]}, x, x_hat, rngs={"dropout": key}).mean()
+            read = lambda name: self.distances[name].apply({"params": frozen[name]}, x, x_hat, rngs={"dropout": key})
+            perceptual = sum(share * read(name).mean() for name, share in PERCEPTUAL[self.loss.perceptual].items())
             total, terms["perceptual_loss"] = total + self.loss.perceptual_weight * perceptual, perceptual
         return total, terms
 
