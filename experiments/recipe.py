@@ -127,6 +127,7 @@ LATER_CODES: dict[str, dict[str, Any]] = {
     "simvq": {"quantizer.kind": "simvq", "quantizer.codebook_size": 512, "quantizer.embed_dim": 8},
     "rotation": {"quantizer.estimator": "rotation"},
     "robust": {"perturb.share": 0.1},
+    "semantic": {"loss.semantic_weight": 0.1},
 }
 
 

@@ -130,10 +130,10 @@ class Stage1(Run):
                 "`config.loss.pixel` must be cross_entropy or binary_cross_entropy of segmentations, and neither of "
                 f"all else; got {loss.pixel!r} of {name!r}."
             )
-        if labels and (loss.perceptual_weight or loss.disc_weight):
+        if labels and any(weights := (loss.perceptual_weight, loss.semantic_weight, loss.disc_weight)):
             raise ValueError(
-                "categories have no perceptual loss and no discriminator: set `config.loss.perceptual_weight` and "
-                f"disc_weight to 0; got {loss.perceptual_weight} and {loss.disc_weight}."
+                "categories have no perceptual loss and no discriminator: set `config.loss.perceptual_weight`, "
+                f"semantic_weight and disc_weight to 0; got {weights}."
             )
 
 

@@ -61,6 +61,7 @@ class Loss:
     pixel_weight: float = 1.0
     perceptual: str = "lpips"  # lpips | resnet50 (logits; VQGAN+ has weight 0.1 beside l2) | both (weight 1.1)
     perceptual_weight: float = 1.0
+    semantic_weight: float = 0.0  # draws codes towards VGG16's relu3_3 (`SemanticDistance`); XQ-GAN: 0.1, with DINOv2
     lpips_dropout: bool = False
     adversarial: str = "hinge"  # hinge | vanilla | non_saturating
     disc_weight: float = 0.8  # 0 is: no discriminator at all

@@ -93,7 +93,14 @@ def distance(tree, other) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("mesh", "variant"), [("tensor", "smooth"), ("data", "smooth"), ("fsdp", "smooth"), ("tensor", "smooth,lpips")]
+    ("mesh", "variant"),
+    [
+        ("tensor", "smooth"),
+        ("data", "smooth"),
+        ("fsdp", "smooth"),
+        ("tensor", "smooth,lpips"),
+        ("fsdp", "smooth,semantic"),
+    ],
 )
 def test_eight_devices_train_like_one(mesh, variant):
     (one, state), (eight, sharded) = (run(sizes, variant) for sizes in (ONE, MESHES[mesh]))

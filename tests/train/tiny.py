@@ -6,6 +6,7 @@ VARIANTS = {
     "base": {},
     "smooth": {"loss.pixel": "l2", "loss.adversarial": "non_saturating"},
     "lpips": {"loss.perceptual_weight": 1.0},
+    "semantic": {"model.channel_multipliers": (1, 1, 1), "loss.semantic_weight": 0.5},
     "segmentation": {
         "data.field": "segmentation",
         "model.image_channels": 9,

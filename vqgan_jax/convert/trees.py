@@ -47,7 +47,7 @@ class Converted(NamedTuple):
     Attributes:
       config: the `Stage1` or `Stage2` of a run that would have made it.
       networks: trees of float32 arrays by the networks of `names`: "generator" or "transformer", and as far as the file
-        has them "discriminator", "batch_stats" (of its norms) and "codebook" (a running average).
+        has them "discriminator", "semantic", "batch_stats" (of its norms) and "codebook" (a running average).
       report: on every tensor of the file.
       moments: Adam's state by network, where it is in the file: "count", the steps, and trees like the parameters, "mu"
         and "nu", the running averages of gradients and of their squares.

@@ -91,7 +91,7 @@ def _state(converted: Converted) -> dict[str, Any]:
     """Returns the state of a run at the checkpoint's step; without optimisers where the file had none."""
     config, networks = converted.config, converted.networks
     abstract = models.state_shapes(config)
-    params = {name: networks[name] for name in ("generator", "discriminator", "transformer") if name in networks}
+    params = {name: networks[name] for name in abstract.params if name in networks}
     state = {
         "step": np.asarray(converted.step, np.int32),
         "params": params,

@@ -1,5 +1,7 @@
 """Parts that quantizers share: the nearest code, k-means, and estimators of a gradient through the choice of a code."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -7,6 +9,13 @@ from jaxtyping import Array, Float, Int
 # A latent's float32 distances that are in memory at a time: those to 1,024 codes. They are never more than one layer's
 # activations at the images' own size: at factor 4 a latent stands for 16 pixels of 128 channels of 2 bytes.
 DISTANCE_BYTES = 4096
+
+
+class Codes(NamedTuple):
+    """What a quantizer's `refresh` reads of a step."""
+
+    latents: Float[Array, "b h w d"]
+    indices: Int[Array, "b h w"]
 
 
 def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:

@@ -1,17 +1,18 @@
-"""What frozen networks see: LPIPS on VGG16 (the paper's perceptual loss, and a metric), and a classifier's logits."""
+"""What frozen networks see: LPIPS on VGG16 (the paper's perceptual loss, and a metric), logits, a meaning for codes."""
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from vqgan_jax import losses
 from vqgan_jax.nn import forms
-from vqgan_jax.nn.layers import convolve, uniform_fan_in
+from vqgan_jax.nn.layers import Conv, convolve, uniform_fan_in
 from vqgan_jax.nn.resnet import ResNet50
 
 # Channels of VGG16's convolutions; between two groups a 2x2 max-pool. LPIPS compares what leaves each group.
@@ -115,6 +116,50 @@ class LogitDistance(nn.Module):
         """Returns the logits of images in [-1, 1], resized to 224 pixels a side: bilinear, antialiased."""
         shape = (len(x), 224, 224, x.shape[-1])
         return self.resnet(imagenet(jax.image.resize(x.astype(jnp.float32), shape, "bilinear", antialias=True)))
+
+
+class SemanticDistance(nn.Module):
+    """Distance of codes, through a learned projection, from the features of a frozen network where they stand.
+
+    It draws codes towards what they mean (Li et al. 2024, XQ-GAN, whose frozen network is DINOv2); here the features
+    are VGG16's relu3_3, averaged onto the grid of codes. The projection is in float32.
+
+    Attributes:
+      dtype: of VGG16's convolutions.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        self.projection = Conv(VGG16_GROUPS[2][-1], 1)
+
+    def project(self, codes: Float[Array, "b h w d"]) -> Float[Array, "b h w 256"]:
+        """Returns codes in the space of the features."""
+        return self.projection(codes)
+
+    def __call__(
+        self, codes: Float[Array, "b h w d"], x: Float[Array, "b H W c"], vgg: dict[str, Any]
+    ) -> Float[Array, "b h w"]:
+        """Returns 1 less the cosine of projected codes and features.
+
+        Args:
+          codes: as the quantizer gives them to the decoder.
+          x: images in [-1, 1], three channels or one.
+          vgg: parameters of `VGG16`, as they are inside of those of LPIPS.
+
+        Raises:
+          ValueError: the features, of a quarter of the image's side, cannot be averaged onto the grid of codes.
+        """
+        features: Any = VGG16(self.dtype, parent=None).apply({"params": vgg}, imagenet(x))
+        (height, width), (h, w) = features[2].shape[1:3], codes.shape[1:3]
+        if height % h or width % w:
+            raise ValueError(
+                f"`config.loss.semantic_weight` needs a grid of codes that divides {height} x {width}, that of VGG16's "
+                f"relu3_3; got {h} x {w}. Take a model of f4, f8 or f16, or set the weight to 0."
+            )
+        window = (height // h, width // w)
+        means = nn.avg_pool(features[2].astype(jnp.float32), window, window)
+        return optax.losses.cosine_distance(self.project(codes), means, epsilon=1e-12)
 
 
 def imagenet(x: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:

@@ -7,7 +7,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from vqgan_jax import losses, pictures
 from vqgan_jax.data.views import FIELDS
 from vqgan_jax.nn.augment import augment
 from vqgan_jax.nn.autoencoder import AFTER_CODES, VQGAN
-from vqgan_jax.nn.codebooks import neighbours
+from vqgan_jax.nn.codebooks import Codes, neighbours
 from vqgan_jax.nn.discriminator import Discriminator
-from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL
+from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL, SemanticDistance
 from vqgan_jax.nn.pixels import to_input, to_output
 from vqgan_jax.nn.quantizer import Quantized
 from vqgan_jax.sections import Loss, Perturb
@@ -32,14 +32,7 @@ from vqgan_jax.train.state import TrainState, in_parts, make_optimizer, moving_a
 Metrics = dict[str, Array]
 Tree = dict[str, Any]
 Batch = dict[str, Array]
-PERTURB, REAL, FAKE = 10, 11, 12  # folded into a key whose first few splits are used elsewhere
-
-
-class Codes(NamedTuple):
-    """What the quantizer's `refresh` reads of a step."""
-
-    latents: Float[Array, "b h w d"]
-    indices: Int[Array, "b h w"]
+PERTURB, REAL, FAKE, SEMANTIC = 10, 11, 12, 13  # folded into a key whose first few splits are used elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +40,7 @@ class Stage1:
     """What a run of stage 1 never changes: modules, optimisers and the numbers of the loss.
 
     Attributes:
-      model, discriminator: the modules; no discriminator where its loss has no weight.
+      model, discriminator, semantic: the modules; no discriminator where its loss has no weight.
       distances: modules of which the perceptual loss consists, by name.
       optimizers: of "generator" and "discriminator".
       loss: weights and times of the losses.
@@ -60,6 +53,7 @@ class Stage1:
 
     model: VQGAN
     discriminator: Discriminator | None
+    semantic: SemanticDistance
     distances: dict[str, Any]
     optimizers: dict[str, optax.GradientTransformation]
     loss: Loss
@@ -87,11 +81,12 @@ class Stage1:
     def from_config(cls, config: configs.Stage1, *, rows: jax.sharding.NamedSharding | None = None) -> "Stage1":
         """Returns the stage that a config describes; `rows`, how a batch lies on the devices, is of stage 2 only."""
         del rows
-        optimizer = config.optimizer
-        rates = {"generator": optimizer.learning_rate, "discriminator": optimizer.disc_learning_rate}
+        optimizer, rate = config.optimizer, config.optimizer.learning_rate
+        rates = {"generator": rate, "semantic": rate, "discriminator": optimizer.disc_learning_rate}
         return cls(
             model=config.make_vqgan(),
             discriminator=config.make_discriminator(),
+            semantic=SemanticDistance(jnp.dtype(config.model.dtype)),
             distances=config.make_distances(),
             optimizers={name: make_optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
             loss=config.loss.in_steps(config.steps),
@@ -171,6 +166,9 @@ class Stage1:
         codebook_stats = quantizer.initial_stats(codes, quantized.indices.size)
         if codebook_stats is not None:
             stats["codebook"] = codebook_stats
+        if self.loss.semantic_weight:
+            key = jax.random.fold_in(keys[0], SEMANTIC)
+            params["semantic"] = self.semantic.init(key, quantized.quantized, method="project")["params"]
         if self.discriminator is not None:
             # The first thing that the discriminator sees is a reconstruction: ActNorm starts from one.
             variables = self.discriminator.init(keys[2], recon, train=True)
@@ -188,12 +186,13 @@ class Stage1:
 
     def optimizer_state(self, params: Tree) -> Tree:
         """Returns the states of the optimisers before any step."""
-        learning = params | {"generator": self.learning(params["generator"])}
+        learning = params | self.learning(params)
         return {name: self.optimizers[name].init(learning[name]) for name in params}
 
-    def learning(self, generator: Tree) -> Tree:
-        """Returns the parameters of the generator that learn: all, or with `freeze` those after the codes."""
-        return {name: part for name, part in generator.items() if not self.freeze or name in AFTER_CODES}
+    def learning(self, params: Tree) -> Tree:
+        """Returns what learns by the generator's losses, by network; with `freeze` only what comes after the codes."""
+        parts = {name: part for name, part in params["generator"].items() if not self.freeze or name in AFTER_CODES}
+        return {name: tree for name, tree in params.items() if name != "discriminator"} | {"generator": parts}
 
     def train_step(self, state: TrainState, frozen: Tree, batch: Batch, key: jax.Array) -> tuple[TrainState, Metrics]:
         """Updates the generator (encoder, codebook, decoder) once and the discriminator once (section 3.1, equation 6).
@@ -218,8 +217,10 @@ class Stage1:
         part = functools.partial(self.gradients, state, frozen)
         disc_stats = stats.get("discriminator", {})
         disc_stats, (grads, metrics), codes = in_parts(self.accumulate, part, disc_stats, batch["image"], keys[:2])
-        params["generator"], opt_state["generator"] = self.apply_gradients(state, "generator", grads["generator"])
-        metrics |= {"grad_norm": optax.tree.norm(grads["generator"])}
+        learned = {name: grads[name] for name in self.learning(params)}
+        for name, gradient in learned.items():
+            params[name], opt_state[name] = self.apply_gradients(state, name, gradient)
+        metrics |= {"grad_norm": optax.tree.norm(learned)}
 
         if self.discriminator is not None:
             if not self.loss.shared_forward:  # the published order: the updated generator reconstructs once more
@@ -255,14 +256,12 @@ class Stage1:
         x, loss, grads = self.inputs(images), self.loss, {}
 
         # Equations 2 to 4: x_hat = G(q(E(x))), and the losses of the codes.
-        generator = state.params["generator"]
+        def reconstruct(learning: Tree) -> tuple[tuple[Array, Array], tuple[Quantized, Metrics]]:
+            x_hat, quantized = self.forward(state.step, state.params["generator"] | learning["generator"], x, keys[0])
+            code_loss, terms = self.code_loss(frozen, learning, x, quantized)
+            return (x_hat, code_loss), (quantized, terms)
 
-        def reconstruct(learning: Tree) -> tuple[tuple[Array, Array], Quantized]:
-            x_hat, quantized = self.forward(state.step, generator | learning, x, keys[0])
-            return (x_hat, quantized.loss), quantized
-
-        (x_hat, code_loss), pull, quantized = jax.vjp(reconstruct, self.learning(generator), has_aux=True)
-        metrics = dict(quantized.terms)
+        (x_hat, code_loss), pull, (quantized, metrics) = jax.vjp(reconstruct, self.learning(state.params), has_aux=True)
 
         # L_rec: pixels and the perceptual loss.
         rec_loss = lambda x_hat: self.reconstruction_loss(frozen, x, x_hat, keys[1])
@@ -282,7 +281,7 @@ class Stage1:
             # Equation 7: lambda, from the gradients of both at the decoder's last kernel.
             weight = jnp.asarray(loss.disc_weight)
             if loss.adaptive:
-                last = lambda cotangent: pull((cotangent, jnp.zeros(())))[0]["decoder"]["conv_out"]["kernel"]
+                last = lambda g: pull((g, jnp.zeros(())))[0]["generator"]["decoder"]["conv_out"]["kernel"]
                 weight *= losses.adaptive_weight(*jax.vmap(last)(jnp.stack((cotangent, gan_cotangent))))
             gate = jnp.clip((state.step - loss.disc_start + 1) / max(loss.disc_ramp, 1), 0.0, 1.0)
             total, cotangent = total + weight * gate * generator_loss, cotangent + weight * gate * gan_cotangent
@@ -294,7 +293,7 @@ class Stage1:
                 of_both = pull_real(by_logits[0])[0], pull_fake(by_logits[1])[0]
                 grads["discriminator"], metrics = jax.tree.map(jnp.add, *of_both), metrics | terms
 
-        grads["generator"] = pull((cotangent, jnp.ones(())))[0]
+        grads |= pull((cotangent, jnp.ones(())))[0]
         return disc_stats, (grads, metrics | {"total_loss": total}), Codes(quantized.latents, quantized.indices)
 
     def discriminator_gradients(
@@ -336,6 +335,16 @@ class Stage1:
         near = codebook[neighbours(indices, codebook, self.perturb.neighbours, keys[2])]
         moved = quantized.quantized + jax.lax.stop_gradient(near - quantized.quantized)
         return jnp.where((image & code)[..., None], moved, quantized.quantized)
+
+    def code_loss(
+        self, frozen: Tree, params: Tree, x: Float[Array, "b H W c"], quantized: Quantized
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """Returns the weighted sum of the quantizer's loss and the semantic loss, and each one unweighted."""
+        if not self.loss.semantic_weight:
+            return quantized.loss, quantized.terms
+        codes, vgg = quantized.quantized, frozen["lpips"]["vgg"]
+        semantic = self.semantic.apply({"params": params["semantic"]}, codes, x, vgg).mean()
+        return quantized.loss + self.loss.semantic_weight * semantic, quantized.terms | {"semantic_loss": semantic}
 
     def reconstruction_loss(
         self, frozen: Tree, x: Float[Array, "b H W c"], x_hat: Float[Array, "b H W c"], key: jax.Array

@@ -22,7 +22,7 @@ class TrainState:
 
     Attributes:
       step: optimiser steps taken, an int32 scalar (or, like all here, its shape or its sharding).
-      params: by network ("generator", "discriminator"), so that one table of sharding rules serves them all.
+      params: by network ("generator", "discriminator", "semantic"): one table of sharding rules serves all.
       opt_state: the optimisers' states, by network.
       ema: running average of the parameters in `params` that has one, by network; empty where it is off.
       stats: what is neither trained nor constant: BatchNorm's running statistics, hits of the codes.
