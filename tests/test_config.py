@@ -14,9 +14,9 @@ import pytest
 
 from vqgan_jax import config as configs
 from vqgan_jax.cli import UsageError, load_config, override, run_page
+from vqgan_jax.config.sections import Optimizer
 from vqgan_jax.nn import fields
 from vqgan_jax.nn.quantizer import FSQ, GumbelQuantizer
-from vqgan_jax.sections import Optimizer
 from vqgan_jax.train import STAGES, stage_of
 from vqgan_jax.train.stage2 import Stage2
 from vqgan_jax.train.state import make_optimizer, rate_factor, schedule

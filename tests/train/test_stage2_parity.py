@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import PRIOR, error, golden, gpt_params, under
 
-from vqgan_jax.sections import Optimizer, TokenLoss
+from vqgan_jax.config.sections import Optimizer, TokenLoss
 from vqgan_jax.train.stage2 import Stage2
 from vqgan_jax.train.state import TrainState, make_optimizer
 

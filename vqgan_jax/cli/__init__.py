@@ -24,7 +24,7 @@ from vqgan_jax.convert import taming
 from vqgan_jax.train import stored
 
 # The lab book: inside the installed package, or beside it in a clone.
-PAGES = [Path(configs.__file__).parents[i] / "experiments" for i in (0, 1)]
+PAGES = [Path(__file__).parents[i] / "experiments" for i in (1, 2)]
 
 
 class UsageError(ValueError):

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from vqgan_jax import config as configs
 from vqgan_jax import losses, pictures
+from vqgan_jax.config.sections import Loss, Perturb
 from vqgan_jax.data.views import FIELDS
 from vqgan_jax.nn.augment import augment
 from vqgan_jax.nn.autoencoder import AFTER_CODES, VQGAN
@@ -25,7 +26,6 @@ from vqgan_jax.nn.discriminator import Discriminator
 from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL, SemanticDistance
 from vqgan_jax.nn.pixels import to_input, to_output
 from vqgan_jax.nn.quantizer import Quantized
-from vqgan_jax.sections import Loss, Perturb
 from vqgan_jax.train.metrics import code_statistics
 from vqgan_jax.train.state import TrainState, in_parts, make_optimizer, moving_average
 

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt8
 from vqgan_jax import config as configs
 from vqgan_jax import losses, pictures, sampling
 from vqgan_jax import prior as priors
+from vqgan_jax.config.sections import TokenLoss
 from vqgan_jax.nn.autoencoder import VQGAN
 from vqgan_jax.nn.pixels import to_float, to_uint8
-from vqgan_jax.sections import TokenLoss
 from vqgan_jax.train.state import TrainState, in_parts, make_optimizer, moving_average
 
 Metrics = dict[str, Array]

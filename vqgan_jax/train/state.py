@@ -11,7 +11,7 @@ import optax
 from flax import struct
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
-from vqgan_jax.sections import Optimizer
+from vqgan_jax.config.sections import Optimizer
 
 Part = Callable[[Any, Any, jax.Array], tuple[Any, Any, Any]]
 

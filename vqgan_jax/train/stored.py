@@ -12,7 +12,7 @@ from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.nn import fields
 from vqgan_jax.nn.fields import section_of
 
-VERSION = 6
+VERSION = 7
 
 # Keys that came while configs had no version yet, each with what the program did before it.
 SHARED: dict[str, Any] = {
@@ -156,6 +156,11 @@ def from_version_5(nested: dict[str, Any]) -> dict[str, Any]:
     return with_added(nested, {"transformer": {"attn_dropout": transformer["dropout"]}})
 
 
+def from_version_6(nested: dict[str, Any]) -> dict[str, Any]:
+    """Returns version 7; the defaults of its new keys do what the program did before."""
+    return nested
+
+
 # Number n leads to version n + 1.
 STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
     from_no_version,
@@ -164,4 +169,5 @@ STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
     from_version_3,
     from_version_4,
     from_version_5,
+    from_version_6,
 )

@@ -17,19 +17,7 @@ from ml_collections import ConfigDict
 
 from vqgan_jax import ordering, sampling
 from vqgan_jax.conditions import CONDITIONS, Condition
-from vqgan_jax.data import views
-from vqgan_jax.nn import fields
-from vqgan_jax.nn.autoencoder import VQGAN
-from vqgan_jax.nn.colours import Colours
-from vqgan_jax.nn.discriminator import DISCRIMINATORS, Discriminator, PatchDiscriminator
-from vqgan_jax.nn.fields import check_known, kind_of, section
-from vqgan_jax.nn.maskgit import MaskGIT
-from vqgan_jax.nn.network import PriorNetwork
-from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL, LogitDistance
-from vqgan_jax.nn.pixelsnail import PixelSNAIL
-from vqgan_jax.nn.quantizer import QUANTIZERS, Quantizer, VectorQuantizer
-from vqgan_jax.nn.transformer import Transformer
-from vqgan_jax.sections import (
+from vqgan_jax.config.sections import (
     Data,
     FrozenTokenizer,
     Log,
@@ -42,6 +30,18 @@ from vqgan_jax.sections import (
     TokenLoss,
     TwoOptimizers,
 )
+from vqgan_jax.data import views
+from vqgan_jax.nn import fields
+from vqgan_jax.nn.autoencoder import VQGAN
+from vqgan_jax.nn.colours import Colours
+from vqgan_jax.nn.discriminator import DISCRIMINATORS, Discriminator, PatchDiscriminator
+from vqgan_jax.nn.fields import check_known, kind_of, section
+from vqgan_jax.nn.maskgit import MaskGIT
+from vqgan_jax.nn.network import PriorNetwork
+from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL, LogitDistance
+from vqgan_jax.nn.pixelsnail import PixelSNAIL
+from vqgan_jax.nn.quantizer import QUANTIZERS, Quantizer, VectorQuantizer
+from vqgan_jax.nn.transformer import Transformer
 
 AUTOENCODERS = {"paper": VQGAN, "maskgit": MaskGIT, "colours": Colours}  # kinds of the section `model`
 NETWORKS = {"transformer": Transformer, "pixelsnail": PixelSNAIL}  # kinds of the section `transformer`
