@@ -1,6 +1,6 @@
 """What studies of CIFAR-10 have in common: a tokenizer of f4 and a small prior over its codes.
 
-Each takes about ten minutes of a core. Studies of one `--workdir` train the tokenizer once.
+The tokenizer takes about a quarter of an hour of a core. Studies of one `--workdir` train it once.
 """
 
 from vqgan_jax.studies import Base, Measure
