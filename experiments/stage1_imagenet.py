@@ -21,7 +21,7 @@ GUMBEL_F8 = {
     "quantizer.kl_weight": 1e-8,
 }
 
-# VQGAN+ (Weber et al. 2024) with 10 bits a code, but for its codes of 256 dimensions and its longer training.
+# As VQGAN+ (Weber et al. 2024) with 10 bits a code, whose codes have 256 dimensions and which was trained for longer.
 MODERN = {
     "model.attn_resolutions": (),
     "quantizer.embed_dim": 8,
@@ -55,7 +55,7 @@ VARIANTS = {
     # switches, too: a perceptual loss of ResNet50's logits as in VQGAN+; ten parts of LPIPS to one of logits
     "logits": {"loss.pixel": "l2", "loss.perceptual": "resnet50", "loss.perceptual_weight": 0.1},  #            -
     "blend": {"loss.pixel": "l2", "loss.perceptual": "both", "loss.perceptual_weight": 1.1},  #                 -
-    "modern": MODERN,  # published of what it restates: 1.67                                                    -
+    "modern": MODERN,  # the published VQGAN+ has 1.67                                                          -
     "sharded": {"mesh.data": -1, "mesh.fsdp": 4},
     # the published ones, to the letter
     "paper": paper_stage1(batch_size=12, disc_start=250_001) | PAPER_CODES,  #                                   7.94

@@ -242,14 +242,11 @@ def load_start(config: configs.Stage1) -> Tokenizer:
             f"`config.start` must name the tokenizer with fingerprint {start.fingerprint}; {start.workdir} has {mark}. "
             "Give its folder, or begin in a new --workdir."
         )
-    shapes = lambda tree: {sharding.path_name(p): x.shape for p, x in jax.tree_util.tree_leaves_with_path(tree)}
-    theirs, ours = shapes(tokenizer.params), shapes(state_shapes(config).params["generator"])
-    if theirs != ours:
-        name = next(name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name))
+    if leaf := sharding.differing_leaf(tokenizer.params, state_shapes(config).params["generator"]):
+        name, theirs, ours = leaf
         raise ValueError(
-            f"a run must have the model of the tokenizer that it begins with; in {start.workdir} `{name}` is "
-            f"{theirs.get(name, 'absent')}, in this run {ours.get(name, 'absent')}. Take over its sections "
-            "`config.model` and `config.quantizer`."
+            f"a run must have the model of the tokenizer that it begins with; in {start.workdir} `{name}` is {theirs}, "
+            f"in this run {ours}. Take over its sections `config.model` and `config.quantizer`."
         )
     return tokenizer
 

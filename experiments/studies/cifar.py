@@ -18,6 +18,11 @@ TOKENIZER = Base(
     },
     Measure(metrics=("lpips_vgg", "psnr", "codebook_usage"), examples=1_000),
 )
+CODES = Base(  # for studies of codes: shorter, and without a discriminator
+    TOKENIZER.page,
+    {**TOKENIZER.changes, "steps": 800, "loss.disc_weight": 0.0, "log.eval_every": 200},
+    Measure(metrics=("fd_vgg", "pfd_vgg", "lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
+)
 PRIOR = Base(
     "stage2_cifar10",
     {
@@ -31,3 +36,14 @@ PRIOR = Base(
     Measure(metrics=("nll", "own_class", "fd_vgg"), examples=2_000, samples=1_000),
     cached=True,
 )
+FIGURES = {  # of CODES and of PRIOR
+    "fd_vgg2k": "lower",
+    "pfd_vgg2k": "lower",
+    "lpips_vgg": "lower",
+    "psnr": "higher",
+    "codebook_usage": "higher",
+    "perplexity": "higher",
+    "nll": "lower",
+    "own_class1k": "higher",
+    "fd_vgg1k": "lower",
+}

@@ -3,9 +3,9 @@
 VQGAN_JAX_DATA=DIR vqgan study codes --workdir=studies
 """
 
-from cifar import PRIOR, TOKENIZER
+from cifar import CODES, FIGURES, PRIOR
 
-from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
+from vqgan_jax.studies import Comparison, Run, Study
 
 EUCLIDEAN = {"quantizer.unit_length": False}
 NO_START = {"quantizer.kmeans_batches": 0, "quantizer.revive_below": 0.0}
@@ -35,14 +35,7 @@ STUDY = Study(
         "CIFAR-10 at f4, 800 steps of 16 images, no discriminator. Likelihoods are in nats a code; an image has 64 "
         "codes, so a sixteenth of it is a pixel's."
     ),
-    bases={
-        "tokenizer": Base(
-            TOKENIZER.page,
-            {**TOKENIZER.changes, "steps": 800, "loss.disc_weight": 0.0, "log.eval_every": 200},
-            Measure(metrics=("fd_vgg", "pfd_vgg", "lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
-        ),
-        "prior": PRIOR,
-    },
+    bases={"tokenizer": CODES, "prior": PRIOR},
     runs={
         "plain": Run("tokenizer", EUCLIDEAN | NO_START),
         "ema": Run("tokenizer", EUCLIDEAN | NO_START | {"quantizer.ema": True, "quantizer.codebook_weight": 0.0}),
@@ -64,17 +57,7 @@ STUDY = Study(
         "prior of 512": prior(512),
         "prior of 2048": prior(2_048),
     },
-    figures={
-        "fd_vgg2k": "lower",
-        "pfd_vgg2k": "lower",
-        "lpips_vgg": "lower",
-        "psnr": "higher",
-        "codebook_usage": "higher",
-        "perplexity": "higher",
-        "nll": "lower",
-        "own_class1k": "higher",
-        "fd_vgg1k": "lower",
-    },
+    figures=FIGURES,
     decides=(
         Comparison("unit 2048", "unit 512", "fd_vgg2k"),
         Comparison("unit 512", "unit 128", "fd_vgg2k"),

@@ -3,9 +3,9 @@
 VQGAN_JAX_DATA=DIR vqgan study quantizers --workdir=studies
 """
 
-from cifar import PRIOR, TOKENIZER
+from cifar import CODES, FIGURES, PRIOR
 
-from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
+from vqgan_jax.studies import Comparison, Run, Study
 
 ROTATION = {"quantizer.estimator": "rotation"}
 EUCLIDEAN = {"quantizer.unit_length": False}
@@ -59,28 +59,11 @@ STUDY = Study(
         "CIFAR-10 at f4, 800 steps of 16 images, no discriminator. Steps of all kinds take the same time within a few "
         "percent. Likelihoods are in nats a code, of which an image has 64."
     ),
-    bases={
-        "tokenizer": Base(
-            TOKENIZER.page,
-            {**TOKENIZER.changes, "steps": 800, "loss.disc_weight": 0.0, "log.eval_every": 200},
-            Measure(metrics=("fd_vgg", "pfd_vgg", "lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
-        ),
-        "prior": PRIOR,
-    },
+    bases={"tokenizer": CODES, "prior": PRIOR},
     runs=kinds(512)
     | kinds(4_096)
     | {f"prior of {kind}": prior(kind) for kind in ("unit", "fsq", "simvq", "euclidean rotated")},
-    figures={
-        "fd_vgg2k": "lower",
-        "pfd_vgg2k": "lower",
-        "lpips_vgg": "lower",
-        "psnr": "higher",
-        "codebook_usage": "higher",
-        "perplexity": "higher",
-        "nll": "lower",
-        "own_class1k": "higher",
-        "fd_vgg1k": "lower",
-    },
+    figures=FIGURES,
     decides=(Comparison("simvq 4096", "unit 4096", "fd_vgg2k"), Comparison("simvq 4096", "lfq 4096", "fd_vgg2k")),
     also=(
         *(Comparison(f"{kind} 512", "unit 512", "fd_vgg2k") for kind in ("fsq", "lfq", "simvq", "euclidean rotated")),

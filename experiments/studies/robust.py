@@ -3,9 +3,9 @@
 VQGAN_JAX_DATA=DIR vqgan study robust --workdir=studies
 """
 
-from cifar import PRIOR, TOKENIZER
+from cifar import CODES, FIGURES, PRIOR
 
-from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
+from vqgan_jax.studies import Comparison, Run, Study
 
 TUNING = {"start.freeze": True, "steps": 400, "perturb.share": 0.5}
 
@@ -20,14 +20,7 @@ STUDY = Study(
         "CIFAR-10 at f4, no discriminator. Each tokenizer has 800 steps; the tuned ones 400 more, in which encoder and "
         "codes stay as they are, so one prior draws for both. pfd_vgg replaces half of the codes by near ones."
     ),
-    bases={
-        "tokenizer": Base(
-            TOKENIZER.page,
-            {**TOKENIZER.changes, "steps": 800, "loss.disc_weight": 0.0, "log.eval_every": 200},
-            Measure(metrics=("fd_vgg", "pfd_vgg", "lpips_vgg", "psnr", "codebook_usage"), examples=2_000),
-        ),
-        "prior": PRIOR,
-    },
+    bases={"tokenizer": CODES, "prior": PRIOR},
     runs={
         "unit 512": Run("tokenizer"),
         "perturbed": Run("tokenizer", {"perturb.share": 0.1}),
@@ -40,16 +33,7 @@ STUDY = Study(
         "tuned drawn": Run("prior", tokenizer="unit 512", decoder="tuned"),
         "perturbed and tuned drawn": Run("prior", tokenizer="perturbed", decoder="perturbed and tuned"),
     },
-    figures={
-        "fd_vgg2k": "lower",
-        "pfd_vgg2k": "lower",
-        "lpips_vgg": "lower",
-        "psnr": "higher",
-        "codebook_usage": "higher",
-        "nll": "lower",
-        "own_class1k": "higher",
-        "fd_vgg1k": "lower",
-    },
+    figures=FIGURES,
     decides=(
         Comparison("perturbed", "unit 512", "pfd_vgg2k"),
         Comparison("perturbed drawn", "unit 512 drawn", "fd_vgg1k"),

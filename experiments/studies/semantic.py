@@ -3,7 +3,7 @@
 VQGAN_JAX_DATA=DIR vqgan study semantic --workdir=studies
 """
 
-from cifar import PRIOR, TOKENIZER
+from cifar import CODES, FIGURES, PRIOR
 
 from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
 
@@ -17,11 +17,7 @@ STUDY = Study(
         "small classifier that was trained on the same images."
     ),
     bases={
-        "tokenizer": Base(
-            TOKENIZER.page,
-            {**TOKENIZER.changes, "steps": 800, "loss.disc_weight": 0.0, "log.eval_every": 200},
-            Measure(metrics=("lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
-        ),
+        "tokenizer": CODES,
         "prior": Base(
             PRIOR.page,
             PRIOR.changes,
@@ -35,15 +31,7 @@ STUDY = Study(
         "prior of plain": Run("prior", tokenizer="plain"),
         "prior of semantic": Run("prior", tokenizer="semantic"),
     },
-    figures={
-        "nll": "lower",
-        "class_accuracy1k": "higher",
-        "own_class1k": "higher",
-        "psnr": "higher",
-        "lpips_vgg": "lower",
-        "codebook_usage": "higher",
-        "perplexity": "higher",
-    },
+    figures=FIGURES | {"class_accuracy1k": "higher"},
     decides=(
         Comparison("prior of semantic", "prior of plain", "nll"),
         Comparison("prior of semantic", "prior of plain", "class_accuracy1k"),

@@ -108,5 +108,5 @@ def test_what_the_run_began_with_stays(runs, capsys):
 def test_another_model_than_the_first_is_refused(runs, capsys):
     tune = [argument.replace("/tuned", "/wide") for argument in runs[1]]
     message = refused(capsys, *tune, "--config.quantizer.embed_dim=4")
-    assert "`post_quantizer/kernel` is (1, 1, 8, 64), in this run (1, 1, 4, 64)" in message
+    assert "`post_quantizer/kernel` is (1, 1, 8, 64) float32, in this run (1, 1, 4, 64) float32" in message
     assert "start.workdir is empty" in refused(capsys, *tune, "--config.start.workdir=")

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     config, profile = cli.load_config(flags.config, overrides), window(flags.profile)
     console = cli.join_cluster(flags)
     if flags.scale_lr:
-        config = scaled(config, cli.load_config(flags.config).batch_size, console)
+        config = scale_rates(config, cli.load_config(flags.config).batch_size, console)
     if flags.dry_run:
         describe(config, console)
         return 0
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def scaled(config: program.Config, before: int, console: Console) -> program.Config:
+def scale_rates(config: program.Config, before: int, console: Console) -> program.Config:
     """Returns a config with learning rates for its own batch size, where they were for that of the page, `before`.
 
     A run goes on with the same rates: by the same command, or by its own `config.json`, whose batch size is theirs.

@@ -92,7 +92,7 @@ class Block(nn.Module):
         self, x: Float[Array, "b t m"], rotations: Rotations | None, modulation: Modulation, *, step: bool = False
     ) -> tuple[Array, Array, Array]:
         """Returns queries, keys and values, each b t n p, of a `step` b 1 n p; the first two rotated, see `rotate`."""
-        q, k, v = kept(self.qkv(shifted(self.norm1(x), modulation, 0), step))
+        q, k, v = kept(self.qkv(shift_and_scale(self.norm1(x), modulation, 0), step))
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         return (q, k, v) if rotations is None else (rotate(q, rotations), rotate(k, rotations), v)
@@ -106,13 +106,13 @@ class Block(nn.Module):
         train: bool = False,
     ) -> Float[Array, "b t m"]:
         """Returns the rest of the block, after attention."""
-        x = kept(x + gated(self.drop(self.proj(attended), deterministic=not train), modulation, 2))
-        hidden = shifted(self.norm2(x), modulation, 3)
+        x = kept(x + apply_gate(self.drop(self.proj(attended), deterministic=not train), modulation, 2))
+        hidden = shift_and_scale(self.norm2(x), modulation, 3)
         if self.mlp == "swiglu":
             hidden = nn.silu(kept(self.gate(hidden))) * kept(self.up(hidden))
         else:
             hidden = gelu(kept(self.up(hidden)))
-        return x + gated(self.drop(self.down(hidden), deterministic=not train), modulation, 5)
+        return x + apply_gate(self.drop(self.down(hidden), deterministic=not train), modulation, 5)
 
     def __call__(
         self,
@@ -161,14 +161,14 @@ def gelu(x: Float[Array, "*b"]) -> Float[Array, "*b"]:
     return jax.nn.gelu(x, approximate=False)
 
 
-def shifted(x: Float[Array, "b t m"], modulation: Modulation, row: int) -> Float[Array, "b t m"]:
+def shift_and_scale(x: Float[Array, "b t m"], modulation: Modulation, row: int) -> Float[Array, "b t m"]:
     """Returns x under the shift in `row` of a modulation and the scale in the next; x itself without a modulation."""
     if modulation is None:
         return x
     return x * (1 + modulation[:, row + 1, None]) + modulation[:, row, None]
 
 
-def gated(x: Float[Array, "b t m"], modulation: Modulation, row: int) -> Float[Array, "b t m"]:
+def apply_gate(x: Float[Array, "b t m"], modulation: Modulation, row: int) -> Float[Array, "b t m"]:
     """Returns x times the gate in `row` of a modulation; x itself without a modulation."""
     return x if modulation is None else kept(x) * modulation[:, row, None]
 

@@ -51,16 +51,12 @@ def resume(program: Program, checkpoints: Checkpoints) -> Any:
                 f"a run goes on with the {', '.join(KEPT)} that it began with; to go on in {workdir} would change "
                 f"{', '.join(kept)}. Give back the old ones, or another --workdir."
             )
-        shapes = lambda tree: {
-            sharding.path_name(p): (x.shape, x.dtype) for p, x in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        old, new = shapes(programs.abstract_state(configs.read(saved), program.mesh)), shapes(program.abstract)
-        if old != new:
-            leaf = next(name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
+        before = programs.abstract_state(configs.read(saved), program.mesh)
+        if leaf := sharding.differing_leaf(before, program.abstract):
+            name, old, new = leaf
             raise ValueError(
-                f"the config must make the arrays of the run that is already in {workdir}; `{leaf}` "
-                f"was {old.get(leaf, 'absent')} and is {new.get(leaf, 'absent')} after changing {', '.join(changed)}. "
-                "Set these back, or give another --workdir."
+                f"the config must make the arrays of the run that is already in {workdir}; `{name}` was {old} and is "
+                f"{new} after changing {', '.join(changed)}. Set these back, or give another --workdir."
             )
         whole = {field.name: getattr(program.abstract, field.name) for field in dataclasses.fields(program.abstract)}
         return program.abstract if data else {name: part for name, part in whole.items() if name != "opt_state"}

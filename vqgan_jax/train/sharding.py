@@ -100,6 +100,14 @@ def path_name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
+def differing_leaf(old: Any, new: Any) -> tuple[str, str, str] | None:
+    """The path of the first leaf in which two trees differ, and its shape and dtype in each; None where they agree."""
+    leaves = lambda tree: {path_name(p): f"{x.shape} {x.dtype}" for p, x in jax.tree_util.tree_leaves_with_path(tree)}
+    first, second = leaves(old), leaves(new)
+    names = (name for name in sorted(first.keys() | second.keys()) if first.get(name) != second.get(name))
+    return next(((name, first.get(name, "absent"), second.get(name, "absent")) for name in names), None)
+
+
 def shardings(tree: Any, mesh: Mesh | AbstractMesh, *, zero1: bool = False) -> Any:
     """A `NamedSharding` for each leaf of a tree of arrays or of shapes.
 

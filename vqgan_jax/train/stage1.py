@@ -186,10 +186,10 @@ class Stage1:
 
     def optimizer_state(self, params: Tree) -> Tree:
         """Returns the states of the optimisers before any step."""
-        learning = params | self.learning(params)
-        return {name: self.optimizers[name].init(learning[name]) for name in params}
+        trainable = params | self.trainable(params)
+        return {name: self.optimizers[name].init(trainable[name]) for name in params}
 
-    def learning(self, params: Tree) -> Tree:
+    def trainable(self, params: Tree) -> Tree:
         """Returns what learns by the generator's losses, by network; with `freeze` only what comes after the codes."""
         parts = {name: part for name, part in params["generator"].items() if not self.freeze or name in AFTER_CODES}
         return {name: tree for name, tree in params.items() if name != "discriminator"} | {"generator": parts}
@@ -217,10 +217,10 @@ class Stage1:
         part = functools.partial(self.gradients, state, frozen)
         disc_stats = stats.get("discriminator", {})
         disc_stats, (grads, metrics), codes = in_parts(self.accumulate, part, disc_stats, batch["image"], keys[:2])
-        learned = {name: grads[name] for name in self.learning(params)}
-        for name, gradient in learned.items():
+        by_network = {name: grads[name] for name in self.trainable(params)}
+        for name, gradient in by_network.items():
             params[name], opt_state[name] = self.apply_gradients(state, name, gradient)
-        metrics |= {"grad_norm": optax.tree.norm(learned)}
+        metrics |= {"grad_norm": optax.tree.norm(by_network)}
 
         if self.discriminator is not None:
             if not self.loss.shared_forward:  # the published order: the updated generator reconstructs once more
@@ -256,12 +256,13 @@ class Stage1:
         x, loss, grads = self.inputs(images), self.loss, {}
 
         # Equations 2 to 4: x_hat = G(q(E(x))), and the losses of the codes.
-        def reconstruct(learning: Tree) -> tuple[tuple[Array, Array], tuple[Quantized, Metrics]]:
-            x_hat, quantized = self.forward(state.step, state.params["generator"] | learning["generator"], x, keys[0])
-            code_loss, terms = self.code_loss(frozen, learning, x, quantized)
+        def reconstruct(trainable: Tree) -> tuple[tuple[Array, Array], tuple[Quantized, Metrics]]:
+            x_hat, quantized = self.forward(state.step, state.params["generator"] | trainable["generator"], x, keys[0])
+            code_loss, terms = self.code_loss(frozen, trainable, x, quantized)
             return (x_hat, code_loss), (quantized, terms)
 
-        (x_hat, code_loss), pull, (quantized, metrics) = jax.vjp(reconstruct, self.learning(state.params), has_aux=True)
+        (x_hat, code_loss), pull, aux = jax.vjp(reconstruct, self.trainable(state.params), has_aux=True)
+        quantized, metrics = aux
 
         # L_rec: pixels and the perceptual loss.
         rec_loss = lambda x_hat: self.reconstruction_loss(frozen, x, x_hat, keys[1])
@@ -394,9 +395,9 @@ class Stage1:
 
     def apply_gradients(self, state: TrainState, name: str, grads: Tree) -> tuple[Tree, Any]:
         """Returns new parameters and optimiser state of one network; what has no gradients stays as it is."""
-        learning = {part: state.params[name][part] for part in grads}
-        updates, opt_state = self.optimizers[name].update(grads, state.opt_state[name], learning)
-        return state.params[name] | optax.apply_updates(learning, updates), opt_state
+        params = {part: state.params[name][part] for part in grads}
+        updates, opt_state = self.optimizers[name].update(grads, state.opt_state[name], params)
+        return state.params[name] | optax.apply_updates(params, updates), opt_state
 
     # Held out
 
