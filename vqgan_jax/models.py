@@ -396,8 +396,8 @@ def state_shapes(config: configs.Stage1 | configs.Stage2) -> TrainState:
 def fingerprint(tokenizer: Tokenizer) -> str:
     """Sixteen hexadecimal digits of the parameters' names and values: equal only for the same codes.
 
-    A run that trained the decoder alone has the codes, and so the fingerprint, of the tokenizer that it began with. Of
-    a model with `run` None nobody knows that.
+    A run that trained the decoder alone has the codes, and so the fingerprint, of the tokenizer that it began with.
+    Where `run` is None the parameters alone count.
     """
     if tokenizer.run is not None and tokenizer.config.start.freeze:
         return tokenizer.config.start.fingerprint

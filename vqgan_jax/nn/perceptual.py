@@ -1,4 +1,4 @@
-"""What frozen networks see: LPIPS on VGG16 (the paper's perceptual loss, and a metric), logits, a meaning for codes."""
+"""Distances by frozen networks: LPIPS on VGG16 (a loss and a metric), logits of ResNet50, and codes from features."""
 
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -121,8 +121,8 @@ class LogitDistance(nn.Module):
 class SemanticDistance(nn.Module):
     """Distance of codes, through a learned projection, from the features of a frozen network where they stand.
 
-    It draws codes towards what they mean (Li et al. 2024, XQ-GAN, whose frozen network is DINOv2); here the features
-    are VGG16's relu3_3, averaged onto the grid of codes. The projection is in float32.
+    As a loss it makes codes semantic (Li et al. 2024, XQ-GAN, whose frozen network is DINOv2). Here the features are
+    VGG16's relu3_3, averaged onto the grid of codes. The projection is in float32.
 
     Attributes:
       dtype: of VGG16's convolutions.
