@@ -79,6 +79,7 @@ def test_a_short_quickstart_ends_in_a_report_and_then_has_nothing_to_do(tmp_path
     assert len(re.findall(r'src="data:image/png', page)) > 11 * (2 + 8 + 5)
     assert "://" not in page, "nothing may be asked of the network"
     assert "without values" not in page, "every plot has its lines"
+    assert re.search(r"From step\s+\d+ on the decoder", page), "a step is a whole number"
     seconds = json.loads((tmp_path / "q" / "quickstart.json").read_text())["seconds"]
     assert set(seconds) == {"tokenizer", "token cache", "prior", "pictures"}
     steps = (tmp_path / "q" / "prior" / "metrics.jsonl").read_text()
