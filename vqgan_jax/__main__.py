@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vqgan_jax import cli
+from vqgan_jax.data import storage
 
 # How much of a TPU core's own memory one operation may take, KiB. The compiler's measure of v5p is half of it, which
 # cuts large products so small that a step takes 6 to 13% longer; of v6e it is this.
@@ -49,7 +50,8 @@ def run(argv: Sequence[str] | None) -> int:
     if TPU_FLAGS not in given:
         os.environ["LIBTPU_INIT_ARGS"] = f"{TPU_FLAGS} {given}".strip()  # of two the last one counts
     try:
-        return importlib.import_module(f"vqgan_jax.cli.{verb}").main(rest)
+        with cli.compilation_cache(None, kept()):
+            return importlib.import_module(f"vqgan_jax.cli.{verb}").main(rest)
     except TimeoutError as error:
         print(f"vqgan {verb}: {error}", file=sys.stderr)
         leave()  # the interpreter's own end would wait for the thread that hangs
@@ -66,6 +68,16 @@ def run(argv: Sequence[str] | None) -> int:
         print(f"vqgan {verb}: this process of several ended by the error above; {hint}.", file=sys.stderr)
         leave()
     return 1
+
+
+def kept() -> str:
+    """Returns the folder where verbs find what earlier ones compiled; empty, so none, where it cannot be made."""
+    folder = storage.cache_folder() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return ""
+    return str(folder)
 
 
 def reader_is_gone() -> bool:

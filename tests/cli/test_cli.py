@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from vqgan_jax import cli
-from vqgan_jax.__main__ import main
+from vqgan_jax.__main__ import kept, main
 from vqgan_jax.cli import train
 from vqgan_jax.train import stored
 
@@ -76,6 +77,26 @@ def test_an_unknown_verb_is_named_with_the_known_ones(capsys):
     message = fails(capsys, "trian", status=2)
     assert "'trian'" in message
     assert "train" in message.replace("'trian'", "")
+
+
+@pytest.mark.parametrize("environment", ["", "elsewhere"])
+def test_a_verb_keeps_what_it_compiled_for_the_next_one(monkeypatch, tmp_path, environment):
+    monkeypatch.setenv("VQGAN_JAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment)
+    folders = []
+    monkeypatch.setattr(
+        "vqgan_jax.cli.inspect.main", lambda argv: folders.append(jax.config.values["jax_compilation_cache_dir"]) or 0
+    )
+    before = jax.config.values["jax_compilation_cache_dir"]
+    assert main(["inspect"]) == 0
+    assert folders == [environment or str(tmp_path / "cache" / "compiled")]
+    assert jax.config.values["jax_compilation_cache_dir"] == before
+
+
+def test_a_verb_runs_where_nothing_can_be_kept(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VQGAN_JAX_CACHE", str(tmp_path / "file"))
+    assert kept() == ""
 
 
 def test_no_config_is_a_usage_error(capsys):

@@ -44,7 +44,7 @@ def bucket(request):
 @pytest.fixture
 def folder(bucket, request, tmp_path, monkeypatch):
     """A test's own place in it; local copies of what is there go to a folder of the test."""
-    monkeypatch.setattr(storage, "KEPT", str(tmp_path / "kept"))
+    monkeypatch.setenv("VQGAN_JAX_CACHE", str(tmp_path / "kept"))
     return storage.place(f"{bucket}/{request.node.originalname}")
 
 

@@ -62,10 +62,11 @@ def test_the_flag_is_two_steps():
     ("flag", "environment", "kept"),
     [(None, None, "default"), (None, "env", "env"), ("given", "env", "given"), ("", "env", None), ("", None, None)],
 )
-def test_what_is_compiled_is_kept_where_the_flag_says(tmp_path, getkey, flag, environment, kept):
+def test_what_is_compiled_is_kept_where_the_flag_says(monkeypatch, tmp_path, getkey, flag, environment, kept):
     path = lambda name: name and str(tmp_path / name)
     settings = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: jax.config.values[name] for name in settings}
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", path(environment) or "")
     jax.config.update("jax_compilation_cache_dir", path(environment))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     try:

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import os
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -74,7 +75,7 @@ def compilation_cache(folder: str | None, default: str = "") -> Iterator[None]:
     writes and all read, so the folder must be one that all see.
     """
     before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    kept = before or default if folder is None else folder
+    kept = os.environ.get("JAX_COMPILATION_CACHE_DIR") or default if folder is None else folder
     jax.config.update("jax_compilation_cache_dir", kept or None)
     jax_cache.reset_cache()  # it looks for its folder once
     try:

@@ -33,6 +33,7 @@ from safetensors import safe_open
 from vqgan_jax.convert import pickles, tensors
 from vqgan_jax.convert.pickles import Storage, Stub, Type, View
 from vqgan_jax.convert.tensors import DTYPES, Checkpoint, ConvertError, Tensor
+from vqgan_jax.data import storage
 
 # Of the entries that hold a model in files of trainers, the first that is there is taken.
 WRAPPERS = ("state_dict", "model", "module", "ema")
@@ -56,7 +57,7 @@ def find_published(files: Sequence[str], need: str, source: str) -> Path:
     Raises:
       FileNotFoundError: none is there.
     """
-    folder = Path(os.environ.get("VQGAN_JAX_CACHE") or Path.home() / ".cache" / "vqgan_jax")
+    folder = storage.cache_folder()
     for name in files:
         if (folder / name).is_file():
             return folder / name

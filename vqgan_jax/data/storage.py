@@ -18,10 +18,14 @@ from typing import Any
 from etils import epath
 
 LIBRARIES = {"gs": ("gcs", ("gcsfs", "google.cloud.storage")), "s3": ("s3", ("s3fs",))}  # scheme: extra, its modules
-KEPT = "~/.cache/vqgan_jax/buckets"  # local copies of what can only be read from a disk
 
 # With TensorFlow installed etils would take its file system, which knows no s3:// and no endpoints.
 os.environ.setdefault("EPATH_USE_TF", "false")
+
+
+def cache_folder() -> Path:
+    """Returns the folder of what this machine keeps for all runs: `VQGAN_JAX_CACHE`, by default ~/.cache/vqgan_jax."""
+    return Path(os.environ.get("VQGAN_JAX_CACHE") or Path.home() / ".cache" / "vqgan_jax")
 
 
 def in_bucket(path: epath.PathLike) -> bool:
@@ -155,7 +159,7 @@ def local_copy(path: epath.Path, version: str) -> epath.Path:
     if not in_bucket(path):
         return path
     digest = hashlib.sha256(f"{path} {version}".encode()).hexdigest()[:32]
-    copy = epath.Path(KEPT).expanduser() / digest / path.name
+    copy = epath.Path(cache_folder()) / "buckets" / digest / path.name
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
         write_whole(copy, path.read_bytes())
