@@ -112,6 +112,70 @@ def test_project(getkey):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *both)
 
 
+def heads(getkey, dtype, width=8, length=12):
+    """Queries, keys and values, and the causal mask."""
+    arrays = [jax.random.normal(getkey(), (2, length, 4, width), dtype) for _ in range(3)]
+    return arrays, transformer.causal_mask(length)[None, None]
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_fused_attention_is_asked_for_what_the_causal_mask_says(getkey, monkeypatch, dtype, atol):
+    """Value and gradient of JAX's own `is_causal` are those of the mask, bfloat16 to 2% of the largest."""
+    arrays, mask = heads(getkey, dtype)
+    ask = lambda q, k, v, mask, causal: jax.nn.dot_product_attention(q, k, v, is_causal=causal)
+    ask.plain = block.attend.plain
+    check_equal(ask, *arrays, rest=(mask, True), atol=atol)
+
+
+def without_cudnn(calls):
+    """`jax.nn.dot_product_attention` that notes how it is called, and computes where cuDNN cannot."""
+    real = jax.nn.dot_product_attention
+
+    def noted(q, k, v, **options):
+        calls.append(options)
+        return real(q, k, v, **options | {"implementation": "xla"})
+
+    return noted
+
+
+def test_only_a_program_for_nvidia_fuses_attention_and_the_others_stay_as_they_are(getkey, monkeypatch):
+    calls: list[dict] = []
+    monkeypatch.setattr(forms, "has_cudnn", lambda: True)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", without_cudnn(calls))
+    arrays, mask = heads(getkey, "bfloat16")
+    check_equal(block.attend, *arrays, rest=(mask, True), atol=0.0)  # here, on a CPU
+    traced = jax.jit(lambda *qkv: block.attend(*qkv, ~mask, True)).trace(*arrays)  # a mask that cuDNN does not see
+    assert {"is_causal": True, "implementation": "cudnn"} in calls
+    ours, others = (traced.lower(lowering_platforms=(name,)).as_text() for name in ("cuda", "tpu"))
+    plain = jax.jit(lambda *qkv: block.attend.plain(*qkv, ~mask, True)).trace(*arrays)
+    count = lambda text: text.count("dot_general")
+    assert ours != others
+    assert count(others) == count(plain.lower(lowering_platforms=("tpu",)).as_text()) == 2
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "length", "causal", "fits"),
+    [("bfloat16", 64, 12, True, True), ("float16", 128, 12, True, True), ("float32", 64, 12, True, False),
+     ("bfloat16", 132, 12, True, False), ("bfloat16", 12, 12, True, False), ("bfloat16", 64, 1, True, False),
+     ("bfloat16", 64, 12, False, False)],
+)  # fmt: skip
+def test_cudnn_has_causal_attention_in_16_bits_of_heads_up_to_128(
+    getkey, monkeypatch, dtype, width, length, causal, fits
+):
+    monkeypatch.setattr(forms, "has_cudnn", lambda: True)
+    arrays, mask = heads(getkey, dtype, width, length)
+    assert forms.fits_cudnn(*arrays, mask, causal) == fits
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_a_block_is_causal_where_no_position_sees_one_behind_it(prefix):
+    network = transformer.Transformer(bidirectional_prefix=prefix)
+    assert network.block_fields["causal"] == (prefix < 2)
+    assert network.block_fields["causal"] == bool(
+        (transformer.causal_mask(4, prefix) == jnp.tril(jnp.ones((4, 4)))).all()
+    )
+
+
 @pytest.mark.parametrize("position", [0, 7, 8, 17])
 @pytest.mark.parametrize("width", [8, 64])  # of a head: groups of all four, and of two
 @pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-6), ("bfloat16", 2e-2)])
@@ -134,10 +198,11 @@ def test_caches(getkey, position, width, dtype, atol):
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 def test_the_cache_is_that_of_the_platform_a_program_is_compiled_for(platform):
-    run = lambda cache: jnp.full((), 1000 + cache.copies)  # of `PartCache` 1, of `WideCache` 2
-    traced = jax.jit(lambda: forms.choose_cache(run, transformer.Cache)).trace()
+    names = {"cpu": forms.PartCache, "tpu": forms.WideCache, "cuda": transformer.Cache}
+    numbers = {cache: 1000 + number for number, cache in enumerate(names.values())}
+    traced = jax.jit(lambda: forms.choose_cache(lambda cache: jnp.full((), numbers[cache]), transformer.Cache)).trace()
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert [f"dense<{1000 + copies}>" in text for copies in (1, 2)] == [platform == "cpu", platform != "cpu"]
+    assert [f"dense<{number}>" in text for number in numbers.values()] == [name == platform for name in names]
 
 
 def test_groups_of_heads_fill_rows_of_128():

@@ -52,6 +52,7 @@ class Block(nn.Module):
 
     With `adaln` a condition shifts, scales and gates both branches: adaLN-zero (Peebles and Xie 2023). Its kernel is
     zero at the start, so that the block is the identity. Norms keep their own scales, as in RAR (Yu et al. 2024).
+    `causal` promises that the mask is the causal one.
     """
 
     width: int
@@ -63,6 +64,7 @@ class Block(nn.Module):
     dropout: float = 0.0
     attn_dropout: float = 0.0
     adaln: bool = False
+    causal: bool = False
     dtype: DTypeLike = jnp.float32
 
     def setup(self):
@@ -138,7 +140,7 @@ class Block(nn.Module):
             )
             attended = product("bnts,bsnp->btnp", weights.astype(v.dtype), v)
         else:
-            attended = attention(q, k, v, mask[None, None])
+            attended = attend(q, k, v, mask[None, None], self.causal)
         return self.finish(x, attended, modulation, train=train), None
 
 
@@ -153,6 +155,19 @@ def project(
         # Without the barrier the compiler would cut the input, and not compute other copies of the position at all.
         together = jax.lax.optimization_barrier(together)[:, :1]
     return tuple(together[:, :, i].reshape(*together.shape[:2], *bias.shape[1:]) for i in range(3))
+
+
+@forms.use(forms.fused_attention, where=forms.fits_cudnn)
+def attend(
+    q: Float[Array, "b t n p"],
+    k: Float[Array, "b t n p"],
+    v: Float[Array, "b t n p"],
+    mask: Bool[Array, "_ _ t t"],
+    causal: bool,
+) -> Float[Array, "b t n p"]:
+    """Computes the attention of all positions; `causal` says whether the mask lets each see those before and itself."""
+    del causal
+    return attention(q, k, v, mask)
 
 
 @forms.use(forms.gelu)

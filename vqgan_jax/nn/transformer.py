@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vqgan_jax.nn import forms
-from vqgan_jax.nn.block import MLPS, NORMS, Block, Rotations, norm_in, normal
+from vqgan_jax.nn.block import MLPS, NORMS, Block, Rotations, attend, norm_in, normal
 from vqgan_jax.nn.fields import check_known, derived
 from vqgan_jax.nn.network import Place, PriorNetwork
 from vqgan_jax.nn.precision import attention, dense_in
@@ -72,7 +72,7 @@ class Transformer(PriorNetwork):
       qk_norm: normalises queries and keys, head by head.
       bias: of the kernels; the head has none.
       dropout: of embeddings and both residual branches.
-      attn_dropout: of attention weights; above 0, training leaves the fused form of `nn.precision.attention`.
+      attn_dropout: of attention weights; above 0, training leaves the fused form of `attend`.
       adaln: the embedding of the class, the only token of the prefix, shifts, scales and gates each block; see `Block`.
       remat: what the backward pass computes again, a name of REMAT.
       coordinates: row and column in the grid of each position of the input, for 2-D rotary positions only. None, which
@@ -169,7 +169,7 @@ class Transformer(PriorNetwork):
     def block_fields(self) -> dict:
         """The fields of each of its blocks."""
         names = ("width", "num_heads", "norm", "mlp", "qk_norm", "bias", "dropout", "attn_dropout", "adaln", "dtype")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | {"causal": self.bidirectional_prefix <= 1}
 
     def rotations(
         self, start: int | Int[Array, ""], length: int, places: Float[Array, "b s 2"] | None = None
@@ -297,7 +297,8 @@ class Transformer(PriorNetwork):
             projected: Any = block.apply({"params": params}, x, rotations, modulation, method="project")
             q, k, v = projected
             cache.append((self.cache.start(k, v, length), modulation))
-            x = block.apply({"params": params}, x, attention(q, k, v, mask), modulation, method="finish")
+            attended = attend(q, k, v, mask, block.causal)
+            x = block.apply({"params": params}, x, attended, modulation, method="finish")
         x = x[:, -1:] if last is None else jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
         logits: Any = self.apply(outer, x, method="readout")
         return logits[:, 0], tuple(cache)
