@@ -272,4 +272,4 @@ def test_everything_public_has_a_docstring():
 
 
 def test_the_package_is_a_house():
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 22_000  # with studies
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 22_400  # with studies, and plans of GPUs

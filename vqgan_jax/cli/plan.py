@@ -23,11 +23,13 @@ EXAMPLES = """examples:
   vqgan plan --config=stage1_imagenet --topology=v5p:2x2x1 --batch=16
   vqgan plan --config=stage2_imagenet:sharded --topology=v5p:4x4x4,v6e:8x8 --batch=16,32 --json=plan.json
   vqgan plan --config=stage2_imagenet --what=sample --topology=v6e:2x2 --batch=16 --profile
+  vqgan plan --config=stage1_imagenet --topology=h100:8,4xa100:8 --batch=16
   vqgan plan --config=stage1_photos --topology=cpu:8 --batch=1
 
-Compiles what would run, for chips that are only described: pip install 'vqgan_jax[tpu]' brings the compiler, no TPU is
-needed. Every key of the config is a flag, as for `vqgan train`. A large model takes minutes a topology; outcomes are
-kept in --cache under the program itself, so that only what changed is compiled again.
+Compiles what would run, for chips that are only described: pip install 'vqgan_jax[tpu]' brings the compiler of TPUs,
+pip install 'vqgan_jax[cuda-plan]' that of GPUs; no TPU, no GPU and no driver is needed. Every key of the config is a
+flag, as for `vqgan train`. A large model takes minutes a topology; outcomes are kept in --cache under the program
+itself, so that only what changed is compiled again.
 
 `--what=start` is the first state of a tokenizer, out of --config.quantizer.kmeans_batches batches at once: what must
 fit before the first step.
@@ -36,8 +38,9 @@ Of sampling: what a token of each row takes in the loop, over a floor: the time 
 full cache of keys and values at the datasheet's bandwidth.
 
 Seconds by cycles: the compiler's own estimate of every operation, loops times their trips, over the clock. Optimal:
-its roofline. Neither waits for a collective that nothing hides. MFU: model FLOPs (matrix products and convolutions,
-counted once) over seconds times the datasheet's bfloat16 peak.
+its roofline. A GPU's compiler has no estimate: each kernel takes the larger of its FLOPs over the datasheet's peak and
+its bytes over the bandwidth, and a launch of 1 us. No estimate waits for a collective that nothing hides. MFU: model
+FLOPs (matrix products and convolutions, counted once) over seconds times the datasheet's bfloat16 peak.
 """
 
 
@@ -45,7 +48,9 @@ def main(argv: Sequence[str]) -> int:
     """`vqgan plan`."""
     parser = cli.parser("plan", __doc__, EXAMPLES)
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="a page of the lab book")
-    parser.add_argument("--topology", required=True, metavar="NAME,...", help="slices, such as v5p:4x4x4 or cpu:8")
+    parser.add_argument(
+        "--topology", required=True, metavar="NAME,...", help="slices or hosts, such as v5p:4x4x4, h100:8 or cpu:8"
+    )
     parser.add_argument("--batch", metavar="N,...", help="images or sequences a chip; default: the config's batch_size")
     parser.add_argument("--what", choices=tuple(lowering.CALLS), default="step", help="default: step")
     parser.add_argument("--json", metavar="FILE", help="writes a list of objects, one a topology and batch")
@@ -69,6 +74,8 @@ def main(argv: Sequence[str]) -> int:
         if flags.json:  # after each: a long list may be stopped
             Path(flags.json).write_text(json.dumps([plan.record() for plan in plans], indent=1) + "\n")
     console.print(*report.tables(plans))
+    for compiler in dict.fromkeys(plan.topology.compiler for plan in plans):
+        console.print(f"compiled by {compiler}", soft_wrap=True, highlight=False)
     if flags.what == "step" and stage_of(config).start_batches:
         text = "The first state is made of data by a program of its own: plan it, too, with --what=start."
         console.print(text, soft_wrap=True)
@@ -121,13 +128,26 @@ def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, co
         advance(1)
     if flags.executable and executable is not None:
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
+    return plan_of(config, flags.config, flags.what, target, mesh, arguments, outcome)
+
+
+def plan_of(
+    config: Any,
+    page: str,
+    what: str,
+    target: topology.Topology,
+    mesh: jax.sharding.Mesh,
+    arguments: tuple[Any, ...],
+    outcome: lowering.Outcome,
+) -> report.Plan:
+    """Returns the plan of a compiled function: the outcome beside what its shapes tell."""
     state = program.abstract_state(config, mesh)
-    trains, draws = flags.what in ("step", "start"), flags.what == "sample"
+    trains, draws = what in ("step", "start"), what == "sample"
     stage = stage_of(config)
-    counted, shapes = lowering.call(stage.without_remat(config), mesh, flags.what)
+    counted, shapes = lowering.call(stage.without_remat(config), mesh, what)
     return report.Plan(
-        config=flags.config,
-        what=flags.what,
+        config=page,
+        what=what,
         topology=target,
         mesh=dict(mesh.shape),
         batch_size=config.batch_size,

@@ -40,6 +40,25 @@ HEAVY = (  # kinds that take time even where the compiler says nothing of it, as
     "select-and-scatter",
     "sort",
 )
+FREE = (  # what no kernel of a GPU is started for; a loop's or a call's work is in the computation that it calls
+    "after-all",
+    "bitcast",
+    "call",
+    "conditional",
+    "constant",
+    "get-tuple-element",
+    "opt-barrier",
+    "parameter",
+    "partition-id",
+    "replica-id",
+    "tuple",
+    "while",
+)
+LIBRARY = re.compile(r'custom_call_target="__(cublas|cudnn\$conv|cudnn\$fmha)(\w*)')  # what NVIDIA's libraries multiply
+GEMM = re.compile(r'"kind":"__(?:triton\w*gemm|cudnn\$fusion|cublas)')
+KERNELS = ("cuDNN convolution", "product by cuBLAS or Triton", "fused attention", "other")
+LIBRARIES = {"cudnn$conv": KERNELS[0], "cublas": KERNELS[1], "cudnn$fmha": KERNELS[2]}
+SLICES = ("dynamic-slice", "gather", "slice")
 CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 CONSTANT = re.compile(r"^[su]\d+\[\].* constant\((\d+)\)")
@@ -70,6 +89,28 @@ class Instruction:
         """The compiler's estimate of one run; 0 where it has none."""
         match = CYCLES.search(self.rest)
         return int(match.group(1)) if match and int(match.group(1)) < NO_ESTIMATE else 0
+
+    @property
+    def operands(self) -> list[str]:
+        """Names of its inputs, in the text of a GPU's compiler, which writes no shapes beside them."""
+        return re.findall(r"%([\w.\-]+)", self.rest.partition(")")[0])
+
+    @property
+    def size(self) -> float:
+        """Bytes of all its results."""
+        return sum(size * math.prod(sides) for size, sides in shapes(self.shape))
+
+    @property
+    def is_kernel(self) -> bool:
+        """A GPU starts a kernel for it, and not one that only sends."""
+        return not (self.kind in FREE or self.kind in COLLECTIVES or self.kind.endswith(("-start", "-done", "-update")))
+
+    @property
+    def kernel(self) -> str:
+        """Which of KERNELS it is."""
+        if call := LIBRARY.search(self.rest):
+            return LIBRARIES[call.group(1)]
+        return KERNELS[1] if GEMM.search(self.rest) else KERNELS[3]
 
     @property
     def unestimated(self) -> bool:
@@ -133,14 +174,83 @@ class Program:
 
     def flops(self) -> float:
         """Returns the FLOPs of the products that the compiler left, those that it added included."""
-        total = 0.0
-        tables: dict[str, dict[str, str]] = {}
-        for name, line, times, _ in self.runs:
-            if line.kind in ("dot", "convolution"):
-                table = tables.setdefault(name, {line.name: line.shape for line in self.computations[name]})
-                operands = [shapes(table[operand])[0][1] for operand in re.findall(r"%([\w.\-]+)", line.rest)[:2]]
-                total += times * product_flops(line, *operands)
+        return sum(times * self.product(name, line)[0] for name, line, times, _ in self.runs)
+
+    @functools.cached_property
+    def tables(self) -> dict[str, dict[str, Instruction]]:
+        """The instructions of each computation by their names."""
+        return {name: {line.name: line for line in lines} for name, lines in self.computations.items()}
+
+    def product(self, name: str, line: Instruction) -> tuple[float, str]:
+        """Returns the FLOPs of one run of an instruction of a computation, and the dtype that it multiplies.
+
+        They are 0 of what is neither a product, a convolution, nor a call of a library that computes one. The dtype of
+        float32 that is multiplied without rounding is "f32 exact".
+        """
+        call = LIBRARY.search(line.rest) if line.kind == "custom-call" else None
+        if line.kind not in ("dot", "convolution") and call is None:
+            return 0.0, ""
+        inputs = [self.tables[name][operand].shape for operand in re.findall(r"%([\w.\-]+)", line.rest)[:2]]
+        sides = [shapes(text)[0][1] for text in (*inputs, line.shape)]
+        dtype = inputs[0].partition("[")[0] + " exact" * ("operand_precision={highest" in line.rest)
+        if call is None:
+            return product_flops(line, *sides), dtype
+        return library_flops(line, call.group(1), call.group(2), *sides), dtype
+
+    def products(self, name: str, line: Instruction) -> dict[str, float]:
+        """Returns the FLOPs of one run by dtype, with those of what it calls."""
+        total: dict[str, float] = defaultdict(float)
+        flops, dtype = self.product(name, line)
+        total[dtype] += flops
+        for inner in CALLED.findall(line.rest) if line.kind == "fusion" else ():
+            for part in self.computations.get(inner, ()):
+                for dtype, flops in self.products(inner, part).items():
+                    total[dtype] += flops
         return total
+
+    def traffic(self, name: str, line: Instruction) -> float:
+        """Returns the bytes that a GPU's kernel reads and writes: of a slice, or an update in place, this part only."""
+        if line.kind != "fusion":
+            return line.size + sum(self.tables[name][operand].size for operand in line.operands)
+        inner = CALLED.findall(line.rest)[0]
+        inputs = [part for part in self.computations[inner] if part.kind == "parameter"]
+        return sum(self.read(inner, part) for part in inputs) + self.written(inner, self.computations[inner][-1])
+
+    @functools.cached_property
+    def users(self) -> dict[tuple[str, str], list[Instruction]]:
+        """What reads an instruction, by its computation and name."""
+        users: dict[tuple[str, str], list[Instruction]] = defaultdict(list)
+        for name, lines in self.computations.items():
+            for line in lines:
+                for operand in set(line.operands):
+                    users[name, operand].append(line)
+        return users
+
+    def read(self, name: str, line: Instruction) -> float:
+        """Returns the bytes that the users of a value within a fusion read of it."""
+        total = 0.0
+        for user in self.users[name, line.name]:
+            if user.kind in SLICES and user.operands[0] == line.name:
+                total += user.size
+            elif user.kind == "bitcast":
+                total += self.read(name, user)
+            elif user.kind == "fusion":
+                (inner,) = CALLED.findall(user.rest)
+                total += sum(
+                    self.read(inner, part)
+                    for part in self.computations[inner]
+                    if part.kind == "parameter" and user.operands[int(part.rest.partition(")")[0])] == line.name
+                )
+            elif not (user.kind == "dynamic-update-slice" and user.operands[0] == line.name):
+                return line.size
+        return min(total, line.size)
+
+    def written(self, name: str, line: Instruction) -> float:
+        """Returns the bytes that a fusion writes of a value which it returns."""
+        table = self.tables[name]
+        if line.kind in ("bitcast", "tuple"):
+            return sum(self.written(name, table[operand]) for operand in line.operands)
+        return table[line.operands[1]].size if line.kind == "dynamic-update-slice" else line.size
 
     def collectives(self, mesh: dict[str, int]) -> dict[str, dict[str, float]]:
         """Returns the bytes that a device sends in a run, as rings send them: kind -> axes, joined by "+" -> bytes.
@@ -197,18 +307,40 @@ def shapes(text: str) -> list[tuple[float, tuple[int, ...]]]:
     return arrays
 
 
-def product_flops(line: Instruction, left: tuple[int, ...], right: tuple[int, ...]) -> float:
-    """FLOPs of one run of a product or a convolution; padding and the zeros between dilated rows are free.
+def library_flops(
+    line: Instruction, library: str, function: str, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]
+) -> float:
+    """FLOPs of one run of cuBLAS or cuDNN, of which a gradient's call describes the convolution that it belongs to.
 
-    A TPU's product of a batch of matrices is a convolution too, with a window that meets one row of each only.
+    Attention is two products, its gradient five; of a causal one half is needed.
     """
-    out = math.prod(shapes(line.shape)[0][1])
+    if library == "cudnn$fmha":
+        weights = re.search(r'"dimensions": ?\[([^\]]*)\]', line.rest)
+        assert weights is not None, line.rest
+        both = 4.0 * math.prod(int(size) for size in re.findall(r"\d+", weights.group(1))) * left[-1]
+        return both * (2.5 if "Backward" in function else 1.0) * (0.5 if "CAUSAL" in line.rest else 1.0)
+    if library == "cublas":
+        axes = re.search(r'"lhs_contracting_dimensions": ?\[([^\]]*)\]', line.rest)
+        return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in re.findall(r"\d+", axes[1] if axes else ""))
+    if function == "BackwardInput":
+        return product_flops(line, out, right, left)
+    return (
+        product_flops(line, left, out, right) if function == "BackwardFilter" else product_flops(line, left, right, out)
+    )
+
+
+def product_flops(line: Instruction, left: tuple[int, ...], right: tuple[int, ...], out: tuple[int, ...]) -> float:
+    """FLOPs of one run of a product or a convolution of `left` and `right`, which gives `out`.
+
+    Padding and the zeros between dilated rows are free. A TPU's product of a batch of matrices is a convolution too,
+    with a window that meets one row of each only.
+    """
     if line.kind == "dot":
         axes = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line.rest)
-        return 2.0 * out * math.prod(left[int(axis)] for axis in (axes.group(1).split(",") if axes else ()))
+        return 2.0 * math.prod(out) * math.prod(left[int(axis)] for axis in (axes.group(1).split(",") if axes else ()))
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line.rest)
     assert labels is not None, line.rest
-    sides = zip(labels.groups(), (left, right, shapes(line.shape)[0][1]), strict=True)
+    sides = zip(labels.groups(), (left, right, out), strict=True)
     left_at, right_at, out_at = (dict(zip(letters, sizes, strict=True)) for letters, sizes in sides)
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", line.rest.partition("window={")[2].partition("}")[0]))
     total = 2.0 * out_at["b"] * out_at["f"] * right_at["i"]

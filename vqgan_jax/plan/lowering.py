@@ -208,8 +208,9 @@ class Outcome:
       fits: it could be compiled within the memory.
       hbm_bytes: that it needs at its peak; of what does not fit, as far as the compiler tells.
       optimal_seconds: the compiler's roofline, its loops weighted by their share of the cycles; None where it has none.
-      cycles: estimated ones of all operations, bodies of loops times their trips; None where there are none. What
-        collectives take beyond the work that hides them is not in it.
+      cycles: estimated ones of all operations, bodies of loops times their trips; of a GPU, those of its clock by a
+        roofline a kernel; None where there are none. What collectives take beyond the work that hides them is not in
+        it.
       flops: of all products, those that are done again included; None of what does not fit.
       collectives: kind -> axes, joined by "+" -> bytes that a device sends.
       unestimated: operations that take a time the compiler does not know, such as a scatter on a TPU's sparse cores.
@@ -241,7 +242,7 @@ def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: e
     if path.exists():
         record = json.loads(path.read_text())
         return Outcome(**record | {"costs": [tuple(row) for row in record["costs"]]}), None
-    outcome, executable = compile_now(lowered, mesh)
+    outcome, executable = compile_now(lowered, topology, mesh)
     storage.make_folder(path.parent)
     storage.write_json(path, dataclasses.asdict(outcome))
     return outcome, executable
@@ -249,12 +250,12 @@ def compiled(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh, cache: e
 
 def cached(lowered: Any, topology: Topology, cache: epath.PathLike) -> epath.Path:
     """The file that keeps the outcome of this program for this topology by this compiler with these flags."""
-    flags = os.environ.get("LIBTPU_INIT_ARGS", "")
+    flags = os.environ.get("LIBTPU_INIT_ARGS", "") + os.environ.get("XLA_FLAGS", "")
     digest = hashlib.sha256(f"5 {topology.name} {topology.compiler} {flags}\n{lowered.as_text()}".encode())
     return storage.place(cache) / f"{digest.hexdigest()[:32]}.json"
 
 
-def compile_now(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:
+def compile_now(lowered: Any, topology: Topology, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:
     """The outcome of compiling, and the executable where it fits."""
     start = time.monotonic()
     try:
@@ -269,11 +270,13 @@ def compile_now(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:
     # Arguments that the program does not read stay out of the peak, but in the memory.
     whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     text = hlo.read(executable.as_text())
-    costs = text.cycles()
+    chip = topology.chip
+    costs = chip.costs(text) if chip else []
     cycles, once, optimal = sum(total for *_, total in costs), text.once(), cost.get("optimal_seconds", 0.0)
     rows = [
-        (line.name, *hlo.place(line.op_name or line.kind, line.kind), times, total)
+        (line.name, hlo.place(line.op_name or line.kind, line.kind)[0], chip.kind(line), times, total)
         for line, times, total in sorted(costs, key=lambda cost: -cost[2])
+        if chip and total
     ]
     outcome = Outcome(
         fits=True,
@@ -282,8 +285,8 @@ def compile_now(lowered: Any, mesh: jax.sharding.Mesh) -> tuple[Outcome, Any]:
         cycles=cycles or None,
         flops=text.flops(),
         collectives=text.collectives(dict(mesh.shape)),
-        unestimated=[line.op_name or line.name for line, *_ in costs if line.unestimated and cycles],
+        unestimated=[line.op_name or line.name for line, _, total in costs if cycles and not total],
         compile_seconds=seconds,
-        costs=[row for row in rows if row[-1]],
+        costs=rows,
     )
     return outcome, executable

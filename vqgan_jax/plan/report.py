@@ -7,8 +7,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from vqgan_jax.plan.chips import GIB
 from vqgan_jax.plan.lowering import Outcome
-from vqgan_jax.plan.topology import GIB, Topology
+from vqgan_jax.plan.topology import Topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Plan:
 
     @property
     def seconds(self) -> float | None:
-        """Of a run, by the summed cycles."""
+        """Of a run, by the summed cycles, which are a GPU's kernels at their rooflines."""
         chip, cycles = self.topology.chip, self.outcome.cycles
         return cycles / chip.clock if chip and cycles else None
 
@@ -105,6 +106,7 @@ class Plan:
             "optimal_utilisation": self.utilisation(outcome.optimal_seconds),
             "unestimated": outcome.unestimated,
             "compiler": self.topology.compiler,
+            "kernel_seconds": {kind: seconds for kind, (_, seconds) in by_kernel(self).items()},
             "token_seconds": token,
             "token_optimal_seconds": token_optimal,
             "token_floor_seconds": token_floor,
@@ -114,18 +116,22 @@ class Plan:
         """Returns what to change where it does not fit."""
         name = f"{self.topology.name}, {self.batch_size / len(self.topology.devices):g} a chip"
         lacking = f"{name}: {-(self.free_bytes or 0) / GIB:.1f} GiB too much. "
+        more = self.topology.chip.advice if self.topology.chip else ""
         if self.held > 0.5 * self.outcome.hbm_bytes:
-            return lacking + "Most of it is the state: raise --config.mesh.fsdp, or take more chips."
+            return lacking + "Most of it is the state: raise --config.mesh.fsdp, or take more chips." + more
         less = "a smaller --batch, more chips, or --config.model.remat=full, of a prior --config.transformer.remat=full"
-        return f"{lacking}Most of it are activations: take {less}."
+        return f"{lacking}Most of it are activations: take {less}." + more
 
 
 def tables(plans: list[Plan]) -> list[Table]:
-    """Returns tables of memory, speed, what a token takes, and traffic; in the first two a row a plan."""
+    """Returns tables of memory, speed, kernels, what a token takes, and traffic; in the first two a row a plan."""
+    chips = [plan.topology.chip for plan in plans]
+    by = " or ".join(dict.fromkeys(chip.estimate if chip else "cycles" for chip in chips))
     memory = headed("GiB a chip", "topology", "batch", "fits", "needs", "params", "optim.", "rest", "compile s")
-    title = f"{plans[0].what} of {plans[0].config}, a chip: by cycles (by the roofline)"
+    title = f"{plans[0].what} of {plans[0].config}, a chip: by {by}{' (by the roofline)' * ('cycles' in by)}"
     speed = headed(title, "topology", "batch", "ms", "items/s", "TFLOP", "compiler's", "MFU")
-    drawing = headed("a token of each row, ms", "topology", "batch", "by cycles", "by the roofline", "floor", "over it")
+    drawing = headed("a token of each row, ms", "topology", "batch", f"by {by}", "by the roofline", "floor", "over it")
+    kernels = headed("kernels at their rooflines", "topology", "batch", "kind", "runs", "ms", "%")
     traffic = headed("sent by a chip", "topology", "batch", "kind", "over", "MiB")
     for plan in plans:
         r, outcome = plan.record(), plan.outcome
@@ -137,6 +143,9 @@ def tables(plans: list[Plan]) -> list[Table]:
         used = f"{number(r['model_flops_utilisation'], 2)} ({number(r['optimal_utilisation'], 2)})"
         work = number(plan.model_flops, 2, 1e-12), number(outcome.flops, 2, 1e-12)
         speed.add_row(*name, time, number(r["items_per_second_per_chip"], 1), *work, used)
+        for kind, (runs, seconds) in by_kernel(plan).items():
+            share = number(seconds / (plan.seconds or 1.0), 1, 100.0)
+            kernels.add_row(*name, kind, f"{runs:g}", number(seconds, 2, 1e3), share)
         if plan.token_seconds:
             token, optimal, floor = plan.token_seconds
             over = f"{number(token, 1, 1 / floor)} ({number(optimal, 1, 1 / floor)})"
@@ -144,7 +153,17 @@ def tables(plans: list[Plan]) -> list[Table]:
         for kind, by_axes in outcome.collectives.items():
             for axes, size in by_axes.items():
                 traffic.add_row(*name, kind, axes, number(size, 2, 2**-20))
-    return [memory, speed, *(table for table in (drawing, traffic) if table.row_count)]
+    return [memory, speed, *(table for table in (kernels, drawing, traffic) if table.row_count)]
+
+
+def by_kernel(plan: Plan) -> dict[str, tuple[float, float]]:
+    """Returns runs and seconds of each kind of kernel of a GPU, zeros of a kind that there is not; nothing of a TPU."""
+    chip = plan.topology.chip
+    if chip is None:
+        return {}
+    rows = {kind: [row[3:] for row in plan.outcome.costs if row[2] == kind] for kind in chip.kernels}
+    total = lambda column, row: sum((values[column] for values in row), start=0.0)
+    return {kind: (total(0, row), total(1, row) / chip.clock) for kind, row in rows.items()}
 
 
 def headed(title: str, *heads: str) -> Table:
