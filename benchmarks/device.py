@@ -40,7 +40,7 @@ KINDS = {
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
 }
-KINDS |= {chip.description: name for name, chip in chips.GPUS.items()}
+KINDS |= {f"NVIDIA {chip.model}": name for name, chip in chips.GPUS.items()}
 
 
 def golden() -> dict[str, Any]:

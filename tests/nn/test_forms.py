@@ -197,7 +197,8 @@ def test_caches(getkey, position, width, dtype, atol):
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
-def test_the_cache_is_that_of_the_platform_a_program_is_compiled_for(platform):
+def test_the_cache_is_that_of_the_platform_a_program_is_compiled_for(monkeypatch, platform):
+    monkeypatch.setattr(forms, "has_cudnn", lambda: True)
     names = {"cpu": forms.PartCache, "tpu": forms.WideCache, "cuda": transformer.Cache}
     numbers = {cache: 1000 + number for number, cache in enumerate(names.values())}
     traced = jax.jit(lambda: forms.choose_cache(lambda cache: jnp.full((), numbers[cache]), transformer.Cache)).trace()

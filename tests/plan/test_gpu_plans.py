@@ -178,7 +178,8 @@ def test_a_prior_compiles_for_gpus_and_its_scan_counts_every_layer(sizes, tmp_pa
         assert outcome.flops == pytest.approx(model_flops, rel=0.02)
     layers = {runs for _, module, kind, runs, _ in outcome.costs if "layers" in module and kind == hlo.KERNELS[1]}
     assert layers == {2.0}
-    assert set(outcome.collectives) == ({"all-gather", "all-reduce"} if len(sizes) > 1 and sizes[1] > 1 else set())
+    sent = set(outcome.collectives)
+    assert sent >= {"all-gather", "reduce-scatter"} if sizes[1] > 1 else not sent
 
 
 @pytest.mark.slow

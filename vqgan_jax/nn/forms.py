@@ -341,13 +341,14 @@ def masked_softmax(logits: Float[Array, "b n t"], position: Int[Array, ""]) -> F
 def choose_cache(run: Callable[[Any], Any], plain: type) -> Any:
     """Returns `run` of the class of caches for the platform that the program is compiled for.
 
-    The classes hold arrays of other shapes, so that all that uses them must be in `run`. GPUs take the plain cache: a
-    sample of 16 rows by four layers of the 1.41 B prior takes 77.3 ms of an H100, with `WideCache` 85.8, by plan.
+    The classes hold arrays of other shapes, so that all that uses them must be in `run`. NVIDIA's GPUs take the plain
+    cache: a sample of 16 rows by four layers of the 1.41 B prior takes 77.3 ms of an H100, with `WideCache` 85.8, by
+    plan. Where there is no cuDNN nothing is traced for them.
     """
     if plain.__name__ in PLAIN:
         return run(plain)
-    cpu, tpu, default = (functools.partial(run, cache) for cache in (PartCache, WideCache, plain))
-    return jax.lax.platform_dependent(cpu=cpu, tpu=tpu, default=default)
+    cuda = {"cuda": lambda: run(plain)} if has_cudnn() else {}
+    return jax.lax.platform_dependent(cpu=lambda: run(PartCache), default=lambda: run(WideCache), **cuda)
 
 
 PARTS = 4  # of a `PartCache`

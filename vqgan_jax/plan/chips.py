@@ -19,9 +19,8 @@ from vqgan_jax.train.compat import topologies
 GIB = 2**30
 
 
-@dataclasses.dataclass(frozen=True)
 class Chip:
-    """A datasheet.
+    """A datasheet, and what is known of programs by it.
 
     Attributes:
       flops: bfloat16 operations a second at best.
@@ -66,15 +65,19 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class TPU(Chip):
-    """A TPU's datasheet.
+    """A TPU's datasheet. Its `hbm` is what the compiler gives to a program.
 
     Its `clock` is `flops` over twice the multiplications a cycle, which are 131,072 of v4 and v5p, 65,536 of v5e and
-    262,144 of v6e; its `hbm` is what the compiler gives to a program.
+    262,144 of v6e.
 
     Attributes:
       options: of the compiler's description, where its default is not one device a chip.
     """
 
+    flops: float
+    clock: float
+    hbm: float
+    bandwidth: float
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def describe(self, name: str, count: int, sides: tuple[int, ...]) -> tuple[tuple[Any, ...], str]:
@@ -98,50 +101,55 @@ class TPU(Chip):
 
 @dataclasses.dataclass(frozen=True)
 class GPU(Chip):
-    """A GPU's datasheet. Its `clock` is the boost clock, its `hbm` three quarters of `memory`, which JAX takes.
+    """A GPU's datasheet. Its `clock` is the boost clock.
 
     Attributes:
       tf32, fp32: operations a second on float32 that is rounded to 10 bits, and on all of it.
       memory: bytes.
-      cores, lanes: multiprocessors, and float32 units of each.
+      cores: multiprocessors.
       cache: bytes of the L2 cache.
-      shared, shared_optin: bytes of a multiprocessor's own memory, and how many one block may take.
-      capability: the compute capability.
-      description: the name that its driver tells.
+      capability: the compute capability, of which its CORES are.
+      model: behind "NVIDIA", the name that its driver tells.
     """
 
+    flops: float
+    clock: float
+    bandwidth: float
     tf32: float
     fp32: float
     memory: int
     cores: int
-    lanes: int
     cache: int
-    shared: int
-    shared_optin: int
     capability: int
-    description: str
+    model: str
 
     estimate = "a roofline a kernel"
     kernels = hlo.KERNELS
     advice = " JAX takes three quarters of the memory; XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 gives a quarter more."
 
     @property
+    def hbm(self) -> float:
+        """Returns the share of the memory that JAX takes unless it is told otherwise."""
+        return 0.75 * self.memory
+
+    @property
     def target(self) -> str:
         """Returns a `stream_executor.GpuTargetConfigProto` as text."""
+        lanes, shared, optin = CORES[self.capability]  # float32 units, bytes of own memory, and of these a block's
         accelerated = " feature_extension: ACCELERATED_FEATURES" if self.capability > 8 else ""
         return f"""
             gpu_device_info {{
               threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
               block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
               registers_per_core_limit: 65536 registers_per_block_limit: 65536
-              core_count: {self.cores} fpus_per_core: {self.lanes} l2_cache_size: {self.cache}
-              shared_memory_per_block: 49152 shared_memory_per_core: {self.shared}
-              shared_memory_per_block_optin: {self.shared_optin}
+              core_count: {self.cores} fpus_per_core: {lanes} l2_cache_size: {self.cache}
+              shared_memory_per_block: 49152 shared_memory_per_core: {shared}
+              shared_memory_per_block_optin: {optin}
               device_memory_size: {self.memory} memory_bandwidth: {self.bandwidth:.0f}
               clock_rate_ghz: {self.clock / 1e9} cuda_compute_capability {{ major: {self.capability}{accelerated} }}
             }}
             platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}
-            device_description_str: "{self.description}"
+            device_description_str: "NVIDIA {self.model}"
         """
 
     def describe(self, name: str, count: int, sides: tuple[int, ...]) -> tuple[tuple[Any, ...], str]:
@@ -187,26 +195,16 @@ TPUS = {
     "v5p": TPU(459e12, 1.75e9, 95.74 * GIB, 2.765e12),
     "v6e": TPU(918e12, 1.75e9, 31.25 * GIB, 1.638e12),
 }
-
-
-def gpu(flops: float, clock: float, bandwidth: float, tf32: float, fp32: float, memory: int, *rest: Any) -> GPU:
-    """Returns a GPU that gives a program what JAX takes of the memory."""
-    return GPU(flops, clock, 0.75 * memory, bandwidth, tf32, fp32, memory, *rest)
-
-
 # FLOPs are dense, by NVIDIA's datasheets of A100, H100 and H200 (SXM) and of HGX B200 at 1,000 W; the other figures are
 # those of XLA's own descriptions, xla/backends/gpu/target_config/specs/{a100_sxm_80,h100_sxm,h200,b200}.txtpb.
 GPUS = {
-    #            bf16       clock     bytes/s      tf32      fp32     memory         SMs  lanes  L2
-    "a100": gpu(312.0e12, 1.410e9, 2.03904e12, 156.0e12, 19.5e12, 85_100_068_864, 108, 64, 41_943_040,
-                167_936, 166_912, 8, "NVIDIA A100-SXM4-80GB"),
-    "h100": gpu(989.4e12, 1.980e9, 3.35232e12, 494.7e12, 66.9e12, 84_942_979_072, 132, 128, 52_428_800,
-                233_472, 232_448, 9, "NVIDIA H100 80GB HBM3"),
-    "h200": gpu(989.4e12, 1.980e9, 4.80000e12, 494.7e12, 66.9e12, 151_397_597_184, 132, 128, 52_428_800,
-                233_472, 232_448, 9, "NVIDIA H200 141GB HBM3e"),
-    "b200": gpu(2250.0e12, 1.965e9, 7.67232e12, 1125.0e12, 80.0e12, 191_514_411_008, 148, 128, 132_644_864,
-                233_472, 232_448, 10, "NVIDIA B200"),
-}  # fmt: skip
+    # bf16, clock, bytes/s, tf32, fp32, memory, multiprocessors, L2, capability
+    "a100": GPU(312.0e12, 1.410e9, 2.03904e12, 156.0e12, 19.5e12, 85_100_068_864, 108, 41_943_040, 8, "A100-SXM4-80GB"),
+    "h100": GPU(989.4e12, 1.980e9, 3.35232e12, 494.7e12, 66.9e12, 84_942_979_072, 132, 52_428_800, 9, "H100 80GB HBM3"),
+    "h200": GPU(989.4e12, 1.980e9, 4.8e12, 494.7e12, 66.9e12, 151_397_597_184, 132, 52_428_800, 9, "H200 141GB HBM3e"),
+    "b200": GPU(2250.0e12, 1.965e9, 7.67232e12, 1125.0e12, 80.0e12, 191_514_411_008, 148, 132_644_864, 10, "B200"),
+}
+CORES = {8: (64, 167_936, 166_912), 9: (128, 233_472, 232_448), 10: (128, 233_472, 232_448)}  # see `GPU.target`
 CHIPS: dict[str, Chip] = {**TPUS, **GPUS}
 FORMS = (
     f"{', '.join(TPUS)} with the sides of its slice in chips, such as v5p:4x4x4 or v6e:8x8 (v4 and v5p in steps of "
