@@ -128,6 +128,7 @@ LATER_CODES: dict[str, dict[str, Any]] = {
     "rotation": {"quantizer.estimator": "rotation"},
     "robust": {"perturb.share": 0.1},
     "semantic": {"loss.semantic_weight": 0.1},
+    "semantic_dinov2": {"loss.semantic_weight": 0.1, "loss.semantic": "dinov2_vits14"},
 }
 
 

@@ -11,7 +11,7 @@ def weight(name, shape):
     if name.endswith("running_var") or (len(shape) == 1 and name.endswith("weight")):  # of a norm
         small = 0.25 if name.endswith("bn3.weight") else 1.0  # else 16 residual blocks add up to thousands
         return (small * draws.uniform(0.5, 1.5, shape)).astype(np.float32)
-    if len(shape) == 1:
+    if len(shape) in (1, 3):  # a bias, or a table of positions
         return (0.2 * draws.standard_normal(shape)).astype(np.float32)
     gain = 1.0 if name == "fc.weight" else 2.0
     return np.sqrt(gain / np.prod(shape[1:])).astype(np.float32) * draws.standard_normal(shape, np.float32)

@@ -23,6 +23,7 @@ TINY = str(Path(__file__).with_name("tiny.py"))
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 F8 = ["model.channel_multipliers=(1,1,1,1)", "optimizer.learning_rate=1e-2", "loss.disc_weight=0.0"]
 KEY = jax.random.key(2)
+DINOV2 = "dinov2_vits14"
 
 
 def page(*flags):
@@ -86,14 +87,28 @@ def test_steps_train_encoder_and_projection_until_codes_mean_what_is_seen(start,
     assert state.ema.keys() == {"generator"}
 
 
-def test_the_projection_has_a_place_on_a_mesh_and_none_without_a_weight():
+@pytest.mark.parametrize(("network", "width", "read"), [("vgg16", 256, set()), (DINOV2, 384, {DINOV2})])
+def test_the_projection_has_a_place_on_a_mesh_and_none_without_a_weight(network, width, read):
     mesh = AbstractMesh((1, 8, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    state = models.state_shapes(page("loss.semantic_weight=0.1"))
+    config, plain = (page(f"loss.semantic={network}", f"loss.semantic_weight={weight}") for weight in (0.1, 0.0))
+    state = models.state_shapes(config)
     where = sharding.shardings(state, mesh, zero1=True)
-    assert where.params["semantic"]["projection"]["kernel"].shard_shape((1, 1, 8, 256)) == (1, 1, 8, 32)
+    assert where.params["semantic"]["projection"]["kernel"].shard_shape((1, 1, 8, width)) == (1, 1, 8, width // 8)
     assert state.params.keys() == state.opt_state.keys() == {"generator", "semantic"}
-    plain = models.state_shapes(page())
-    assert plain.params.keys() == plain.opt_state.keys() == {"generator"}
+    assert Stage1.from_config(config).frozen_shapes().keys() == {"lpips"} | read
+    state = models.state_shapes(plain)
+    assert state.params.keys() == state.opt_state.keys() == {"generator"}
+    assert Stage1.from_config(plain).frozen_shapes().keys() == {"lpips"}
+
+
+def test_a_step_reads_dinov2_and_trains_a_projection_of_its_width():
+    config = page(f"loss.semantic={DINOV2}", "loss.semantic_weight=0.1")
+    task, state = Stage1.from_config(config), models.state_shapes(config)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    frozen = {DINOV2: task.frozen_shapes()[DINOV2]}
+    after, metrics = jax.eval_shape(task.train_step, state, frozen, task.batch_shapes(config), key)
+    assert jax.tree.leaves(after) == jax.tree.leaves(state)
+    assert metrics["semantic_loss"].shape == ()
 
 
 def test_a_tokenizer_has_no_projection_and_a_run_keeps_it(tmp_path):
@@ -109,9 +124,11 @@ def test_a_tokenizer_has_no_projection_and_a_run_keeps_it(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, written.networks["semantic"])
 
 
-def test_codes_finer_than_the_features_are_refused(frozen):
-    codes, x, vgg = jnp.ones((1, 8, 8, 4)), jnp.zeros((1, 16, 16, 3)), frozen["lpips"]["vgg"]
+def test_finer_codes_label_maps_and_unknown_networks_are_refused(frozen):
+    codes, x = jnp.ones((1, 8, 8, 4)), jnp.zeros((1, 16, 16, 3))
     with pytest.raises(ValueError, match=r"divides 4 x 4, that of VGG16's relu3_3; got 8 x 8\."):
-        SemanticDistance().init(jax.random.key(0), codes, x, vgg)
+        SemanticDistance().init(jax.random.key(0), codes, x, frozen)
     with pytest.raises(ValueError, match=r"semantic_weight and disc_weight to 0; got \(0\.0, 0\.1, 0\.0\)"):
         cli.load_config(f"{TINY}:segmentation", ["--config.loss.semantic_weight=0.1"])
+    with pytest.raises(ValueError, match=r"loss\.semantic` must be one of vgg16, dinov2_vits14; got 'clip'"):
+        page("loss.semantic=clip")

@@ -8,7 +8,7 @@ from vqgan_jax.data import views
 from vqgan_jax.losses import ADVERSARIAL, PIXEL
 from vqgan_jax.nn.augment import AUGMENTATIONS
 from vqgan_jax.nn.fields import check_known
-from vqgan_jax.nn.perceptual import PERCEPTUAL
+from vqgan_jax.nn.perceptual import PERCEPTUAL, SEMANTIC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Loss:
     pixel_weight: float = 1.0
     perceptual: str = "lpips"  # lpips | resnet50 (logits; VQGAN+ has weight 0.1 beside l2) | both (weight 1.1)
     perceptual_weight: float = 1.0
-    semantic_weight: float = 0.0  # draws codes towards VGG16's relu3_3 (`SemanticDistance`); XQ-GAN: 0.1, with DINOv2
+    semantic: str = "vgg16"  # vgg16 (its relu3_3) | dinov2_vits14 (its patches of 14 pixels; XQ-GAN has weight 0.1)
+    semantic_weight: float = 0.0  # draws codes towards features of that network (`SemanticDistance`)
     lpips_dropout: bool = False
     adversarial: str = "hinge"  # hinge | vanilla | non_saturating
     disc_weight: float = 0.8  # 0 is: no discriminator at all
@@ -78,6 +79,7 @@ class Loss:
         """Raises ValueError for an unknown loss."""
         check_known("loss.pixel", self.pixel, PIXEL)
         check_known("loss.perceptual", self.perceptual, PERCEPTUAL)
+        check_known("loss.semantic", self.semantic, SEMANTIC)
         check_known("loss.adversarial", self.adversarial, ADVERSARIAL)
         for name in self.disc_augment:
             check_known("loss.disc_augment", name, AUGMENTATIONS)

@@ -1,7 +1,7 @@
 """Distances by frozen networks: LPIPS on VGG16 (a loss and a metric), logits of ResNet50, and codes from features."""
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from vqgan_jax import losses
 from vqgan_jax.nn import forms
+from vqgan_jax.nn.dinov2 import DINOv2
 from vqgan_jax.nn.layers import Conv, convolve, uniform_fan_in
 from vqgan_jax.nn.resnet import ResNet50
 
@@ -118,52 +119,94 @@ class LogitDistance(nn.Module):
         return self.resnet(imagenet(jax.image.resize(x.astype(jnp.float32), shape, "bilinear", antialias=True)))
 
 
-class SemanticDistance(nn.Module):
-    """Distance of codes, through a learned projection, from the features of a frozen network where they stand.
-
-    As a loss it makes codes semantic (Li et al. 2024, XQ-GAN, whose frozen network is DINOv2). Here the features are
-    VGG16's relu3_3, averaged onto the grid of codes. The projection is in float32.
+class Relu33(nn.Module):
+    """VGG16's relu3_3, averaged onto the grid of codes; its parameters are among those of LPIPS.
 
     Attributes:
-      dtype: of VGG16's convolutions.
+      dtype: of the convolutions; the features are float32.
     """
 
     dtype: DTypeLike = jnp.float32
 
-    def setup(self):
-        self.projection = Conv(VGG16_GROUPS[2][-1], 1)
+    width: ClassVar[int] = VGG16_GROUPS[2][-1]
 
-    def project(self, codes: Float[Array, "b h w d"]) -> Float[Array, "b h w 256"]:
+    def setup(self):
+        self.vgg = VGG16(self.dtype)
+
+    def __call__(self, x: Float[Array, "b H W 3"], codes: Float[Array, "b h w _"]) -> Float[Array, "b h w 256"]:
+        """Returns features where codes stand; `x` is normalised by ImageNet's mean and deviation.
+
+        Of `codes` only the grid is read.
+
+        Raises:
+          ValueError: the features, of a quarter of the image's side, cannot be averaged onto the grid of codes.
+        """
+        features = self.vgg(x)[2]
+        (height, width), (h, w) = features.shape[1:3], codes.shape[1:3]
+        if height % h or width % w:
+            raise ValueError(
+                f"`config.loss.semantic_weight` needs a grid of codes that divides {height} x {width}, that of VGG16's "
+                f"relu3_3; got {h} x {w}. Take a model of f4, f8 or f16, or `config.loss.semantic` 'dinov2_vits14', or "
+                "set the weight to 0."
+            )
+        window = (height // h, width // w)
+        return nn.avg_pool(features.astype(jnp.float32), window, window)
+
+
+# The networks of the semantic loss, each with the name that its weights have in `Stage1.frozen_shapes`.
+SEMANTIC: dict[str, tuple[type[Relu33 | DINOv2], str]] = {
+    "vgg16": (Relu33, "lpips"),
+    "dinov2_vits14": (DINOv2, "dinov2_vits14"),
+}
+
+
+class SemanticDistance(nn.Module):
+    """Distance of codes, through a learned projection, from the features of a frozen network where they stand.
+
+    As a loss it makes codes semantic (Li et al. 2024, XQ-GAN, whose frozen network is DINOv2). The projection is in
+    float32.
+
+    Attributes:
+      network: a name of SEMANTIC.
+      dtype: of the layers of that network.
+    """
+
+    network: str = "vgg16"
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self):
+        self.projection = Conv(SEMANTIC[self.network][0].width, 1)
+
+    @property
+    def frozen(self) -> dict[str, nn.Module]:
+        """Returns the frozen network, by the name under which its weights lie."""
+        network, name = SEMANTIC[self.network]
+        return {name: network(self.dtype, parent=None)}
+
+    def project(self, codes: Float[Array, "b h w d"]) -> Float[Array, "b h w m"]:
         """Returns codes in the space of the features."""
         return self.projection(codes)
 
     def __call__(
-        self, codes: Float[Array, "b h w d"], x: Float[Array, "b H W c"], vgg: dict[str, Any]
+        self, codes: Float[Array, "b h w d"], x: Float[Array, "b H W c"], frozen: dict[str, Any]
     ) -> Float[Array, "b h w"]:
         """Returns 1 less the cosine of projected codes and features.
 
         Args:
           codes: as the quantizer gives them to the decoder.
           x: images in [-1, 1], three channels or one.
-          vgg: parameters of `VGG16`, as they are inside of those of LPIPS.
+          frozen: parameters of the frozen network, among others, by name.
 
         Raises:
-          ValueError: the features, of a quarter of the image's side, cannot be averaged onto the grid of codes.
+          ValueError: the network has no features on such a grid of codes.
         """
-        features: Any = VGG16(self.dtype, parent=None).apply({"params": vgg}, imagenet(x))
-        (height, width), (h, w) = features[2].shape[1:3], codes.shape[1:3]
-        if height % h or width % w:
-            raise ValueError(
-                f"`config.loss.semantic_weight` needs a grid of codes that divides {height} x {width}, that of VGG16's "
-                f"relu3_3; got {h} x {w}. Take a model of f4, f8 or f16, or set the weight to 0."
-            )
-        window = (height // h, width // w)
-        means = nn.avg_pool(features[2].astype(jnp.float32), window, window)
-        return optax.losses.cosine_distance(self.project(codes), means, epsilon=1e-12)
+        ((name, network),) = self.frozen.items()
+        features: Any = network.apply({"params": frozen[name]}, imagenet(x), codes)
+        return optax.losses.cosine_distance(self.project(codes), features, epsilon=1e-12)
 
 
 def imagenet(x: Float[Array, "b H W c"]) -> Float[Array, "b H W 3"]:
-    """Normalises images in [-1, 1], grey or not, by ImageNet's mean and deviation: what VGG16 and ResNet50 read."""
+    """Normalises images in [-1, 1], grey or not, by ImageNet's mean and deviation: what frozen networks read."""
     shift, scale = jnp.array([-0.030, -0.088, -0.188]), jnp.array([0.458, 0.448, 0.450])
     return (x - shift[None, None, None]) / scale[None, None, None]
 

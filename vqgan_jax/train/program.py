@@ -10,6 +10,7 @@ import numpy as np
 
 from vqgan_jax import config as configs
 from vqgan_jax import data, models
+from vqgan_jax.convert.dinov2 import load_dinov2
 from vqgan_jax.convert.lpips import load_lpips
 from vqgan_jax.convert.resnet import load_resnet50
 from vqgan_jax.train import sharding, watch
@@ -187,7 +188,8 @@ def open_stage1(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Program:
         marked = dataclasses.replace(config.start, fingerprint=models.fingerprint(tokenizer))
         config = dataclasses.replace(config, start=marked)
         generator = jax.device_get(tokenizer.params)
-    stage, load = Stage1.from_config(config), {"lpips": load_lpips, "resnet50": load_resnet50}
+    stage = Stage1.from_config(config)
+    load = {"lpips": load_lpips, "resnet50": load_resnet50, "dinov2_vits14": load_dinov2}
     sources = [open_split(config, split) for split in (config.data.train_split, config.data.eval_split)]
     frozen = jax.device_put({name: load[name]() for name in stage.frozen_shapes()}, sharding.replicated(mesh))
     program = bind(stage, config, mesh, frozen, *sources)

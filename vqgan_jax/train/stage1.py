@@ -86,7 +86,7 @@ class Stage1:
         return cls(
             model=config.make_vqgan(),
             discriminator=config.make_discriminator(),
-            semantic=SemanticDistance(jnp.dtype(config.model.dtype)),
+            semantic=SemanticDistance(config.loss.semantic, jnp.dtype(config.model.dtype)),
             distances=config.make_distances(),
             optimizers={name: make_optimizer(optimizer, rate, config.steps) for name, rate in rates.items()},
             loss=config.loss.in_steps(config.steps),
@@ -115,7 +115,8 @@ class Stage1:
         """Returns the shapes of what `train_step` or `evaluate` reads and never trains, by name: LPIPS at least."""
         picture = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
         shapes: Any = lambda module: jax.eval_shape(module.init, jax.random.key(0), picture, picture)["params"]
-        return {name: shapes(module) for name, module in {**self.distances, "lpips": LPIPS()}.items()}
+        semantic = self.semantic.frozen if self.loss.semantic_weight else {}
+        return {name: shapes(module) for name, module in {**semantic, **self.distances, "lpips": LPIPS()}.items()}
 
     def state_shapes(self, config: Any) -> TrainState:
         """Returns the shapes and dtypes of a run's state."""
@@ -343,8 +344,7 @@ class Stage1:
         """Returns the weighted sum of the quantizer's loss and the semantic loss, and each one unweighted."""
         if not self.loss.semantic_weight:
             return quantized.loss, quantized.terms
-        codes, vgg = quantized.quantized, frozen["lpips"]["vgg"]
-        semantic = self.semantic.apply({"params": params["semantic"]}, codes, x, vgg).mean()
+        semantic = self.semantic.apply({"params": params["semantic"]}, quantized.quantized, x, frozen).mean()
         return quantized.loss + self.loss.semantic_weight * semantic, quantized.terms | {"semantic_loss": semantic}
 
     def reconstruction_loss(
