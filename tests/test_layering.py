@@ -111,9 +111,11 @@ def test_only_who_draws_a_page_waits_for_its_libraries():
         heads = {imported.split(".")[0] for imported in imports(path)}
         assert not heads & {"jinja2", "matplotlib"} or name.startswith("report."), name
         reports = {other for other in ours(path) if other.startswith("report.")}
-        assert not reports or name.startswith("report.") or name in ("quickstart", "cli.evaluate", "studies.report"), (
-            name
-        )
+        writers = ("quickstart", "studies.report", "cli.evaluate", "cli.report", "cli.train")
+        assert not reports or name.startswith("report.") or name in writers, name
+    # The start of a training waits for neither: `vqgan train` imports its page when the run is over.
+    at_once = [ast.unparse(node) for node in ast.parse(MODULES["cli.train"].read_text()).body]
+    assert not [line for line in at_once if line.startswith(("import", "from")) and "report" in line]
 
 
 def test_nobody_asks_which_kind_a_condition_is():
@@ -272,4 +274,4 @@ def test_everything_public_has_a_docstring():
 
 
 def test_the_package_is_a_house():
-    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 22_400  # with studies, and plans of GPUs
+    assert sum(len(path.read_text().splitlines()) for path in FILES) <= 25_000  # with studies, demo and plans of GPUs

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+ADAPTIVE_CEILING = 1e4  # the published code's bound of the adaptive weight
+
 
 class LeCam(NamedTuple):
     """Running averages of the discriminator's mean logits."""
@@ -166,7 +168,11 @@ def non_saturating_generator_loss(logits_fake: Float[Array, "*b"]) -> Float[Arra
 
 
 def adaptive_weight(
-    rec_gradient: Float[Array, "*k"], generator_gradient: Float[Array, "*k"], *, eps: float = 1e-4, ceiling: float = 1e4
+    rec_gradient: Float[Array, "*k"],
+    generator_gradient: Float[Array, "*k"],
+    *,
+    eps: float = 1e-4,
+    ceiling: float = ADAPTIVE_CEILING,
 ) -> Float[Array, ""]:
     r"""The weight that makes both losses pull equally hard at the decoder's last kernel; constant.
 
@@ -178,7 +184,7 @@ def adaptive_weight(
       rec_gradient: gradient of reconstruction and perceptual loss with respect to that kernel.
       generator_gradient: gradient of the generator loss with respect to it.
       eps: the published code's 1e-4; the paper prints 1e-6.
-      ceiling: the published code's bound.
+      ceiling: the bound.
 
     References:
       Equation 7 of the paper.

@@ -1,7 +1,6 @@
 """The main job from one command: tokenizer, token cache, prior, samples and a report, on the embedded photographs."""
 
 import dataclasses
-import functools
 import json
 import resource
 import time
@@ -20,6 +19,7 @@ from vqgan_jax.data import storage
 from vqgan_jax.evaluate import drawing, of_training
 from vqgan_jax.evaluate.likeness import nearest_labels
 from vqgan_jax.nn.pixels import to_uint8
+from vqgan_jax.report import run as report
 from vqgan_jax.report.quickstart import Results, page
 from vqgan_jax.train import loop, metrics, program, token_cache, watch
 
@@ -75,19 +75,26 @@ def run(plan: Quickstart, console: Console) -> bool:
       Whether everything is; if not, a signal stopped it and the same call goes on.
     """
     storage.make_folder(plan.workdir)
-    train = functools.partial(loop.train, evaluator=of_training.evaluator)
+
+    def train(config: Any, name: str) -> bool:
+        """Trains a stage; in its folder is a page then, and what it finds is printed."""
+        finished = loop.train(config, folder(name), console, evaluator=of_training.evaluator)
+        if finished:
+            report.finish(str(folder(name)), console)
+        return finished
+
     clock = Clock(plan.workdir / "quickstart.json")
     folder = lambda name: plan.workdir / name
     say = lambda number, text: console.rule(f"[bold]{number} of 5[/]  {text}", align="left")
 
     say(1, "the tokenizer: photographs to codes and back")
-    if not clock.run("tokenizer", lambda: train(plan.tokenizer, folder("tokenizer"), console)):
+    if not clock.run("tokenizer", lambda: train(plan.tokenizer, "tokenizer")):
         return False
     say(2, "the token cache: crops of the photographs as codes")
     if not (folder("tokens") / "tokens.json").exists():
         clock.run("token cache", lambda: token_cache.write_cache(plan.images, folder("tokens"), console))
     say(3, "the prior: codes of each class")
-    if not clock.run("prior", lambda: train(plan.prior, folder("prior"), console)):
+    if not clock.run("prior", lambda: train(plan.prior, "prior")):
         return False
     say(4, "samples and completions")
     results = clock.run("pictures", lambda: results_of(plan, console))

@@ -61,8 +61,22 @@ def main(argv: Sequence[str]) -> int:
     if jax.process_index() == 0:
         storage.check_writable(workdir)
     with cli.compilation_cache(flags.compilation_cache, f"{workdir}/compilation_cache"):
-        loop.train(config, workdir, console, evaluator=of_training.evaluator, profile=profile)
+        try:
+            finished = loop.train(config, workdir, console, evaluator=of_training.evaluator, profile=profile)
+        except FloatingPointError:
+            report(flags.workdir, console)
+            raise
+        if finished:
+            report(flags.workdir, console)
     return 0
+
+
+def report(workdir: str, console: Console) -> None:
+    """Writes the page of a run that ended and prints what goes wrong in it, by process 0."""
+    if jax.process_index() == 0:
+        from vqgan_jax.report import run  # its libraries take a second, which no start should wait for
+
+        run.finish(workdir, console)
 
 
 def scale_rates(config: program.Config, before: int, console: Console) -> program.Config:

@@ -38,12 +38,14 @@ class Line(NamedTuple):
     y: Numbers
 
 
-def curves(lines: Sequence[Line], *, axis: str = "step") -> Markup:
-    """Values over steps or another `axis`."""
+def curves(lines: Sequence[Line], *, axis: str = "step", marks: Mapping[str, float] | None = None) -> Markup:
+    """Values over steps or another `axis`; at each mark of it stands a thin line with a name."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure()
         for line in lines:
             axes.plot(line.x, line.y, marker="o" if len(line.x) <= 30 else "", label=_short(line.name))
+        for name, at in (marks or {}).items():
+            axes.axvline(at, color=SOFT, linestyle=":", linewidth=1.5, label=_short(name))
         axes.set_xlabel(axis)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         _legend(axes)
