@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from PIL import Image
 
 from vqgan_jax.cli.quickstart import make_plan
 from vqgan_jax.evaluate.protocol import Result
-from vqgan_jax.report import evaluation, page, quickstart
+from vqgan_jax.report import evaluation, page, quickstart, run
+from vqgan_jax.train.watch import SECTIONS
 
 NASTY = """<script>alert("1 & 2")</script> 'q'"""
 VOID = {"meta", "link", "img"}
@@ -114,7 +116,42 @@ def evaluated():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["quick", "evaluated"])
+@pytest.fixture(scope="module")
+def trained():
+    """The page of a run with everything that there is: two findings, sheets, figures, and where its time went."""
+    well = run.read(str(Path(__file__).parents[1] / "golden" / "curves" / "quickstart_tokenizer"))
+    rows = {
+        step: {name: FAULTY.get(name, value) for name, value in row.items()} for step, row in well.history.rows.items()
+    }
+    history = dataclasses.replace(well.history, rows=rows)
+    shares = {f"goodput/{name}": 0.5 * (name in ("steps", "data")) for name in SECTIONS}
+    lines = [{"step": 9, "goodput/seconds": 120.0, **shares}]
+    sheets = {NASTY: {20: draw(), 700: draw()}}
+    whole = run.Run(NASTY, history, lines, sheets, [RECORD])
+    return run.page(whole, run.diagnose(history))
+
+
+FAULTY = {"train/codebook_usage": 0.07, "train/input_wait": 0.42, "eval/lpips": float("inf")}
+
+
+def test_the_page_of_a_run_holds_every_figure_and_what_is_wrong(trained):
+    document = Document(trained)
+    rows = document.rows()
+    assert rows["dead codes"][2] == rows["starved input"][2] == "fires"
+    assert rows["adversary asleep"][2] == "silent"
+    assert "over-fitting" not in rows, "a rule of the other stage"
+    assert rows["psnr"][1] == "22.8457"
+    assert rows["data"] == ["data", "1", "50.0%"]
+    assert [heading["text"] for heading in document.all("h3")] == ["dead codes", "starved input"]
+    labels = [plot["aria-label"] for plot in document.all("svg")]
+    assert sum("waiting from 0.42 at 20 to 0.42 at 700" in label for label in labels) == 2, "at its finding, too"
+    assert any("held out from 15.3 at 140 to 21.5 at 700" in label for label in labels)
+    assert len(document.pictures()) == 2
+    commands = [code["text"].partition("=")[0] for code in document.all("code")]
+    assert commands[-2:] == ["vqgan report --workdir", "vqgan train --config"]
+
+
+@pytest.mark.parametrize("name", ["quick", "evaluated", "trained"])
 def test_a_page_asks_nothing_of_the_network_and_runs_no_script(name, request):
     markup = request.getfixturevalue(name)
     document = Document(markup)
@@ -130,7 +167,7 @@ def test_a_page_asks_nothing_of_the_network_and_runs_no_script(name, request):
     assert policy["content"].startswith("default-src 'none'"), "and a browser would refuse it"
 
 
-@pytest.mark.parametrize("name", ["quick", "evaluated"])
+@pytest.mark.parametrize("name", ["quick", "evaluated", "trained"])
 def test_every_picture_and_plot_has_its_words_and_every_section_its_heading(name, request):
     document = Document(request.getfixturevalue(name))
     assert all(image["alt"] for image in document.all("img")[1:])

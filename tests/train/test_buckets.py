@@ -18,6 +18,7 @@ from drill import PRIOR, SMALL, TINY, Job, check_identical, checkpoints, newest,
 from etils import epath
 
 import vqgan_jax as vq
+from vqgan_jax import cli, pictures
 from vqgan_jax.__main__ import main
 from vqgan_jax.data import Augmentation, open_tokens, storage, tokens
 from vqgan_jax.data.tokens import CachePlan
@@ -253,6 +254,27 @@ def test_checkpoints_come_back_to_the_bit_and_a_broken_one_is_set_aside(folder, 
     gc.collect()
 
 
+# Reports
+
+
+def test_a_run_in_a_bucket_is_reported_and_its_config_read(folder, capsys):
+    """Its curves in parts, a picture beside them; what is found comes with a command that can be typed."""
+    curves = Path(__file__).parents[1] / "golden" / "curves" / "quickstart_prior"
+    lines = (curves / "metrics.jsonl").read_text().replace('input_wait": ', 'input_wait": 1').splitlines(keepends=True)
+    (folder / "config.json").write_bytes((curves / "config.json").read_bytes())
+    for part, number in ((lines[:7], 1), (lines[7:], 2)):
+        (folder / f"metrics-{number:06d}.jsonl").write_text("".join(part))
+    (folder / "images" / "samples_0000300.png").write_bytes(pictures.png(np.zeros((8, 8, 3), np.uint8)))
+    assert main(["report", f"--workdir={folder}"]) == 0
+    assert "samples of step 300" in (folder / "report.html").read_text()
+    said = capsys.readouterr().out
+    command = f"vqgan train --config={folder}/config.json --workdir={folder} --config.data.num_threads=2"
+    assert command in said
+    assert cli.load_config(*command.split()[2].split("=")[1:], command.split()[4:]).data.num_threads == 2
+    assert main(["report", f"--workdir={folder}/none"]) == 1
+    assert "must be the folder of a run" in capsys.readouterr().err
+
+
 # Token caches
 
 
@@ -317,7 +339,7 @@ def test_a_whole_run_lives_in_a_bucket(folder):
     )  # fmt: skip
     found = objects(epath.Path(one))
     for start in ("checkpoints/4/", "compilation_cache/", "config.json", "evaluations/0000004.json", "images/",
-                  "metrics-000001.jsonl", "profile/", "tensorboard/events"):  # fmt: skip
+                  "metrics-000001.jsonl", "profile/", "report.html", "tensorboard/events"):  # fmt: skip
         assert any(name.startswith(start) for name in found), start
     prior = (f"--config={PRIOR}", f"--config.tokenizer.workdir={one}")
     succeeds("tokenize", *prior, f"--workdir={cache}")

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 from absl import logging
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -22,6 +23,7 @@ from rich.console import Console
 from vqgan_jax import config as configs
 from vqgan_jax import convert as readers
 from vqgan_jax.convert import taming
+from vqgan_jax.data import storage
 from vqgan_jax.train import stored
 
 # The lab book: inside the installed package, or beside it in a clone.
@@ -136,7 +138,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
     Args:
       spec: `PAGE` or `PAGE:variant`. The page is a Python file that defines `get_config(variant: str)`, or the name of
         one that comes with the package, such as stage1_photos. Or the `config.json` of a run, of this version or an
-        earlier one, to go on with it or to do it again.
+        earlier one, from a disk or a bucket, to go on with it or to do it again.
       overrides: `--config.section.key=value`, values as Python literals or plain text.
 
     Returns:
@@ -146,15 +148,15 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
       UsageError: there is no such page, or an override is not of this form.
       ValueError: an unknown key, a value of the wrong type, values that contradict each other.
     """
-    page, _, variant = spec.partition(":")
+    page, _, variant = (spec, "", "") if storage.in_bucket(spec) else spec.partition(":")
     path = find_page(page)
     nested = stored.current(json.loads(path.read_text())) if path.suffix == ".json" else run_page(path, variant)
     return configs.read(override(nested, overrides))
 
 
-def find_page(page: str) -> Path:
+def find_page(page: str) -> Path | epath.Path:
     """Returns the file of a page; UsageError if there is none of that name."""
-    path = Path(page).resolve()
+    path = storage.place(page) if page.endswith(".json") else Path(page).resolve()
     if path.is_file() and path.suffix in (".py", ".json"):
         return path
     shipped = {file.stem: file for folder in PAGES for file in sorted(folder.glob("*_*.py"))}

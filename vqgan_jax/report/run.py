@@ -43,18 +43,19 @@ PLOTS: dict[int, dict[str, tuple[str, dict[str, str]]]] = {
             {"training": "train/codebook_usage", "held out": "eval/codebook_usage"},
         ),
         "Perplexity of the codes": ("", {"training": "train/perplexity", "held out": "eval/perplexity"}),
+        "Gradients": (
+            "norm before clipping",
+            {"generator": "train/grad_norm", "discriminator": "train/disc_grad_norm"},
+        ),
     },
     2: {
         "Nats a token": ("lower is better", {"training": "train/loss", "held out": "eval/nll"}),
         "Accuracy": ("share of the tokens", {"training": "train/accuracy"}),
+        "Gradients": ("norm before clipping", {"transformer": "train/grad_norm"}),
     },
 }
 BOTH: dict[str, tuple[str, dict[str, str]]] = {
     "Parameters": ("norm of all", {"norm": "train/param_norm"}),
-    "Gradients": (
-        "norm before clipping",
-        {"generator": "train/grad_norm", "discriminator": "train/disc_grad_norm"},
-    ),
     "Input wait": ("share of the time", {"waiting": "train/input_wait"}),
     "Speed": ("images a second", {"images": "train/images_per_second"}),
     "Skipped steps": ("in each line of metrics", {"steps": "train/skipped"}),
@@ -69,13 +70,13 @@ TILES = {  # held-out figures to be read first: title, unit, note, and by what t
 
 
 class Run(NamedTuple):
-    """What a page shows of a run; `figures` are rows of an evaluation, as in evaluation.json."""
+    """What a page shows of a run; `results` are those of its evaluation, if there is one."""
 
     workdir: str
     history: History
     lines: Sequence[Mapping[str, Any]]
     sheets: Sheets
-    figures: Sequence[Mapping[str, Any]]
+    results: Sequence[Result]
 
 
 def write(workdir: str, output: str, console: Console) -> None:
@@ -104,7 +105,7 @@ def finish(workdir: str, console: Console) -> None:
         write(workdir, "", console)
     except Exception as error:  # of storage clients, which have no common class
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        text = f"warning: the run is complete, but its report is not written; {reason}"
+        text = f"warning: the report of this run is not written; {reason}"
         console.print(f"{text}. Later: vqgan report --workdir={workdir}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -131,7 +132,8 @@ def read(workdir: str) -> Run:
             f"config.log.metrics_every = {config.log.metrics_every} steps; converted weights have none."
         )
     figures = folder / "evaluation" / "evaluation.json"
-    results = parsed(figures, lambda path: json.loads(path.read_text())["results"]) if figures.exists() else []
+    results_of = lambda path: [Result(**row) for row in json.loads(path.read_text())["results"]]
+    results = parsed(figures, results_of) if figures.exists() else []
     return Run(workdir.rstrip("/"), History.of(config, lines), lines, read_sheets(folder / "images"), results)
 
 
@@ -198,7 +200,7 @@ def page(run: Run, findings: Mapping[str, Finding]) -> str:
         curves=drawn,
         units={name: unit for name, (unit, _) in shown.items()},
         sheets=run.sheets,
-        figures=figures(first_of_each([Result(**row) for row in run.figures])),
+        figures=figures(first_of_each(run.results)),
         times=times(run.lines),
         again=[
             f"vqgan report --workdir={run.workdir}",
