@@ -4,7 +4,6 @@ The steps and the lines of metrics are the program's; there is no file and, for 
 VGG16 would take most of the time.
 """
 
-import functools
 import itertools
 import time
 import types
@@ -80,7 +79,7 @@ def tokenizer(**changes):
     return diagnose(History.of(config, lines(config, state, step, batches)))
 
 
-def prior(make_batches, *, held_out=None, **changes):
+def prior(make_batches, *, held_out=False, **changes):
     """The findings of a prior's training on codes; `make_batches` takes their shape."""
     config = settings("tiny_prior.py:unconditional", PRIOR, **changes)
     stage = Stage2.from_config(config)
@@ -88,13 +87,13 @@ def prior(make_batches, *, held_out=None, **changes):
     shape = stage.batch_shapes(config)["tokens"].shape
 
     @jax.jit
-    def sums(params):
-        return stage.evaluate(params, {}, {"tokens": jnp.asarray(held_out(shape))}, jnp.ones(shape[0], bool))
+    def sums(params, tokens):
+        return stage.evaluate(params, {}, {"tokens": tokens}, jnp.ones(shape[0], bool))
 
-    measure = (
-        None if held_out is None else lambda state: stage.figures(jax.device_get(sums(state.params["transformer"])))
-    )
-    return diagnose(History.of(config, lines(config, state, step, make_batches(shape), measure)))
+    def measure(state):
+        return stage.figures(jax.device_get(sums(state.params["transformer"], codes(0, shape))))
+
+    return diagnose(History.of(config, lines(config, state, step, make_batches(shape), measure if held_out else None)))
 
 
 def codes(seed, shape):
@@ -143,7 +142,7 @@ def test_a_tokenizer_whose_steps_are_too_large():
 
 
 def test_a_prior_that_is_well():
-    assert not prior(many, held_out=functools.partial(codes, 0))
+    assert not prior(many, held_out=True)
 
 
 @pytest.mark.parametrize(("rate", "name"), [(1e-8, "learning rate too low"), (10.0, "learning rate too high")])
@@ -152,7 +151,7 @@ def test_a_prior_whose_steps_are_too_small_or_too_large(rate, name):
 
 
 def test_a_prior_learns_eight_images_by_heart():
-    found = prior(eight, held_out=functools.partial(codes, 0), steps=120)
+    found = prior(eight, held_out=True, steps=120)
     assert list(found) == ["over-fitting"]
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 from absl import logging
-from etils import epath
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -148,15 +147,18 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> Any:
       UsageError: there is no such page, or an override is not of this form.
       ValueError: an unknown key, a value of the wrong type, values that contradict each other.
     """
-    page, _, variant = (spec, "", "") if storage.in_bucket(spec) else spec.partition(":")
-    path = find_page(page)
-    nested = stored.current(json.loads(path.read_text())) if path.suffix == ".json" else run_page(path, variant)
+    if storage.in_bucket(spec):
+        nested = stored.current(json.loads(storage.place(spec).read_text()))
+    else:
+        page, _, variant = spec.partition(":")
+        path = find_page(page)
+        nested = stored.current(json.loads(path.read_text())) if path.suffix == ".json" else run_page(path, variant)
     return configs.read(override(nested, overrides))
 
 
-def find_page(page: str) -> Path | epath.Path:
+def find_page(page: str) -> Path:
     """Returns the file of a page; UsageError if there is none of that name."""
-    path = storage.place(page) if page.endswith(".json") else Path(page).resolve()
+    path = Path(page).resolve()
     if path.is_file() and path.suffix in (".py", ".json"):
         return path
     shipped = {file.stem: file for folder in PAGES for file in sorted(folder.glob("*_*.py"))}

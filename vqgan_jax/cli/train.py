@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   vqgan train --config=stage2_imagenet --workdir=runs/prior --config.batch_size=64 --scale_lr
 
 Every key of the config is a flag: --config.optimizer.learning_rate=3e-4. Run the same command again to resume.
+It ends with WORKDIR/report.html: curves, sheets and a diagnosis, which `vqgan report` writes at any other time.
 
 environment (docs/pods.md tells more):
   GLIBC_TUNABLES=glibc.malloc.hugetlb=1  huge pages: 6% more images a second on two CPU cores under Linux

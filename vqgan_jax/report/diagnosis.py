@@ -6,6 +6,7 @@ table, and the figures of those runs.
 """
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ TURNED = 1.01  # times the fewest held-out nats, twice in a row; well: they fall
 LEARNED = 0.99  # of the first loss, behind the warm-up; well: 0.96 at the fifth line of metrics
 LOST = 1.2  # times the best loss, as the minimum of the newest half; well: 1.0
 GROWN = 1.2  # times the norm of the parameters one line of metrics before; well: 1.03
+FAR = 5.0  # times the loss of a guess, in the first lines of metrics; well: 1.0
 MOVED = 1.01  # times the first norm of the parameters: where nothing is learned and they moved, steps are not too small
 TENFOLD = 10.0  # the step in which one looks for a learning rate; smaller errors do not show in these readings
 
@@ -114,6 +116,12 @@ def command(workdir: str, name: str, finding: Finding) -> str:
 LOWERED: dict[int, Callable[[Any], dict[str, float]]] = {  # by stage: losses and their weights
     1: lambda loss: {"train/rec_loss": loss.pixel_weight, "train/perceptual_loss": loss.perceptual_weight},
     2: lambda loss: {"train/loss": 1.0},
+}
+GUESS: dict[
+    int, Callable[[Any], tuple[str, float]]
+] = {  # by stage: a loss, and what it is of grey or of a uniform guess
+    1: lambda config: ("train/rec_loss", max(1.0, math.log(config.model.image_channels))),
+    2: lambda config: ("train/loss", math.log(config.tokenizer.codebook_size)),
 }
 
 
@@ -300,10 +308,13 @@ def low_rate(history: History) -> Finding | None:
 def high_rate(history: History) -> Finding | None:
     """The loss rises, the parameters leap, or they move and nothing is learned."""
     (steps, loss), (at, norms) = alone(history), history.curves("train/param_norm")
-    leaps = norms[1:] / norms[:-1]
+    leaps, (name, cost) = norms[1:] / norms[:-1], GUESS[history.config.stage](history.config)
+    first = history.curves(name)[1][:ENOUGH].max(initial=0.0)
     if len(steps) >= ENOUGH and newest(loss).min() >= LOST * loss.min():
         seen = f"the loss was {loss.min():.3g} at step {steps[loss.argmin()]:,.0f} and is at least "
         seen += f"{newest(loss).min():.3g} in {span(newest(steps))}"
+    elif first >= FAR * cost:
+        seen = f"the loss is {first:,.3g} at first, where a guess costs {cost:.3g} at most"
     elif len(at) >= ENOUGH and leaps.max() >= GROWN:
         pair = slice(leaps.argmax(), leaps.argmax() + 2)
         low, high = norms[pair]
@@ -428,7 +439,8 @@ RULES: dict[str, Rule] = {
     "learning rate too high": Rule(
         "the loss jumps, or never falls",
         f"before the adversary the loss stays {LOST:g} times above its best, or above {LEARNED:g} of its first value "
-        f"while the parameters move; or `param_norm` is {GROWN:g} times that of the line before",
+        f"while the parameters move; or it begins {FAR:g} times above that of a guess; or `param_norm` is {GROWN:g} "
+        "times that of the line before",
         "Parameters",
         ("optimizer.learning_rate", "optimizer.warmup_steps", "optimizer.clip_norm"),
         "Lower the learning rate. For another batch size multiply it by the square root of the ratio (`--scale_lr`).",

@@ -193,7 +193,7 @@ def page(run: Run, findings: Mapping[str, Finding]) -> str:
             (name, RULES[name], finding, command(run.workdir, name, finding)) for name, finding in findings.items()
         ],
         rules=[
-            (name, rule.reads.replace("`", ""), "fires" if name in findings else "silent")
+            (name, "fires" if name in findings else "silent", rule.reads.replace("`", ""))
             for name, rule in RULES.items()
             if rule.plot in shown
         ],
@@ -225,7 +225,7 @@ def curves(history: History) -> dict[str, Markup]:
     known = {name for names in chosen.values() for name in names.values()} | {"eval/bits_per_token", "eval/l1"}
     others = dict.fromkeys(name for row in history.rows.values() for name in row if name.startswith("eval/"))
     chosen |= {name.removeprefix("eval/"): {"held out": name} for name in others if name not in known}
-    steps, gate = history.curves("train/disc_gate") if "train/disc_gate" in history else ((), np.zeros(0))
+    steps, gate = history.curves("train/disc_gate")
     marks = {"the adversary comes": float(steps[gate.nonzero()[0][0]])} if gate.any() else {}
     drawn = {}
     for title, names in chosen.items():
