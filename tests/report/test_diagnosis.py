@@ -142,6 +142,8 @@ def test_a_rate_that_moves_parameters_and_teaches_nothing_is_not_too_low():
 def test_a_run_that_began_with_trained_parameters_need_not_learn_much():
     run = edited(TOKENIZER, rec_loss=lambda *_: 0.1, perceptual_loss=lambda *_: 0.2, param_norm=lambda *_: 52.0)
     assert list(diagnose(run)) == ["learning rate too low"]
+    late_ones = {step: row for step, row in run.rows.items() if step > 60}
+    assert not diagnose(dataclasses.replace(run, rows=late_ones)), "converted weights go on from their own step"
     start = dataclasses.replace(run.config.start, workdir="runs/first")
     assert not diagnose(dataclasses.replace(run, config=dataclasses.replace(run.config, start=start)))
 
@@ -161,7 +163,7 @@ def test_of_a_step_that_came_twice_the_last_line_counts_and_what_is_not_finite_i
         {"step": 10, "train/loss": 6.0},
         {"step": 20, "eval/nll": 5.5},
         {"step": 20, "train/loss": 4.0},
-        {"step": 30, "train/loss": float("nan")},
+        {"step": 30, "train/loss": float("nan"), "train/accuracy": "much"},
     ]
     run = History.of(config, lines)
     np.testing.assert_array_equal(run.curves("train/loss"), [[10, 20], [6.0, 4.0]])

@@ -56,7 +56,7 @@ class History:
         """Returns the history of the lines of a metrics file; of a step that was written twice the last line counts."""
         rows: dict[int, dict[str, float]] = {}
         for line in lines:
-            values = {name: value for name, value in line.items() if "/" in name and np.isfinite(value)}
+            values = {name: value for name, value in line.items() if "/" in name and is_finite(value)}
             rows.setdefault(line["step"], {}).update(values)
         return cls(config, dict(sorted(rows.items())))
 
@@ -67,6 +67,11 @@ class History:
 
     def __contains__(self, name: str) -> bool:
         return any(name in row for row in self.rows.values())
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of a metrics file is a number that can be read."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 class Finding(NamedTuple):
@@ -331,10 +336,9 @@ def nothing_learned(history: History) -> str | None:
     config: Any = history.config
     steps, loss = alone(history)
     warm = steps > config.optimizer.warmup_steps
-    trained = (
-        fields.write(config).get("start", {}).get("workdir") or steps.min(initial=0) > 2 * config.log.metrics_every
-    )
-    if warm.sum() < ENOUGH or trained or (mean := newest(loss[warm]).mean()) < LEARNED * loss[0]:
+    if warm.sum() < ENOUGH or (mean := newest(loss[warm]).mean()) < LEARNED * loss[0]:
+        return None
+    if fields.write(config).get("start", {}).get("workdir") or steps[0] > 2 * config.log.metrics_every:
         return None
     return f"the loss was {loss[0]:.4g} at step {steps[0]:,.0f} and is {mean:.4g} in {span(newest(steps[warm]))}"
 

@@ -125,7 +125,7 @@ def read(workdir: str) -> Run:
             f"has no config.json. {hint}"
         )
     config = parsed(folder / "config.json", lambda path: stored.from_json(json.loads(path.read_text())))
-    lines = [line for line in parsed(folder / "metrics.jsonl", Writer.read) if "step" in line]
+    lines = [line for line in parsed(folder / "metrics.jsonl", Writer.read) if isinstance(line.get("step"), int)]
     if not lines:
         raise ValueError(
             f"a report needs metrics; {folder}/metrics.jsonl is missing or empty. A run writes its first line after "
