@@ -56,8 +56,9 @@ class History:
         """Returns the history of the lines of a metrics file; of a step that was written twice the last line counts."""
         rows: dict[int, dict[str, float]] = {}
         for line in lines:
-            values = {name: value for name, value in line.items() if "/" in name and is_finite(value)}
-            rows.setdefault(line["step"], {}).update(values)
+            numbers = {name: value for name, value in line.items() if "/" in name and isinstance(value, int | float)}
+            finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+            rows.setdefault(line["step"], {}).update(finite)
         return cls(config, dict(sorted(rows.items())))
 
     def curves(self, *names: str) -> tuple[Values, ...]:
@@ -67,11 +68,6 @@ class History:
 
     def __contains__(self, name: str) -> bool:
         return any(name in row for row in self.rows.values())
-
-
-def is_finite(value: Any) -> bool:
-    """Whether a value of a metrics file is a number that can be read."""
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 class Finding(NamedTuple):
@@ -162,6 +158,12 @@ def settable(history: History, changes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in changes.items() if current[key] not in (None, value)}
 
 
+def scaled(history: History, key: str, factor: float) -> dict[str, float]:
+    """Returns a key of the run with its value times a factor, to three significant digits."""
+    section, name = key.split(".")
+    return {key: float(f"{factor * getattr(getattr(history.config, section), name):.3g}")}
+
+
 # The rules
 
 
@@ -193,24 +195,15 @@ def strong_adversary(history: History) -> Finding | None:
     if len(steps) < ENOUGH:
         return None
     config: Any = history.config
+    guess = float(ADVERSARIAL[config.loss.adversarial].discriminator_loss(*jnp.zeros(2)))
     cost = float(np.median(newest(loss)))
-    if cost >= BEATEN * guess(config.loss.adversarial):
+    if cost >= BEATEN * guess:
         return None
     return Finding(
-        f"the discriminator's loss is {cost:.2g} in {span(newest(steps))}, where a guess costs "
-        f"{guess(config.loss.adversarial):.2g}: it tells every patch",
-        {"optimizer.disc_learning_rate": scaled(config.optimizer.disc_learning_rate, 1 / TENFOLD)},
+        f"the discriminator's loss is {cost:.2g} in {span(newest(steps))}, where a guess costs {guess:.2g}: it tells "
+        "every patch",
+        scaled(history, "optimizer.disc_learning_rate", 1 / TENFOLD),
     )
-
-
-def guess(kind: str) -> float:
-    """Returns what a discriminator pays that gives every patch a logit of 0."""
-    return float(ADVERSARIAL[kind].discriminator_loss(jnp.zeros(()), jnp.zeros(())))
-
-
-def scaled(value: float, factor: float) -> float:
-    """Returns the product with three significant digits."""
-    return float(f"{value * factor:.3g}")
 
 
 def sleeping_adversary(history: History) -> Finding | None:
@@ -226,7 +219,7 @@ def sleeping_adversary(history: History) -> Finding | None:
     return Finding(
         f"the logits of images are at most {newest(apart).max():.2g} above those of reconstructions in "
         f"{span(newest(steps))}: the discriminator guesses",
-        {"optimizer.disc_learning_rate": scaled(config.optimizer.disc_learning_rate, TENFOLD)},
+        scaled(history, "optimizer.disc_learning_rate", TENFOLD),
     )
 
 
@@ -256,11 +249,10 @@ def harm(history: History) -> Finding | None:
     best, since = loss[before].min(), newest(loss[after]).min()
     if since < HARM * best:
         return None
-    config: Any = history.config
     return Finding(
         f"the reconstruction loss was {best:.3g} before step {steps[~before][0]:,.0f}, where the adversary comes, and "
         f"is at least {since:.3g} in {span(newest(steps[after]))}",
-        {"loss.disc_weight": scaled(config.loss.disc_weight, 1 / TENFOLD)},
+        scaled(history, "loss.disc_weight", 1 / TENFOLD),
     )
 
 
@@ -273,7 +265,7 @@ def skipped_steps(history: History) -> Finding | None:
     return Finding(
         f"{skipped.sum():,.0f} steps were skipped, the first of them before step {first:,.0f}, because a loss or a "
         "gradient was not finite",
-        changed_rate(history, 1 / TENFOLD)
+        scaled(history, "optimizer.learning_rate", 1 / TENFOLD)
         | settable(history, {"model.dtype": "float32", "transformer.dtype": "float32", "optimizer.clip_norm": 1.0}),
     )
 
@@ -307,7 +299,9 @@ def low_rate(history: History) -> Finding | None:
     _, norms = history.curves("train/param_norm")
     if (seen := nothing_learned(history)) is None or norms[-1] >= MOVED * norms[0]:
         return None
-    return Finding(f"{seen}, while the parameters stay; {rate(history)}", changed_rate(history, TENFOLD))
+    return Finding(
+        f"{seen}, while the parameters stay; {rate(history)}", scaled(history, "optimizer.learning_rate", TENFOLD)
+    )
 
 
 def high_rate(history: History) -> Finding | None:
@@ -328,7 +322,7 @@ def high_rate(history: History) -> Finding | None:
         seen = f"{nothing}, though the norm of the parameters went from {norms[0]:.4g} to {norms[-1]:.4g}"
     else:
         return None
-    return Finding(f"{seen}; {rate(history)}", changed_rate(history, 1 / TENFOLD))
+    return Finding(f"{seen}; {rate(history)}", scaled(history, "optimizer.learning_rate", 1 / TENFOLD))
 
 
 def nothing_learned(history: History) -> str | None:
@@ -347,11 +341,6 @@ def rate(history: History) -> str:
     """Returns learning rate and batch size in words."""
     config = history.config
     return f"the learning rate is {config.optimizer.learning_rate:g} for a batch of {config.batch_size}"
-
-
-def changed_rate(history: History, factor: float) -> dict[str, Any]:
-    """Returns the learning rate that a run should have instead."""
-    return {"optimizer.learning_rate": scaled(history.config.optimizer.learning_rate, factor)}
 
 
 RULES: dict[str, Rule] = {
