@@ -123,6 +123,12 @@ def test_the_advised_command_is_one_that_can_be_typed(name):
     assert set(finding.changes) <= set(RULES[name].keys)
 
 
+def test_a_run_that_stopped_for_what_is_not_finite_says_where():
+    run = history(PRIOR)
+    rows = {step: row for step, row in run.rows.items() if step < 140} | {133: {"train/not_finite": 1.0}}
+    assert "stopped at step 133" in diagnose(dataclasses.replace(run, rows=rows))["steps that are not finite"].reading
+
+
 def test_parameters_that_leap_are_too_fast():
     leaping = edited(PRIOR, param_norm=lambda time, _: 54.0 if time < 0.5 else 5400.0)
     assert "54 to 5400" in diagnose(leaping)["learning rate too high"].reading

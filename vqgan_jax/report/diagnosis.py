@@ -258,15 +258,17 @@ def harm(history: History) -> Finding | None:
 
 def skipped_steps(history: History) -> Finding | None:
     """Losses or gradients were not finite."""
-    steps, skipped = history.curves("train/skipped")
-    if not skipped.sum():
+    (steps, skipped), (stopped, _) = history.curves("train/skipped"), history.curves("train/not_finite")
+    if len(stopped):
+        seen = f"the run stopped at step {stopped[-1]:,.0f}"
+    elif skipped.sum():
+        seen = f"{skipped.sum():,.0f} steps were skipped, the first of them before step {steps[skipped > 0][0]:,.0f}"
+    else:
         return None
-    first = steps[skipped > 0][0]
+    safer = {"model.dtype": "float32", "transformer.dtype": "float32", "optimizer.clip_norm": 1.0}
     return Finding(
-        f"{skipped.sum():,.0f} steps were skipped, the first of them before step {first:,.0f}, because a loss or a "
-        "gradient was not finite",
-        scaled(history, "optimizer.learning_rate", 1 / TENFOLD)
-        | settable(history, {"model.dtype": "float32", "transformer.dtype": "float32", "optimizer.clip_norm": 1.0}),
+        f"{seen}, because a loss or a gradient was not finite",
+        scaled(history, "optimizer.learning_rate", 1 / TENFOLD) | settable(history, safer),
     )
 
 
@@ -392,8 +394,8 @@ RULES: dict[str, Rule] = {
         harm,
     ),
     "steps that are not finite": Rule(
-        "lines `step N is skipped`",
-        "`skipped` above 0",
+        "lines `step N is skipped`, or the run stops",
+        "`skipped` above 0, or `not_finite`",
         "Skipped steps",
         ("optimizer.learning_rate", "optimizer.clip_norm", "model.dtype", "transformer.dtype"),
         "Lower the learning rate, clip gradients, or compute in float32.",

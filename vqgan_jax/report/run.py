@@ -58,7 +58,7 @@ BOTH: dict[str, tuple[str, dict[str, str]]] = {
     "Parameters": ("norm of all", {"norm": "train/param_norm"}),
     "Input wait": ("share of the time", {"waiting": "train/input_wait"}),
     "Speed": ("images a second", {"images": "train/images_per_second"}),
-    "Skipped steps": ("in each line of metrics", {"steps": "train/skipped"}),
+    "Skipped steps": ("in each line of metrics", {"skipped": "train/skipped", "stopped": "train/not_finite"}),
 }
 TILES = {  # held-out figures to be read first: title, unit, note, and by what the value is multiplied
     "eval/psnr": ("Reconstructions", "dB", "PSNR of held-out images", 1),

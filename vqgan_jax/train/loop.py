@@ -115,6 +115,7 @@ class Recorder:
         self.in_a_row = self.in_a_row + 1 if metrics.get("skipped") else 0
         bad = next((name for name, value in metrics.items() if not np.all(np.isfinite(value))), None)
         if bad and not 0 < self.in_a_row <= MAX_SKIPPED:
+            self.writer.scalars(step, "train", {"not_finite": 1.0})  # for a report; a resumed run drops it
             skipped = f", after {MAX_SKIPPED} steps skipped in a row" if self.in_a_row else ""
             raise FloatingPointError(
                 f"every metric must be finite; `{bad}` is {metrics[bad]} at step {step}{skipped}. The last good "
