@@ -25,7 +25,7 @@ Values = Float[np.ndarray, "_n"]
 ENOUGH = 5  # lines of metrics; fewer say nothing about a course
 LEAST_USAGE = 0.5  # of the codes, 1.0 in runs that are well; the paper's f16 with 1024 codes used 0.44
 DRAWS = 4  # times as many codes must be drawn as there are: of a uniform draw 2% are then still unused
-BEATEN = 0.02  # of what a guess costs the discriminator; well: 0.09 with the gate open
+BEATEN = 0.01  # of what a guess costs the discriminator; well: 0.09 with the gate open
 APART = 0.1  # logits between images and reconstructions; well: 0.3 after disc_start, 3 before it
 AT_BOUND = 0.1  # of the bound, in a mean over steps: one step in ten is there; well: 7e-5 of it
 HARM = 1.25  # times the best loss before the adversary, as the minimum of the newest half; well: 1.04
@@ -347,7 +347,7 @@ def rate(history: History) -> str:
 
 RULES: dict[str, Rule] = {
     "dead codes": Rule(
-        "flat colours and few details; codebook usage stays low",
+        "few details; codebook usage stays low",
         f"`codebook_usage` below {LEAST_USAGE:g}",
         "Codes used",
         ("quantizer.unit_length", "quantizer.kmeans_batches", "quantizer.revive_below", "quantizer.kind"),
@@ -357,7 +357,7 @@ RULES: dict[str, Rule] = {
         dead_codes,
     ),
     "adversary too strong": Rule(
-        "textures and grids that no image has; `discriminator_loss` stays near 0",
+        "reconstructions gain nothing from the adversary; `discriminator_loss` stays near 0",
         f"`discriminator_loss` below {BEATEN:g} of what a guess costs, with the gate open",
         "Adversarial losses",
         ("optimizer.disc_learning_rate", "loss.disc_augment", "loss.lecam_weight"),
@@ -367,7 +367,7 @@ RULES: dict[str, Rule] = {
         strong_adversary,
     ),
     "adversary asleep": Rule(
-        "reconstructions stay blurred; `discriminator_loss` stays at what a guess costs",
+        "reconstructions gain nothing from the adversary; `discriminator_loss` stays at what a guess costs",
         f"`logits_real` less than {APART:g} above `logits_fake`",
         "Logits of the discriminator",
         ("optimizer.disc_learning_rate", "loss.disc_weight"),
