@@ -61,7 +61,7 @@ def test_a_folder_of_runs_names_them(capsys, tokenizer):
     assert "Give one of the runs in it: mine" in message
 
 
-@pytest.mark.parametrize("text", [None, "", '{"step": 20, "tra', "[1, 2]\n"])
+@pytest.mark.parametrize("text", [None, "", '{"step": 20, "tra', "[1, 2]\n", '{"step": 0, "goodput/seconds": 9}\n'])
 def test_a_run_without_metrics(capsys, tokenizer, text):
     (tokenizer / "metrics.jsonl").unlink()
     if text is not None:

@@ -127,7 +127,7 @@ def trained():
     shares = {f"goodput/{name}": 0.5 * (name in ("steps", "data")) for name in SECTIONS}
     lines = [{"step": 9, "goodput/seconds": 120.0, **shares}]
     sheets = {NASTY: {20: draw(), 700: draw()}}
-    whole = run.Run(NASTY, history, lines, sheets, [RECORD])
+    whole = run.Contents(NASTY, history, lines, sheets, [RECORD])
     return run.page(whole, run.diagnose(history))
 
 

@@ -69,7 +69,7 @@ TILES = {  # held-out figures to be read first: title, unit, note, and by what t
 }
 
 
-class Run(NamedTuple):
+class Contents(NamedTuple):
     """What a page shows of a run; `results` are those of its evaluation, if there is one."""
 
     workdir: str
@@ -109,7 +109,7 @@ def finish(workdir: str, console: Console) -> None:
         console.print(f"{text}. Later: vqgan report --workdir={workdir}", markup=False, highlight=False, soft_wrap=True)
 
 
-def read(workdir: str) -> Run:
+def read(workdir: str) -> Contents:
     """Returns what there is of a run.
 
     Raises:
@@ -126,15 +126,15 @@ def read(workdir: str) -> Run:
         )
     config = parsed(folder / "config.json", lambda path: stored.from_json(json.loads(path.read_text())))
     lines = [line for line in parsed(folder / "metrics.jsonl", Writer.read) if isinstance(line.get("step"), int)]
-    if not lines:
+    if not any(name.startswith(("train/", "eval/")) for line in lines for name in line):
         raise ValueError(
-            f"a report needs metrics; {folder}/metrics.jsonl is missing or empty. A run writes its first line after "
+            f"a report needs metrics; {folder}/metrics.jsonl has none. A run writes its first line after "
             f"config.log.metrics_every = {config.log.metrics_every} steps; converted weights have none."
         )
     figures = folder / "evaluation" / "evaluation.json"
     results_of = lambda path: [Result(**row) for row in json.loads(path.read_text())["results"]]
     results = parsed(figures, results_of) if figures.exists() else []
-    return Run(workdir.rstrip("/"), History.of(config, lines), lines, read_sheets(folder / "images"), results)
+    return Contents(workdir.rstrip("/"), History.of(config, lines), lines, read_sheets(folder / "images"), results)
 
 
 def parsed(path: epath.Path, read: Callable[[epath.Path], Any]) -> Any:
@@ -163,7 +163,7 @@ def read_sheets(folder: epath.Path) -> Sheets:
     return sheets
 
 
-def tell(run: Run, findings: Mapping[str, Finding], console: Console) -> None:
+def tell(run: Contents, findings: Mapping[str, Finding], console: Console) -> None:
     """Prints the findings, each with what to do."""
     said = f"{len(findings)} to mend" if findings else "nothing to mend"
     lines = [f"diagnosis of {run.workdir}, {progress(run)}: {said}"]
@@ -174,12 +174,12 @@ def tell(run: Run, findings: Mapping[str, Finding], console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def progress(run: Run) -> str:
+def progress(run: Contents) -> str:
     """Returns how far the run is, in words."""
     return f"step {max(run.history.rows):,} of {run.history.config.steps:,}"
 
 
-def page(run: Run, findings: Mapping[str, Finding]) -> str:
+def page(run: Contents, findings: Mapping[str, Finding]) -> str:
     """Returns the page; a section without values is left out."""
     drawn = curves(run.history)
     shown = PLOTS[run.history.config.stage] | BOTH
@@ -209,7 +209,7 @@ def page(run: Run, findings: Mapping[str, Finding]) -> str:
     )
 
 
-def tiles(run: Run, findings: Mapping[str, Finding]) -> list[tuple[str, str, str, str]]:
+def tiles(run: Contents, findings: Mapping[str, Finding]) -> list[tuple[str, str, str, str]]:
     """Returns the figures to be read first: the newest held-out ones, and how many rules fire."""
     newest = {name: run.history.curves(name)[1] for name in TILES if name in run.history}
     rows = ((*TILES[name], values[-1]) for name, values in newest.items())
