@@ -283,6 +283,15 @@ def test_given_codes_stay_and_what_is_said_of_others_does_not_matter(large, keys
     np.testing.assert_array_equal(sample(params, tokens, keys, DRAWN, without, known), codes)
 
 
+def test_a_few_rows_at_a_time_are_the_whole(large, keys):
+    sample, (params, tokens), (prompt, known) = large
+    whole = sample(params, tokens, keys, DRAWN, prompt, known)
+    codes, row = prompt, jnp.arange(7)[None, :, None]
+    for first in (0, 3, 6):
+        codes = sample(params, tokens, keys, DRAWN, codes, known | (row < first) | (row >= first + 3))
+    np.testing.assert_array_equal(codes, whole)
+
+
 @pytest.mark.parametrize(
     ("model", "arguments", "message"),
     [
