@@ -18,7 +18,7 @@ LAYERS = (
     ("nn", "losses", "ordering", "sampling", "pictures"),
     ("config", "conditions", "data"),
     ("prior", "models", "api", "train", "evaluate", "convert", "plan", "report"),
-    ("train.loop", "quickstart", "studies", ""),  # "" is the package's own __init__
+    ("train.loop", "quickstart", "studies", "demo", ""),  # "" is the package's own __init__
     ("cli", "__main__"),
 )
 
@@ -116,6 +116,14 @@ def test_only_who_draws_a_page_waits_for_its_libraries():
     # The start of a training waits for neither: `vqgan train` imports its page when the run is over.
     at_once = [ast.unparse(node) for node in ast.parse(MODULES["cli.train"].read_text()).body]
     assert not [line for line in at_once if line.startswith(("import", "from")) and "report" in line]
+
+
+def test_only_the_demos_page_knows_gradio():
+    """It is an extra: `vqgan demo` imports the page and says what to install."""
+    for name, path in MODULES.items():
+        heads = {imported.split(".")[0] for imported in imports(path)}
+        assert "gradio" not in heads or name == "demo.app", name
+        assert "demo.app" not in ours(path) or name == "cli.demo", name
 
 
 def test_nobody_asks_which_kind_a_condition_is():

@@ -76,8 +76,18 @@ def prior(
 
 def save_tokenizer(workdir: Path, scale: float = 0.1, flags: Sequence[str] = ()) -> Path:
     """The workdir of a stage-1 run of `tiny.py`, as if it had been trained; another scale is another tokenizer."""
-    config = cli.load_config(str(Path(__file__).parent / "train" / "tiny.py"), flags)
+    return _save(workdir, str(Path(__file__).parent / "train" / "tiny.py"), scale, flags, {"lpips": 1.0})
+
+
+def save_prior(workdir: Path, variant: str, tokenizer: Path, flags: Sequence[str] = ()) -> Path:
+    """The workdir of a stage-2 run of `tiny_prior.py` over such a tokenizer."""
+    flags = [f"--config.tokenizer.workdir={tokenizer}", *flags]
+    return _save(workdir, f"{PAGE}:{variant}", 0.4, flags, {"nll": 1.0})
+
+
+def _save(workdir: Path, page: str, scale: float, flags: Sequence[str], figures: dict[str, float]) -> Path:
+    config = cli.load_config(page, flags)
     state = randomised(models.state_shapes(config), scale)
     with Checkpoints(epath.Path(workdir)) as checkpoints:
-        checkpoints.save(1, state, {"next_index": 1}, stored.to_json(config), {"lpips": 1.0})
+        checkpoints.save(1, state, {"next_index": 1}, stored.to_json(config), figures)
     return workdir

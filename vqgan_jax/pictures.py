@@ -77,11 +77,22 @@ def png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
 def colors(labels: Integer[np.ndarray, "*b H W"]) -> UInt8[np.ndarray, "*b H W 3"]:
     """Each category, a number that is not negative, in its own color: 0 dark grey, the same ones every time."""
     numbers, places = np.unique(labels, return_inverse=True)
-    palette = np.array([_color(int(number)) for number in numbers], np.uint8).reshape(-1, 3)
+    palette = np.array([color(int(number)) for number in numbers], np.uint8).reshape(-1, 3)
     return palette[places.reshape(-1)].reshape(*labels.shape, 3)
 
 
-def _color(number: int) -> tuple[int, int, int]:
+def nearest(image: UInt8[np.ndarray, "H W 3"], palette: Sequence[tuple[int, int, int]]) -> Integer[np.ndarray, "H W"]:
+    """Returns the number of the colour that is nearest to each pixel; of equal ones the first."""
+    distances = [np.sum(np.square(image - np.asarray(color, np.int32)), axis=-1) for color in palette]
+    return np.argmin(distances, axis=0)
+
+
+def resized(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "_H _W 3"]:
+    """Returns the picture with `size` rows and columns, by the nearest pixel: no new colours."""
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.NEAREST))
+
+
+def color(number: int) -> tuple[int, int, int]:
     """Hues by the golden ratio, light and dark by turns; the cycles of 4 and 5 tell near hues of far numbers apart."""
     if number == 0:
         return DARK

@@ -57,3 +57,50 @@ def test_a_layout_of_a_larger_image_has_outlines_as_large(tmp_path):
 def test_a_class_is_read_from_no_file():
     with pytest.raises(ValueError, match=r"conditioned on 'class' reads no files; got map\.png"):
         read(untrained.prior(), "map.png", (8, 8))
+
+
+# Drawings
+
+
+def stretched(picture, times=5):
+    """As an editor shows it: larger, and a little off in its colours."""
+    return np.clip(pictures.resized(picture, tuple(times * side for side in picture.shape[:2])) + 3.0, 0, 255).astype(
+        np.uint8
+    )
+
+
+def test_a_drawn_label_map_is_what_its_colours_say():
+    condition = untrained.prior("segmentation", classes=9).module.condition
+    assert list(condition.brushes()) == [str(i) for i in range(9)]
+    labels = SCENE["segmentation"][:8, :8]
+    np.testing.assert_array_equal(condition.drawn(stretched(pictures.colors(labels)), (8, 8)), labels[None])
+
+
+def test_drawn_depth_is_as_bright_as_it_is_shown():
+    condition = untrained.prior("depth").module.condition
+    drawn = condition.drawn(pictures.heat(np.float32([[-1, 0], [1, 0.5]])), (4, 4))
+    assert (drawn.shape, drawn.dtype) == ((1, 4, 4, 1), np.float32)
+    np.testing.assert_allclose(drawn[0, ::2, ::2, 0], [[-1, 0], [1, 0.5]], atol=0.01)
+    assert list(condition.brushes()) == ["-1.0", "-0.5", "+0.0", "+0.5", "+1.0"]
+
+
+@pytest.mark.parametrize("kind", ["boxes", "centers"])
+def test_drawn_objects_are_boxes_around_blots_of_one_colour(kind):
+    condition = untrained.prior(kind, classes=8).module.condition
+    brushes = condition.brushes(["cat", "dog"])
+    assert list(brushes) == ["nothing", "cat", "dog", *"234567"]
+    drawing = np.full((70, 70, 3), brushes["nothing"], np.uint8)
+    drawing[10:30, 0:20] = brushes["dog"]
+    drawing[10:30, 20:60] = brushes["cat"]  # it touches the first one
+    drawing[69, 69] = brushes["5"]  # a speck
+    (tokens,) = condition.drawn(drawing, (8, 8))
+    boxes, categories = np.array([[0, 1, 2, 2], [2, 1, 4, 2]]) / 7, np.array([1, 0])
+    expected = condition.encode_objects(boxes, categories, np.zeros_like(categories), rng=None)
+    assert sorted(condition.decode_objects(tokens)) == sorted(condition.decode_objects(expected))
+
+
+def test_a_condition_without_brushes_says_so():
+    condition = untrained.prior("text").module.condition
+    assert condition.brushes() == {}
+    with pytest.raises(ValueError, match="'text' reads no drawings"):
+        condition.drawn(np.zeros((8, 8, 3), np.uint8), (8, 8))

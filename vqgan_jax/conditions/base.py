@@ -24,6 +24,7 @@ Grid: TypeAlias = tuple[int, int]  # rows and columns of codes
 Size: TypeAlias = tuple[int, int]  # height and width in pixels
 HostTokens: TypeAlias = Int[np.ndarray, "b s"]
 Pictures: TypeAlias = UInt8[np.ndarray, "b _H _W 3"]
+Color: TypeAlias = tuple[int, int, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,12 +60,14 @@ class Condition:
       field: what of a batch it reads; empty if nothing.
       argument: of `api.sample_indices`, in which a caller gives it: "labels", "condition" or, for nothing, "count".
       rule: where the window of a larger image is around the code that is drawn; see `prior.RULES`.
+      files: endings of the files that `read` takes; none where it reads no file.
     """
 
     kind: ClassVar[str]
     field: ClassVar[str] = ""
     argument: ClassVar[str] = "count"
     rule: ClassVar[str] = "center"
+    files: ClassVar[tuple[str, ...]] = ()
 
     drop: float = 0.1  # probability of the null token instead, for guidance
     shared_vocab: bool = False  # tokens share the codes' rows of the embedding, as upstream's do
@@ -190,7 +193,26 @@ class Condition:
         """
         raise ValueError(f"a prior conditioned on {self.kind!r} reads no files; got {names[0]}.")
 
-    # What people see
+    # What people draw and see
+
+    def brushes(self, names: Sequence[str] = ()) -> dict[str, Color]:
+        """Returns the colours that people draw it with, by their meaning; none where it cannot be drawn.
+
+        The first one is the ground, which is there before anything is drawn; `names` of the categories.
+        """
+        return {}
+
+    def drawn(self, drawing: UInt8[np.ndarray, "H W 3"], size: Size) -> np.ndarray:
+        """Returns the one condition that a drawing with `brushes` shows, as `tokens` takes it.
+
+        Args:
+          drawing: a picture of any size, in about the colours of the brushes.
+          size: height and width in pixels of the images to be drawn.
+
+        Raises:
+          ValueError: the drawing shows no condition, or there are no brushes.
+        """
+        raise ValueError(f"a prior conditioned on {self.kind!r} reads no drawings. Give its condition in another way.")
 
     def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns what people should see of tokens beside a sample of `size` pixels; `names` of the classes."""

@@ -9,10 +9,11 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Num
+from jaxtyping import Array, Float32, Int, Num, UInt8
 
 from vqgan_jax import pictures
 from vqgan_jax.conditions.base import (
+    Color,
     Condition,
     Frozen,
     Grid,
@@ -23,7 +24,7 @@ from vqgan_jax.conditions.base import (
     check_range,
     jitted_encode,
 )
-from vqgan_jax.data import images, views
+from vqgan_jax.data import folder, images, views
 from vqgan_jax.data.views import View
 from vqgan_jax.nn.fields import derived
 from vqgan_jax.nn.pixels import to_input, to_output
@@ -34,6 +35,7 @@ class Codes(Condition):
     """A map of three channels; `Segmentation` and `Depth` are others."""
 
     argument = "condition"
+    files = tuple(sorted(folder.EXTENSIONS))
     form: ClassVar[str] = "uint8 of shape (b, H, W, 3)"
     number: ClassVar[Any] = np.uint8  # of its pixels
     decode: ClassVar[Callable[..., np.ndarray]] = staticmethod(images.decode)  # a file
@@ -162,6 +164,14 @@ class Codes(Condition):
             maps.append(views.fit(view, {self.field: values, "image": image}, size))
         return np.stack(maps)
 
+    def brushes(self, names: Sequence[str] = ()) -> dict[str, Color]:
+        """Returns black, on which the others are drawn, grey and white."""
+        return {"black": (0, 0, 0), "grey": (128, 128, 128), "white": (255, 255, 255)}
+
+    def drawn(self, drawing: UInt8[np.ndarray, "H W 3"], size: Size) -> Num[np.ndarray, "1 _H _W ..."]:
+        """Returns the drawing itself, brought to `size`."""
+        return pictures.resized(drawing, size)[None]
+
     def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns the map as its tokenizer decodes it: what the prior sees."""
         return resized(self._decoded(frozen, tokens.reshape(-1, *self.grid)), size)
@@ -213,6 +223,14 @@ class Segmentation(Codes):
         super()._check(value)
         check_range("condition", value, self.num_classes)
 
+    def brushes(self, names: Sequence[str] = ()) -> dict[str, Color]:
+        """Returns the colour of each category, whose number is its name: those of the data may be of objects."""
+        return {str(category): pictures.color(category) for category in range(self.num_classes)}
+
+    def drawn(self, drawing: UInt8[np.ndarray, "H W 3"], size: Size) -> Int[np.ndarray, "1 _H _W"]:
+        """Returns the category of the nearest colour, for each pixel."""
+        return pictures.nearest(super().drawn(drawing, size)[0], list(self.brushes().values()))[None]
+
     def output(self, recon: Any) -> Int[Array, "b H W"]:
         """Returns the likeliest category of each pixel."""
         return jnp.argmax(recon, axis=-1)
@@ -226,6 +244,16 @@ class Depth(Codes):
     form = "floats in [-1, 1] of shape (b, H, W, 1)"
     number = jnp.floating
     decode = staticmethod(images.decode_depth)
+    files = (*Codes.files, ".npy")
+
+    def brushes(self, names: Sequence[str] = ()) -> dict[str, Color]:
+        """Returns five greys from black, which is -1, to white, 1."""
+        return {f"{grey / 127.5 - 1:+.1f}": (grey, grey, grey) for grey in (0, 64, 128, 191, 255)}
+
+    def drawn(self, drawing: UInt8[np.ndarray, "H W 3"], size: Size) -> Float32[np.ndarray, "1 _H _W 1"]:
+        """Returns the brightness of each pixel, as `pictures.heat` shows it."""
+        grey = super().drawn(drawing, size).astype(np.float32).mean(axis=-1, keepdims=True)
+        return grey / np.float32(127.5) - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

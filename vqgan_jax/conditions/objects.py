@@ -18,10 +18,10 @@ from typing import Any, ClassVar, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Int64, Integer
+from jaxtyping import Array, Bool, Float, Float64, Int, Int32, Int64, Integer, UInt8
 
 from vqgan_jax import pictures
-from vqgan_jax.conditions.base import Condition, Grid, HostTokens, Params, Pictures, Size, in_range
+from vqgan_jax.conditions.base import Color, Condition, Grid, HostTokens, Params, Pictures, Size, in_range
 from vqgan_jax.data.views import Cut, View
 
 Box: TypeAlias = tuple[float, float, float, float]  # x0 y0 w h, each in [0, 1] of the image
@@ -49,6 +49,7 @@ class Objects(Condition):
 
     argument = "condition"
     rule = "scene"
+    files = (".json",)
     object_length: ClassVar[int]
 
     num_classes: int = 1000
@@ -148,19 +149,45 @@ class Objects(Condition):
                 f'a layout must be JSON like [{{"box": [x, y, width, height], "category": 3}}, ...]; {path} is not '
                 f"({type(error).__name__}: {error}). Correct it."
             ) from error
+        return self._layout(boxes, categories, size)
+
+    def _layout(
+        self, boxes: Float64[np.ndarray, "n 4"], categories: Integer[np.ndarray, "n"], size: Size
+    ) -> Int[np.ndarray, "..."]:
+        """Tokens of objects without modifiers; of a larger image for each window."""
         modifiers, f = np.zeros_like(categories), self.downsample_factor
         grid = (size[0] // f, size[1] // f)
         if grid == self.window:
             return self.encode_objects(boxes, categories, modifiers, rng=None)
         return self.encode_windows(boxes, categories, modifiers, grid=grid, seed=0)
 
+    def brushes(self, names: Sequence[str] = ()) -> dict[str, Color]:
+        """Returns the colour of each category, that of its outline in `picture`, on light grey."""
+        named = lambda category: str(names[category] if category < len(names) else category)
+        return {"nothing": pictures.LIGHT} | {named(i): pictures.color(i + 1) for i in range(self.num_classes)}
+
+    def drawn(self, drawing: UInt8[np.ndarray, "H W 3"], size: Size) -> Int[np.ndarray, "1 ..."]:
+        """Returns the tokens of a layout: each blot of one colour is an object, and the box is what it fills.
+
+        Blots of less than a thousandth of the picture are the soft edges of others.
+        """
+        from skimage import measure  # half a second to import, which only those who draw should pay
+
+        colors = pictures.nearest(drawing, list(self.brushes().values()))
+        blots = [blot for blot in measure.regionprops(measure.label(colors)) if blot.area * 1000 >= colors.size]
+        if not blots:
+            raise ValueError("a layout must show at least one object; the drawing shows none. Draw one larger.")
+        boxes = np.array([blot.bbox for blot in blots])[:, [1, 0, 3, 2]] / (2 * drawing.shape[1::-1])
+        boxes[:, 2:] -= boxes[:, :2]
+        categories = np.array([colors[tuple(blot.coords[0])] - 1 for blot in blots])
+        return self._layout(boxes, categories, size)[None]
+
     def picture(self, frozen: Params, tokens: HostTokens, size: int, names: Sequence[str] = ()) -> Pictures:
         """Returns outlines with the categories' names, or their numbers."""
 
         def outlines(row: np.ndarray) -> list[tuple[str, tuple[float, ...], tuple[int, ...]]]:
             objects = [(number % self.num_classes, box) for number, box in self.decode_objects(row)]
-            color = lambda category: tuple(int(v) for v in pictures.colors(np.full((1, 1), category + 1))[0, 0])
-            return [(names[c] if c < len(names) else str(c), tuple(box), color(c)) for c, box in objects]
+            return [(names[c] if c < len(names) else str(c), tuple(box), pictures.color(c + 1)) for c, box in objects]
 
         known = np.minimum(tokens, self.none)  # a null token is no object
         return np.stack([pictures.boxes(outlines(row), size) for row in known])

@@ -27,6 +27,7 @@ class Text(Condition):
 
     kind = field = "text"
     argument = "condition"
+    files = CAPTIONS
 
     max_tokens: int = 128  # of a caption; longer captions of the data are cut
     num_ids: int = 0  # token ids of a tokenizer of yours are below this; 0 is UTF-8 bytes
