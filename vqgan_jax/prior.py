@@ -218,6 +218,13 @@ def visited(runs: Runs) -> Int[np.ndarray, "n 2"]:
     return np.unique(np.stack([runs.row, runs.column], axis=1), axis=0)
 
 
+def to_scan(runs: Runs, lengths: list[int], known: Bool[Array, "b t"]) -> tuple[Int[Array, "n"], ...]:
+    """Returns the fields of runs, the number of the bucket of each, and 1 where no image has a code to draw in it."""
+    unknown = jnp.append(0, jnp.cumsum(~known.all(axis=0)))  # codes to draw before each
+    is_known = unknown[runs.first + runs.count] == unknown[runs.first]
+    return tuple(jnp.asarray(x, jnp.int32) for x in (*runs, np.searchsorted(lengths, runs.before), is_known))
+
+
 def check_order(prior: CodePrior) -> None:
     """ValueError if the codes do not come row by row."""
     if prior.order != "raster":
@@ -269,7 +276,6 @@ def sample_larger(
     batch, total = len(keys), grid[0] * grid[1]
     flat = lambda codes, dtype: jnp.zeros((batch, total), dtype) if codes is None else codes.reshape(batch, total)
     given, is_given = flat(prompt, jnp.int32), flat(known, bool)
-    unknown = jnp.append(0, jnp.cumsum(~is_given.all(axis=0)))  # codes to draw before each
     window, length, weights = prior.grid, prior.condition.length, prior.network.prepare(params)
     twice = lambda rows: rows if settings.guidance is None else jnp.concatenate([rows, rows])
 
@@ -282,7 +288,7 @@ def sample_larger(
         return tokens, prior.places(prefix)
 
     size = length + window[0] * window[1] - 1
-    stretches = tuple(jnp.asarray(x, jnp.int32) for x in (*stretches, np.searchsorted(lengths, stretches.before)))
+    stretches = to_scan(stretches, lengths, is_given)
 
     def draw_all(network: PriorNetwork) -> Int[Array, "b t"]:
         fill = lambda tokens, places, last: network.prefill(weights, tokens, size, places, last)
@@ -295,7 +301,7 @@ def sample_larger(
             return jax.lax.dynamic_update_index_in_dim(codes, drawn, k, axis=1), drawn
 
         def run(codes: Array, stretch: tuple[Array, ...]) -> Array:
-            first, count, row, column, before, bucket = stretch
+            first, count, row, column, before, bucket, _ = stretch
             tokens, places = sequence(codes, row, column)
             last = length + before - 1
             logits, cache = jax.lax.switch(bucket, fills, tokens, places, last)
@@ -307,11 +313,7 @@ def sample_larger(
 
             return jax.lax.fori_loop(1, count, follow, (*choose(codes, logits, first), cache))[0]
 
-        def run_unless_known(codes: Array, stretch: tuple[Array, ...]) -> tuple[Array, None]:
-            first, count, *_ = stretch
-            known = unknown[first + count] == unknown[first]
-            return jax.lax.cond(known, lambda codes, _: codes, run, codes, stretch), None
-
-        return jax.lax.scan(run_unless_known, given.astype(jnp.int32), stretches)[0]
+        advance = lambda codes, stretch: (jax.lax.cond(stretch[-1], lambda codes, _: codes, run, codes, stretch), None)
+        return jax.lax.scan(advance, given.astype(jnp.int32), stretches)[0]
 
     return prior.network.on_this_platform(draw_all).reshape(batch, *grid)

@@ -104,7 +104,7 @@ def done(panel):
 
 def stroke(page, panel):
     """Paints from the middle of an editor's picture to the right."""
-    canvas = panel.locator("canvas")
+    canvas = panel.locator("canvas").first
     canvas.scroll_into_view_if_needed()
     page.wait_for_timeout(1000)  # the editor fits its picture into the canvas
     box = canvas.bounding_box()

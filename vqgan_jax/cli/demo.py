@@ -1,6 +1,7 @@
 """Shows a run in the browser: its codes, samples, completions, conditions and wide images."""
 
 import os
+import signal
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     flags = parser.parse_args(argv)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the page, too, and deletes the folder
     with tempfile.TemporaryDirectory(prefix="vqgan_demo_") as folder:
         # Gradio reads these when it is imported. It keeps files of visitors in this folder, and asks nobody for news.
         os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}

@@ -22,7 +22,7 @@ BRUSHES = 24  # colours of a palette
 ORANGE = "#f97316"
 FIRST_WAIT = "Working. The first picture of a kind takes longer, because JAX compiles for it."
 CSS = """
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important; }
 .pixels img { image-rendering: pixelated; }
 .pixels .grid-container { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) !important; }
 .bar { height: 8px; border-radius: 4px; background: #8884; overflow: hidden; }
