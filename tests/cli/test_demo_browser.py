@@ -1,6 +1,7 @@
 """`vqgan demo` in a real browser, tab by tab, on a desktop and on a phone; and under a flood of requests."""
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import re
@@ -23,40 +24,55 @@ CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 PATIENCE = 120_000  # milliseconds for a picture: two cores may be busy with other tests
 
 
-def served(workdir, folder):
-    """A running demo of a run: its process, its address, and what it writes."""
+@contextlib.contextmanager
+def served(workdir):
+    """A running demo of a run: its address and its process. At the end it has written no traceback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = (folder / f"{workdir.name}.log").open("w+")
+    url, log = f"http://127.0.0.1:{port}", workdir.with_suffix(".log")
     command = [sys.executable, "-m", "vqgan_jax", "demo", f"--workdir={workdir}", f"--port={port}"]
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-    url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
-    while True:
+    with log.open("w") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as process:
         try:
-            urllib.request.urlopen(url, timeout=5).close()
-            return process, url, log
-        except OSError:
-            if process.poll() is not None or time.monotonic() > deadline:
-                process.kill()
-                pytest.fail(Path(log.name).read_text())
-            time.sleep(1)
+            deadline = time.monotonic() + 600
+            while not is_up(url):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(1)
+            yield url, process.pid
+        finally:
+            process.terminate()
+    assert "Traceback" not in log.read_text(), log.read_text()
+
+
+def is_up(url):
+    try:
+        urllib.request.urlopen(url, timeout=30).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
-def demos(tmp_path_factory):
-    """Addresses of demos of a prior over classes and of one over boxes; at the end none has written a traceback."""
+def folder(tmp_path_factory):
+    """Of a tokenizer that nobody trained."""
     folder = tmp_path_factory.mktemp("demo")
-    tokenizer = untrained.save_tokenizer(folder / "tokenizer")
-    running = {}
-    for variant in ("raster", "boxes"):
-        workdir = untrained.save_prior(folder / variant, variant, tokenizer)
-        running[variant] = served(workdir, folder)
-    yield {variant: (url, process.pid) for variant, (process, url, _) in running.items()}
-    for process, _, log in running.values():
-        process.terminate()
-        process.wait(60)
-        assert "Traceback" not in Path(log.name).read_text(), Path(log.name).read_text()
+    untrained.save_tokenizer(folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classes(folder):
+    """The demo of a prior over classes."""
+    with served(untrained.save_prior(folder / "classes", "raster", folder / "tokenizer")) as demo:
+        yield demo
+
+
+@pytest.fixture(scope="module")
+def boxes(folder):
+    """The demo of a prior over boxes."""
+    with served(untrained.save_prior(folder / "boxes", "boxes", folder / "tokenizer")) as demo:
+        yield demo
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +137,11 @@ def pixels(page, address):
     return page.request.get(address).body()
 
 
-def test_codes_are_shown_picked_and_painted(visit, demos, tmp_path):
+def test_codes_are_shown_picked_and_painted(visit, classes, tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)).save(tmp_path / "noise.png")
-    page = visit(demos["raster"][0])
+    page = visit(classes[0])
     panel = tab(page, "Codes")
-    panel.locator("input[type=file]").set_input_files(tmp_path / "noise.png")
+    panel.locator("input[type=file]").first.set_input_files(tmp_path / "noise.png")
     panel.get_by_text("noise").wait_for()
     panel.get_by_role("button", name="Show its codes").click()
     pictures = panel.locator(".pixels img")
@@ -139,8 +155,8 @@ def test_codes_are_shown_picked_and_painted(visit, demos, tmp_path):
     page.wait_for_function("([old]) => document.querySelectorAll('.pixels img')[2].src !== old", arg=[before])
 
 
-def test_samples_are_drawn_and_the_same_again(visit, demos):
-    page = visit(demos["raster"][0])
+def test_samples_are_drawn_and_the_same_again(visit, classes):
+    page = visit(classes[0])
     panel = tab(page, "Sample")
     draw = panel.get_by_role("button", name="Draw", exact=True)
     draw.click()
@@ -155,8 +171,8 @@ def test_samples_are_drawn_and_the_same_again(visit, demos):
     page.get_by_text(re.compile("the class must be one of .*; got 'tiger'")).first.wait_for()
 
 
-def test_what_is_painted_over_is_completed(visit, demos):
-    page = visit(demos["raster"][0])
+def test_what_is_painted_over_is_completed(visit, classes):
+    page = visit(classes[0])
     panel = tab(page, "Complete")
     panel.get_by_role("button", name="Take it").click()
     page.wait_for_timeout(3000)
@@ -166,8 +182,8 @@ def test_what_is_painted_over_is_completed(visit, demos):
     done(panel)
 
 
-def test_a_wide_image_grows_and_stops(visit, demos):
-    page = visit(demos["raster"][0])
+def test_a_wide_image_grows_and_stops(visit, classes):
+    page = visit(classes[0])
     panel = tab(page, "Wide")
     draw, seen = panel.get_by_role("button", name="Draw", exact=True), set()
     draw.click()
@@ -180,15 +196,15 @@ def test_a_wide_image_grows_and_stops(visit, demos):
     panel.get_by_text("Stopped.").wait_for()
 
 
-def test_a_drawn_condition_makes_images(visit, demos, tmp_path):
-    page = visit(demos["boxes"][0])
+def test_a_drawn_condition_makes_images(visit, boxes, tmp_path):
+    page = visit(boxes[0])
     panel = tab(page, "Condition")
     stroke(page, panel)
     panel.get_by_role("button", name="Draw", exact=True).click()
     done(panel)
     images(panel, 5)  # the layout, and four samples
     (tmp_path / "layout.json").write_text(json.dumps([{"box": [0, 0, 2, 2], "category": 1}]))
-    panel.locator("input[type=file]").set_input_files(tmp_path / "layout.json")
+    panel.locator("input[type=file]").first.set_input_files(tmp_path / "layout.json")
     panel.get_by_text("layout").wait_for()
     panel.get_by_role("button", name="Draw", exact=True).click()
     page.get_by_text(re.compile(r"must be in \[0, 1\] of the image")).first.wait_for()
@@ -220,8 +236,8 @@ def request_for(name, count=4):
     return [name, count, 0, 1.0, 32, 1.0, 1.0, 1.0]
 
 
-def test_a_label_that_is_not_there_ten_times_at_once(demos):
-    url, _ = demos["raster"]
+def test_a_label_that_is_not_there_ten_times_at_once(classes):
+    url, _ = classes
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(lambda i: call(url, "sample", request_for(f"nobody {i}")), range(10)))
     for i, (event, data) in enumerate(answers):
@@ -231,8 +247,8 @@ def test_a_label_that_is_not_there_ten_times_at_once(demos):
     assert call(url, "sample", request_for("chelsea"))[0] == "complete"
 
 
-def test_a_flood_leaves_it_alive_and_small(demos):
-    url, pid = demos["raster"]
+def test_a_flood_leaves_it_alive_and_small(classes):
+    url, pid = classes
     call(url, "sample", request_for("chelsea"))
     before = memory(pid)
     with concurrent.futures.ThreadPoolExecutor(100) as pool:
@@ -245,8 +261,8 @@ def test_a_flood_leaves_it_alive_and_small(demos):
     assert call(url, "sample", request_for("chelsea"))[0] == "complete"
 
 
-def test_uploads_are_bounded_in_bytes_and_pixels(demos, tmp_path):
-    url, _ = demos["raster"]
+def test_uploads_are_bounded_in_bytes_and_pixels(classes, tmp_path):
+    url, _ = classes
 
     def upload(content, name):
         head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()

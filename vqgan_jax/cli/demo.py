@@ -18,7 +18,7 @@ EXAMPLES = """examples:
 
 It needs `pip install 'vqgan-jax[demo]'`. A tokenizer shows its codes; a prior shows what it draws, too. Only this
 machine can open the page, unless --host says otherwise: then everyone who reaches the machine can, without a password.
-What visitors upload is deleted after ten minutes, and when the demo ends.
+What visitors upload is deleted after an hour, and when the demo ends.
 """
 
 

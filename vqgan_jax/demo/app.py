@@ -17,14 +17,14 @@ from vqgan_jax.demo.actions import Models, Request
 MAX_BYTES = 16 * 2**20  # of an upload
 MAX_PIXELS = 2**25  # of a picture; Gradio itself opens what has up to twice as many
 MAX_WAITING = 32  # clicks that wait for the models, of all visitors together; the next one is told so
-FORGOTTEN = (60, 600)  # files of visitors: looked for every minute, deleted when they are ten minutes old
+FORGOTTEN = (300, 3600)  # files of visitors: looked for every five minutes, deleted when they are an hour old
 BRUSHES = 24  # colours of a palette
 ORANGE = "#f97316"
 FIRST_WAIT = "Working. The first picture of a kind takes longer, because JAX compiles for it."
 CSS = """
 .gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important; }
 .pixels img { image-rendering: pixelated; }
-.pixels .grid-container { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)) !important; }
+.pixels .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
 .bar { height: 8px; border-radius: 4px; background: #8884; overflow: hidden; }
 .bar i { display: block; height: 100%; background: #f97316; }
 .swatch { white-space: nowrap; margin-right: .7em; }
@@ -133,7 +133,8 @@ def picture(label: str) -> gr.Image:
 
 def gallery(label: str = "Images") -> gr.Gallery:
     """Shows images side by side."""
-    return gr.Gallery(label=label, format="png", columns=4, height="auto", object_fit="contain", elem_classes="pixels")
+    gr.Markdown(label)
+    return gr.Gallery(label=label, format="png", show_label=False, object_fit="contain", elem_classes="pixels")
 
 
 def choose_picture() -> list[Any]:
