@@ -12,11 +12,13 @@ nats = vq.log_likelihood(prior, images, labels=jnp.array([2, 4]))
 """
 
 from vqgan_jax.api import decode, encode, log_likelihood, sample, sample_indices
-from vqgan_jax.models import Prior, Tokenizer, load_prior, load_tokenizer
+from vqgan_jax.convert import hub
+from vqgan_jax.models import FETCHERS, Prior, Tokenizer, load_prior, load_tokenizer
 from vqgan_jax.nn.pixels import to_uint8
 from vqgan_jax.train import compat
 
 compat.quiet_libtpu()
+FETCHERS["hf"] = hub.run_folder
 
 __all__ = [
     "Prior",

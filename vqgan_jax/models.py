@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -24,6 +25,8 @@ from vqgan_jax.train.state import TrainState
 WEIGHTS = {"params": "raw", "ema": "ema"}  # names for people, by field of the state
 ROLES = {"tokenizer": "tokenizer", "condition": "condition's tokenizer"}
 
+# By scheme, what makes a run's folder of a name that is no path. The package fills it: what fetches stands above.
+FETCHERS: dict[str, Callable[[str], Path]] = {}
 
 Config = TypeVar("Config", configs.Stage1, configs.Stage2)
 
@@ -140,7 +143,8 @@ def load_tokenizer(path: epath.PathLike, *, step: int | str = "newest", weights:
     """Loads the tokenizer of a run: the averaged parameters where there are any.
 
     Args:
-      path: the `--workdir` of a stage-1 run; local, gs:// or s3://.
+      path: the `--workdir` of a stage-1 run; local, gs:// or s3://. Or hf://OWNER/NAME, a repository of the Hugging
+        Face hub that holds a model of ours or of any format that `vqgan_jax.convert` knows.
       step: of the checkpoint: its number; "newest", the last whole one; or "best", which training keeps for its
         held-out figure: lpips, or of segmentations error. A converted folder has one checkpoint, with the number of
         steps that its file tells, or 0, and no held-out figure: it is the newest, and there is no best.
@@ -165,7 +169,7 @@ def load_prior(
     """Loads the prior of a run, with its tokenizers.
 
     Args:
-      path: the `--workdir` of a stage-2 run; local, gs:// or s3://.
+      path: the `--workdir` of a stage-2 run; local, gs:// or s3://; or hf://OWNER/NAME, see `load_tokenizer`.
       tokenizer: the one it was trained with, or that one's folder; by default what the run's config names, or a folder
         of that name beside the run or in it. Of a folder it is the newest checkpoint, or, where that is another than
         the prior was trained with, the one that it was.
@@ -274,8 +278,9 @@ def with_fingerprints(config: configs.Stage2, tokenizer: Tokenizer, condition: T
 
 def find_tokenizer(workdir: str, role: str = "tokenizer", near: Any = None) -> Any:
     """The folder of a prior's tokenizer: as the config names it, or beside or in the prior's, if both were moved."""
-    around = [storage.place(near).parent, storage.place(near)] if near is not None else []
-    places = [storage.place(workdir), *(place / Path(workdir).name for place in around)]
+    beside = place_of(near) if near is not None else None
+    around = [beside.parent, beside] if beside is not None else []
+    places = [place_of(workdir), *(place / Path(workdir).name for place in around)]
     for place in places:
         if (place / "checkpoints").is_dir():
             return place
@@ -324,9 +329,15 @@ def _of(step: int | str) -> str:
     return "" if step == "newest" else f" of step {step}"
 
 
+def place_of(path: epath.PathLike) -> Any:
+    """Where a run is that is to be read: its path, or the folder that a fetcher makes of its name."""
+    scheme = os.fspath(path).partition("://")[0]
+    return storage.place(FETCHERS[scheme](os.fspath(path)) if scheme in FETCHERS else path)
+
+
 def folder_of(path: epath.PathLike) -> Any:
     """A run's folder; FileNotFoundError if it is none."""
-    workdir = storage.place(path)
+    workdir = place_of(path)
     if not (workdir / "checkpoints").is_dir():
         raise FileNotFoundError(
             f"a run's folder must hold `checkpoints`; {workdir} does not. Give the --workdir of `vqgan train`."

@@ -21,12 +21,13 @@ from rich.console import Console
 
 from vqgan_jax import config as configs
 from vqgan_jax import convert as readers
-from vqgan_jax.convert import taming
+from vqgan_jax.convert import hub, taming
 from vqgan_jax.data import storage
 from vqgan_jax.train import stored
 
 # The lab book: inside the installed package, or beside it in a clone.
 PAGES = [Path(__file__).parents[i] / "experiments" for i in (1, 2)]
+WEIGHTS = "of weights, a folder that holds one, hf://OWNER/NAME[@REVISION][/FILE], or a name of `vqgan models`"  # help
 
 
 class UsageError(ValueError):
@@ -126,7 +127,7 @@ def checkpoint_options(flags: argparse.Namespace) -> dict[str, Any]:
     """What these flags say: options of a format's `plan`; None where nothing is said."""
     options = taming.read_options(flags.config) if flags.config else {}
     if flags.tokenizer:
-        options["tokenizer"] = readers.plan(readers.open_checkpoint(flags.tokenizer))
+        options["tokenizer"] = readers.plan(readers.open_checkpoint(hub.fetch(flags.tokenizer)))
     named = {"num_heads": flags.heads, "condition": flags.condition, "num_codes": flags.codes, "allow": flags.allow}
     return options | {key: value for key, value in named.items() if value is not None}
 

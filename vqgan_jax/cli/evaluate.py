@@ -11,6 +11,7 @@ from rich.table import Table
 
 from vqgan_jax import cli, models
 from vqgan_jax import config as configs
+from vqgan_jax.convert import hub
 from vqgan_jax.data import storage
 from vqgan_jax.evaluate import of_images, of_prior, of_tokenizer
 from vqgan_jax.evaluate.classifier import open_classifier
@@ -41,7 +42,7 @@ reference_NETWORK.npz that every evaluation leaves. The results are evaluation.j
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """The flags, and overrides of the run's config."""
     parser = cli.parser("evaluate", __doc__, EXAMPLES)
-    parser.add_argument("--workdir", help="of the run to measure")
+    parser.add_argument("--workdir", help="of the run to measure, or hf://OWNER/NAME")
     cli.add_step_flag(parser)
     parser.add_argument("--metrics", help="with commas between; default: all common ones that need no file")
     parser.add_argument("--weights", choices=("ema", "raw"), default="", help="default: ema where there are any")
@@ -153,7 +154,8 @@ BY_STAGE: dict[int, Callable[..., Evaluation]] = {1: evaluate_tokenizer, 2: eval
 
 def save(flags: argparse.Namespace, console: Console, command: str, evaluation: Evaluation) -> None:
     """Writes the files, and prints the tables."""
-    output = storage.place(flags.output or (f"{flags.workdir}/evaluation" if flags.workdir else "evaluation"))
+    ours = flags.workdir is not None and not flags.workdir.startswith(hub.SCHEME)
+    output = storage.place(flags.output or (f"{flags.workdir}/evaluation" if ours else "evaluation"))
     storage.make_folder(output)
     results, reference = evaluation.results, evaluation.reference
     rate = reference.rate if reference else 0.0

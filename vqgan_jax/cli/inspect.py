@@ -8,11 +8,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from vqgan_jax import cli, convert
+from vqgan_jax.convert import hub
 
 EXAMPLES = """examples:
   vqgan inspect vqgan_imagenet_f16_1024.ckpt
   vqgan inspect model.safetensors --names=20
   vqgan inspect drin_transformer.ckpt --heads=16
+  vqgan inspect hf://OWNER/NAME
 
 Files of torch.save (zip or legacy), safetensors, MessagePack of Flax, and folders with a config.json. Nothing in a file
 is run, and no tensor is read: only names and shapes are.
@@ -22,13 +24,13 @@ is run, and no tensor is read: only names and shapes are.
 def main(argv: Sequence[str]) -> int:
     """`vqgan inspect`."""
     parser = cli.parser("inspect", __doc__, EXAMPLES)
-    parser.add_argument("file", help="of weights, or a folder that holds one")
+    parser.add_argument("file", help=cli.WEIGHTS)
     parser.add_argument("--names", type=int, default=8, help="shown of each list at most; default: 8")
     cli.add_checkpoint_flags(parser)
     flags = parser.parse_args(argv)
 
     console = Console()
-    checkpoint = convert.open_checkpoint(flags.file)
+    checkpoint = convert.open_checkpoint(hub.fetch(flags.file))
     sizes = [(math.prod(tensor.shape), tensor.dtype.itemsize) for tensor in checkpoint.tensors.values()]
     count, mebibytes = sum(n for n, _ in sizes), sum(n * width for n, width in sizes) / 2**20
     console.print(f"{len(sizes)} tensors, {count:,} numbers, {mebibytes:,.1f} MiB", highlight=False)

@@ -29,7 +29,7 @@ indices (int32, h w); sheet.png shows every original above its reconstruction.
 def main(argv: Sequence[str]) -> int:
     """`vqgan reconstruct`."""
     parser = cli.parser("reconstruct", __doc__, EXAMPLES)
-    parser.add_argument("--workdir", required=True, help="of the run whose tokenizer to use")
+    parser.add_argument("--workdir", required=True, help="of the run whose tokenizer to use, or hf://OWNER/NAME")
     cli.add_step_flag(parser)
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="FILE_OR_FOLDER", help="images, folders, or `photos`"

@@ -39,7 +39,7 @@ FPS = 12  # frames a second
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The flags."""
     parser = cli.parser("sample", __doc__, EXAMPLES)
-    parser.add_argument("--workdir", required=True, help="of a stage-2 run")
+    parser.add_argument("--workdir", required=True, help="of a stage-2 run, or hf://OWNER/NAME")
     cli.add_step_flag(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--tokenizer", help="folder of its tokenizer; default: as the run's config names it")

@@ -47,7 +47,7 @@ _MOST_NODES = 1_000_000  # of a tree of Flax's
 
 
 def find_published(files: Sequence[str], need: str, source: str) -> Path:
-    """Returns the first of some files that is in the folder that VQGAN_JAX_CACHE names, by default ~/.cache/vqgan_jax.
+    """Returns the first of some files that is in `storage.cache_folder`.
 
     Args:
       files: names, as they were published; all hold the same.

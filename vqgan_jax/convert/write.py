@@ -174,12 +174,13 @@ def plan(checkpoint: Checkpoint) -> Converted:
     """Finds a model of ours in an opened file; each array is a `Tensor` that is read when it is asked for.
 
     Args:
-      checkpoint: an opened file.
+      checkpoint: an opened file, or a folder that holds it.
 
     Raises:
       ConvertError: the file has no config that we know.
     """
-    return _model(checkpoint.tensors, checkpoint.other.get("__metadata__", {}))
+    file = checkpoint.other.get("weights", checkpoint.other)
+    return _model(checkpoint.tensors, file.get("__metadata__", {}))
 
 
 def _model(tensors: Tensors, metadata: Mapping[str, str], name: str = "") -> Converted:
