@@ -1,7 +1,9 @@
 """The verbs for Python users: equal under the caller's own jit, and clear about what they cannot take."""
 
 import dataclasses
+import inspect
 import itertools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,30 @@ def test_an_index_outside_the_codebook_is_refused_on_the_host_and_nan_on_a_devic
     for decode in (vq.decode, jax.jit(vq.decode)):
         finite = jnp.isfinite(decode(tokenizer, jnp.asarray(bad))).all((1, 2, 3))
         np.testing.assert_array_equal(finite, [True, False])
+
+
+def test_the_codes_of_indices_are_rows_of_the_codebook(tokenizer):
+    indices = np.arange(12).reshape(2, 2, 3) % 5
+    codebook = np.asarray(tokenizer.params["quantizer"]["codebook"])
+    rows = codebook / np.linalg.norm(codebook, axis=1, keepdims=True)  # this one's codes are of unit length
+    for embed in (vq.embed, jax.jit(vq.embed)):
+        codes = embed(tokenizer, jnp.asarray(indices).at[0, 0, 0].set(-1).at[1, 1, 1].set(16))
+        assert (codes.shape, codes.dtype) == ((2, 2, 3, 4), jnp.float32)
+        known = np.isfinite(codes).all(-1)
+        assert np.argwhere(~known).tolist() == [[0, 0, 0], [1, 1, 1]]
+        np.testing.assert_allclose(codes[known], rows[indices[known]], rtol=1e-5)
+    with pytest.raises(ValueError, match=r"must be in \[0, 16\); got values in \[0, 16\]"):
+        vq.embed(tokenizer, np.where(indices == 4, 16, indices))
+
+
+def test_everything_public_is_typed():
+    for name in vq.__all__:
+        public = getattr(vq, name)
+        signature = inspect.signature(public)
+        types = [parameter.annotation for parameter in signature.parameters.values()]
+        types += [] if inspect.isclass(public) else [signature.return_annotation]
+        assert inspect.Signature.empty not in types, name
+    assert Path(vq.__file__).with_name("py.typed").is_file()
 
 
 @pytest.fixture

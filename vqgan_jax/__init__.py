@@ -11,7 +11,7 @@ images = vq.to_uint8(vq.sample(prior, jax.random.key(0), labels=jnp.array([2, 4]
 nats = vq.log_likelihood(prior, images, labels=jnp.array([2, 4]))
 """
 
-from vqgan_jax.api import decode, encode, log_likelihood, sample, sample_indices
+from vqgan_jax.api import decode, embed, encode, log_likelihood, sample, sample_indices
 from vqgan_jax.convert import hub
 from vqgan_jax.models import FETCHERS, Prior, Tokenizer, load_prior, load_tokenizer
 from vqgan_jax.nn.pixels import to_uint8
@@ -24,6 +24,7 @@ __all__ = [
     "Prior",
     "Tokenizer",
     "decode",
+    "embed",
     "encode",
     "load_prior",
     "load_tokenizer",

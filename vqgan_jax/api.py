@@ -2,8 +2,8 @@
 
 No verb waits for a device. So shapes and dtypes are checked of everything, but values of what is on the host only
 (NumPy arrays, Python numbers): those raise. Of a `jax.Array`, which may still be in the making, and under `jit`, codes,
-labels and tokens of a condition that are out of range show in what comes of them: codes are -1, images and likelihoods
-NaN, each in its own row. The values of images and maps on a device are not looked at.
+labels and tokens of a condition that are out of range show in what comes of them: codes are -1, images,
+vectors and likelihoods NaN, each in its own row. The values of images and maps on a device are not looked at.
 """
 
 import functools
@@ -56,16 +56,26 @@ def decode(
     Raises:
       ValueError: indices of another rank or dtype, or, on the host, outside the codebook; a tile that is not positive.
     """
-    shape, dtype = jnp.shape(indices), jnp.result_type(indices)
-    if len(shape) != 3 or not jnp.issubdtype(dtype, jnp.integer):
-        raise ValueError(
-            f"`indices` must be integers of shape (b, h, w); got {dtype} of shape {shape}. Add a batch axis or cast."
-        )
+    check_codes(tokenizer, indices)
     if tile is not None and tile < 1:
         raise ValueError(f"`tile` must be a positive number of codes; got {tile}. Leave it out to decode whole images.")
-    hint = "They belong to another tokenizer, or are tokens of a condition."
-    check_range("indices", indices, tokenizer.codebook_size, hint)
     return _decode(tokenizer, indices, tile)
+
+
+def embed(tokenizer: Tokenizer, indices: Int[Array, "b h w"] | Int[np.ndarray, "b h w"]) -> Float[Array, "b h w d"]:
+    """Codes of indices; float32: the vectors that the decoder is given, of unit length where the quantizer's are.
+
+    An index outside [0, codebook_size) that cannot raise, on a device or under `jit`, has a code of NaN.
+
+    Args:
+      tokenizer: from `load_tokenizer`.
+      indices: as `encode` gives them.
+
+    Raises:
+      ValueError: indices of another rank or dtype, or, on the host, outside the codebook.
+    """
+    check_codes(tokenizer, indices)
+    return _embed(tokenizer, indices)
 
 
 def sample(prior: Prior, key: Key[Array, "*b"], **options: Any) -> Float[Array, "b H W c"]:
@@ -234,6 +244,14 @@ def _encode(tokenizer: Tokenizer, images: Any) -> Any:
     return quantized.indices
 
 
+@jax.jit
+def _embed(tokenizer: Tokenizer, indices: Any) -> Any:
+    lookup = lambda module, codes: module.quantizer.lookup(codes)
+    codes: Any = tokenizer.module.apply({"params": tokenizer.params}, indices, method=lookup)
+    known = (indices >= 0) & (indices < tokenizer.codebook_size)
+    return jnp.where(known[..., None], codes.astype(jnp.float32), jnp.nan)
+
+
 @functools.partial(jax.jit, static_argnames="tile")
 def _decode(tokenizer: Tokenizer, indices: Any, tile: int | None) -> Any:
     known = (indices >= 0) & (indices < tokenizer.codebook_size)
@@ -289,6 +307,17 @@ def check_indices(prior: Prior, indices: Any, count: int, grid: tuple[int, int])
             f"trained on images of {prior.image_size} pixels."
         )
     check_range("codes", indices, size, "They belong to another tokenizer.")
+
+
+def check_codes(tokenizer: Tokenizer, indices: Any) -> None:
+    """Raises ValueError for what is no grid of codes, and for values on the host that are outside the codebook."""
+    shape, dtype = jnp.shape(indices), jnp.result_type(indices)
+    if len(shape) != 3 or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"`indices` must be integers of shape (b, h, w); got {dtype} of shape {shape}. Add a batch axis or cast."
+        )
+    hint = "They belong to another tokenizer, or are tokens of a condition."
+    check_range("indices", indices, tokenizer.codebook_size, hint)
 
 
 def check_images(tokenizer: Tokenizer, images: Any) -> None:
