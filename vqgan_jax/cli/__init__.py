@@ -162,7 +162,8 @@ def find_page(page: str) -> Path:
     path = Path(page).resolve()
     if path.is_file() and path.suffix in (".py", ".json"):
         return path
-    shipped = {file.stem: file for folder in PAGES for file in sorted(folder.glob("*_*.py"))}
+    files = [file for folder in PAGES for file in sorted(folder.glob("*.py")) if file.stem != "recipe"]
+    shipped = {file.stem: file for file in files}
     if page not in shipped:
         raise UsageError(
             "`--config` must name a Python file, the config.json of a run, or a page that comes with the package; "

@@ -5,7 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ EXAMPLES = """examples:
   vqgan plan --config=stage2_imagenet --what=sample --topology=v6e:2x2 --batch=16 --profile
   vqgan plan --config=stage1_imagenet --topology=h100:8,4xa100:8 --batch=16
   vqgan plan --config=stage1_photos --topology=cpu:8 --batch=1
+  vqgan plan --config=own --fit --topology=v5e:1x1,h100:1
+  vqgan plan --config=own --fit --topology=cpu:1 --memory=24
 
 Compiles what would run, for chips that are only described: pip install 'vqgan_jax[tpu]' brings the compiler of TPUs,
 pip install 'vqgan_jax[cuda-plan]' that of GPUs; no TPU, no GPU and no driver is needed. Every key of the config is a
@@ -33,6 +35,9 @@ itself, so that only what changed is compiled again.
 
 `--what=start` is the first state of a tokenizer, out of --config.quantizer.kmeans_batches batches at once: what must
 fit before the first step.
+
+`--fit` plans every size of a page with a dial, `own` or `own_prior`, and says which is the largest that fits. For a
+machine that has no name here plan for cpu:1 with its --memory, and leave a fifth of it free.
 
 Of sampling: what a token of each row takes in the loop, over a floor: the time to read the parameters and half of the
 full cache of keys and values at the datasheet's bandwidth.
@@ -57,26 +62,32 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--executable", metavar="FILE", help="writes the serialised program, of one topology and batch")
     parser.add_argument("--profile", action="store_true", help="prints the cycles by module and by kind of operation")
     parser.add_argument("--cache", default="~/.cache/vqgan_jax/plan", metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--fit", action="store_true", help="plans every size of the page, and says which one fits")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="of a device, where the topology is cpu:N")
     flags, overrides = parser.parse_known_args(argv)
 
-    config, names = cli.load_config(flags.config, overrides), flags.topology.split(",")
+    specs, names = sizes_of(flags.config) if flags.fit else [flags.config], flags.topology.split(",")
+    loaded = {spec: cli.load_config(spec, overrides) for spec in specs}
     batches = [int(text) if text.isdecimal() else 0 for text in flags.batch.split(",")] if flags.batch else [None]
     if 0 in batches:
         raise cli.UsageError(f"`--batch` must be positive whole numbers a chip; got {flags.batch!r}. Such as 16,32.")
-    if flags.executable and len(names) * len(batches) > 1:
+    if flags.executable and len(specs) * len(names) * len(batches) > 1:
         raise cli.UsageError("`--executable` is one program; give one topology and one batch.")
 
     console = Console()
     prepare(names)
     plans = []
-    for name, batch in itertools.product(names, batches):
-        plans.append(one(config, flags, name, batch, console))
+    for spec, name, batch in itertools.product(specs, names, batches):
+        plans.append(one(spec, loaded[spec], flags, name, batch, console))
         if flags.json:  # after each: a long list may be stopped
             Path(flags.json).write_text(json.dumps([plan.record() for plan in plans], indent=1) + "\n")
+    if flags.fit:
+        fitting(plans, loaded, console)
+        return 0
     console.print(*report.tables(plans))
     for compiler in dict.fromkeys(plan.topology.compiler for plan in plans):
         console.print(f"compiled by {compiler}", soft_wrap=True, highlight=False)
-    if flags.what == "step" and stage_of(config).start_batches:
+    if flags.what == "step" and stage_of(loaded[flags.config]).start_batches:
         text = "The first state is made of data by a program of its own: plan it, too, with --what=start."
         console.print(text, soft_wrap=True)
     for plan in plans:
@@ -107,14 +118,37 @@ def prepare(names: Sequence[str]) -> None:
         pass
 
 
-def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, console: Console) -> report.Plan:
+def sizes_of(page: str) -> list[str]:
+    """Returns the configs of all sizes of a page; UsageError if it has no dial."""
+    with cli.page_module(cli.find_page(page)) as module:
+        if not hasattr(module, "SIZES"):
+            raise cli.UsageError(
+                f"`--fit` needs a page with a dial, own or own_prior, without a variant; got {page!r}."
+            )
+        return [f"{page}:{size}" for size in module.SIZES]
+
+
+def fitting(plans: Sequence[report.Plan], loaded: Mapping[str, Any], console: Console) -> None:
+    """Prints what fits of the sizes of a page, and how to train the largest of that."""
+    console.print(report.sizes(plans, [loaded[plan.config].steps for plan in plans]))
+    for name in dict.fromkeys(plan.topology.name for plan in plans):
+        fit = [plan.config for plan in plans if plan.topology.name == name and plan.fits]
+        text = f"--config={fit[-1]} is the largest that fits" if fit else "none fits; give a smaller --batch"
+        console.print(f"{name}: {text}", soft_wrap=True, highlight=False)
+
+
+def one(
+    spec: str, config: Any, flags: argparse.Namespace, name: str, batch: int | None, console: Console
+) -> report.Plan:
     """Returns the plan of one topology and batch; the compiler's time is shown while it passes."""
     target = topology.describe(name)
     mesh = program.make_mesh(config, target.devices)
+    if flags.fit and batch is None:  # the page's batch, rounded up to equal shares
+        batch = -(-config.batch_size // mesh.size)
     if batch is not None:
         config = dataclasses.replace(config, batch_size=batch * mesh.size)
     function, arguments = lowering.call(config, mesh, flags.what)
-    title, cache = f"{name}, {config.batch_size} on {mesh.size} chips", storage.place(flags.cache)
+    title, cache = f"{spec} on {name}, {config.batch_size} on {mesh.size} chips", storage.place(flags.cache)
     with tracking(console) as track:
         advance = track(f"{title}: lowering", 1)
         lowered = function.lower(*arguments)
@@ -128,7 +162,8 @@ def one(config: Any, flags: argparse.Namespace, name: str, batch: int | None, co
         advance(1)
     if flags.executable and executable is not None:
         Path(flags.executable).write_bytes(serialize_executable.serialize(executable)[0])
-    return plan_of(config, flags.config, flags.what, target, mesh, arguments, outcome)
+    plan = plan_of(config, spec, flags.what, target, mesh, arguments, outcome)
+    return dataclasses.replace(plan, memory_bytes=flags.memory and flags.memory * report.GIB)
 
 
 def plan_of(

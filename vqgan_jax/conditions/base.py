@@ -7,7 +7,7 @@ that are `derived` are no keys: `Condition.bind` fills them from the rest of the
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import jax
@@ -102,6 +102,10 @@ class Condition:
                 f"the {self.vocab_size} tokens of the condition must be rows of the {codebook_size} codes with "
                 "condition.shared_vocab. Set it to False."
             )
+
+    def of_classes(self, names: Callable[[], Sequence[str]]) -> "Condition":
+        """Returns the condition of a run's data, whose class names `names` looks up; itself unless a key is open."""
+        return self
 
     def check_classes(self, source: str, names: Sequence[str]) -> None:
         """Raises ValueError where the classes of the data are none of the condition's."""

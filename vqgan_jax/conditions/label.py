@@ -1,7 +1,7 @@
 """A class, or nothing."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -43,7 +43,12 @@ class Unconditional(Condition):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassLabel(Condition):
-    """The class's number, from "label"; one more number is the null token where it may be dropped."""
+    """The class's number, from "label"; one more number is the null token where it may be dropped.
+
+    Fields:
+      num_classes: 0 takes those of the data when a run begins: as many as there are, and no condition where there are
+        none. The run writes down what that was, and goes on with nothing else.
+    """
 
     kind = "class"
     field = "label"
@@ -60,6 +65,13 @@ class ClassLabel(Condition):
     def num_values(self) -> int:
         """All classes."""
         return self.num_classes
+
+    def of_classes(self, names: Callable[[], Sequence[str]]) -> Condition:
+        """Returns the condition with the number of classes that the data have, or none."""
+        if self.num_classes:
+            return self
+        count = len(names())
+        return dataclasses.replace(self, num_classes=count) if count else Unconditional(drop=0.0)
 
     def check_classes(self, source: str, names: Sequence[str]) -> None:
         """Raises ValueError for data without classes, or with more than `num_classes`."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -28,6 +29,7 @@ class Plan:
       outcome: what the compiler says.
       rounds: of the loop over tokens, for "sample".
       token_bytes: that a device must read in each; see `lowering.token_bytes`.
+      memory_bytes: of a device of which no datasheet is known.
     """
 
     config: str
@@ -42,6 +44,7 @@ class Plan:
     outcome: Outcome
     rounds: int = 0
     token_bytes: float = 0.0
+    memory_bytes: float | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -71,7 +74,8 @@ class Plan:
     @property
     def free_bytes(self) -> float | None:
         """Memory that is left, or (negative) that lacks."""
-        return self.topology.chip.hbm - self.outcome.hbm_bytes if self.topology.chip else None
+        memory = self.topology.chip.hbm if self.topology.chip else self.memory_bytes
+        return None if memory is None else memory - self.outcome.hbm_bytes
 
     @property
     def fits(self) -> bool:
@@ -119,7 +123,8 @@ class Plan:
         more = self.topology.chip.advice if self.topology.chip else ""
         if self.held > 0.5 * self.outcome.hbm_bytes:
             return lacking + "Most of it is the state: raise --config.mesh.fsdp, or take more chips." + more
-        less = "a smaller --batch, more chips, or --config.model.remat=full, of a prior --config.transformer.remat=full"
+        less = "a smaller --batch, --config.accumulate=2 or more, more chips, or --config.model.remat=full, of a prior "
+        less += "--config.transformer.remat=full"
         return f"{lacking}Most of it are activations: take {less}." + more
 
 
@@ -164,6 +169,16 @@ def by_kernel(plan: Plan) -> dict[str, tuple[float, float]]:
     rows = {kind: [row[3:] for row in plan.outcome.costs if row[2] == kind] for kind in chip.kernels}
     total = lambda column, row: sum((values[column] for values in row), start=0.0)
     return {kind: (total(0, row), total(1, row) / chip.clock) for kind, row in rows.items()}
+
+
+def sizes(plans: Sequence[Plan], steps: Sequence[int]) -> Table:
+    """Returns a table with a row a plan: what fits, and how long so many steps take where that is known."""
+    made = headed("a device", "config", "topology", "batch", "fits", "needs GiB", "TFLOP a step", "days")
+    for plan, count in zip(plans, steps, strict=True):
+        name = plan.config, plan.topology.name, f"{plan.batch_size / len(plan.topology.devices):g}"
+        needs, work = number(plan.outcome.hbm_bytes, 2, 1 / GIB), number(plan.model_flops, 2, 1e-12)
+        made.add_row(*name, fits(plan), needs, work, number(plan.seconds, 2, count / 86_400))
+    return made
 
 
 def headed(title: str, *heads: str) -> Table:

@@ -199,7 +199,7 @@ def open_stage1(config: configs.Stage1, mesh: jax.sharding.Mesh) -> Program:
 def open_stage2(config: configs.Stage2, mesh: jax.sharding.Mesh) -> Program:
     """The program of a prior, on images and their tokenizer or on a token cache."""
     tokenizers = models.load_frozen(config)
-    config = models.with_fingerprints(config, *tokenizers)
+    config = of_data(models.with_fingerprints(config, *tokenizers))
     sources = [open_examples(config, split) for split in ("train", "validation")]
     rows = jax.NamedSharding(mesh, sharding.BATCH)
     stage = Stage2.from_config(config, tokenizers[0].module, models.condition_module(*tokenizers), rows=rows)
@@ -224,15 +224,34 @@ def open_split(config: Config, split: str) -> data.Source:
     return data.open_source(d.source, split=split, data_dir=d.data_dir, image_size=d.image_size)
 
 
-def open_examples(config: configs.Stage2, split: str) -> Any:
-    """A prior's images, or its token cache; `split` is "train" or "validation".
+def of_data(config: configs.Stage2) -> configs.Stage2:
+    """The config of a prior whose condition has the classes of the data, where the config leaves them open.
 
     Raises:
-      ValueError: the cache or the labels do not fit the config.
+      ValueError: it wants guidance, and there is no condition.
     """
-    condition, d = config.condition, config.data
+    names = lambda: open_any(config, "train").class_names
+    config = dataclasses.replace(config, condition=config.condition.of_classes(names))
+    config.check()
+    return config
+
+
+def open_any(config: configs.Stage2, split: str) -> Any:
+    """A prior's images, or its token cache, as they are; `split` is "train" or "validation"."""
+    d = config.data
     if data.is_cache(d.source):
-        source = data.open_tokens(d.source, split=split, fingerprint=config.tokenizer.fingerprint)
+        return data.open_tokens(d.source, split=split, fingerprint=config.tokenizer.fingerprint)
+    return open_split(config, {"train": d.train_split, "validation": d.eval_split}[split])
+
+
+def open_examples(config: configs.Stage2, split: str) -> Any:
+    """What `open_any` opens, if it fits the config.
+
+    Raises:
+      ValueError: the cache or the labels do not.
+    """
+    condition, d, source = config.condition, config.data, open_any(config, split)
+    if data.is_cache(d.source):
         facts = {"grid": config.grid, "condition": condition.meaning(d, config.tokenizer)}
         for name, expected in facts.items():
             if getattr(source.plan, name) != expected:
@@ -240,8 +259,6 @@ def open_examples(config: configs.Stage2, split: str) -> Any:
                     f"the token cache must have {name} {expected}; {d.source} has {getattr(source.plan, name)}. Run "
                     "`vqgan tokenize` with this config into another folder."
                 )
-    else:
-        source = open_split(config, {"train": d.train_split, "validation": d.eval_split}[split])
     condition.check_classes(d.source, source.class_names)
     return source
 

@@ -41,7 +41,7 @@ def write_cache(
     if data.is_cache(config.data.source):
         raise ValueError(f"a token cache is made of images; `config.data.source` is {config.data.source!r}.")
     tokenizers = models.load_frozen(config, step=step)
-    config = models.with_fingerprints(config, *tokenizers)
+    config = program.of_data(models.with_fingerprints(config, *tokenizers))
     sources = {split: program.open_examples(config, split) for split in ("train", "validation")}
     mesh = sharding.local_mesh()
     batch_size = -(-config.batch_size // mesh.size) * mesh.size
