@@ -207,6 +207,11 @@ class Log:
     eval_metrics: tuple[str, ...] = ()  # of `vqgan evaluate`: fd_vgg, ssim, own_class, ...
     checkpoint_every: int = 2_500
     keep: int = 2  # newest checkpoints kept beside the best
+    tracker: str = ""  # wandb | trackio beside metrics.jsonl and TensorBoard
+
+    def check(self) -> None:
+        """Raises ValueError for an unknown tracker."""
+        check_known("log.tracker", self.tracker, ("", "wandb", "trackio"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from vqgan_jax.data import storage
 from vqgan_jax.nn import fields
 from vqgan_jax.train import metrics as metrics_lib
 from vqgan_jax.train import program as programs
-from vqgan_jax.train import sharding, stored
+from vqgan_jax.train import sharding, stored, trackers
 from vqgan_jax.train.checkpoint import Checkpoints, gathered
 from vqgan_jax.train.program import Config, Program
 from vqgan_jax.train.state import TrainState
@@ -179,15 +179,18 @@ def train(
     """
     with Stop() as stop, Goodput() as goodput, contextlib.ExitStack() as stack:
         with goodput.section("start"):
+            first_process = jax.process_index() == 0
+            package = trackers.load(config.log.tracker if first_process else "")  # before anything takes minutes
             mesh = programs.make_mesh(config)
             program = programs.open_program(config, mesh)
             config, batches = program.config, program.batches()
             measure = evaluator_of(evaluator, config, workdir)
             checkpoints = stack.enter_context(Checkpoints(workdir, keep=config.log.keep, best=program.stage.best))
             state, first = begin(program, checkpoints, batches, console)
-            if jax.process_index() == 0:
+            if first_process:
                 storage.write_json(workdir / "config.json", stored.to_json(config))
-            writer = metrics_lib.Writer(workdir, resume_from=first, enabled=jax.process_index() == 0)
+            tracker = trackers.Tracker(package, workdir, fields.write(config)) if package else None
+            writer = metrics_lib.Writer(workdir, resume_from=first, enabled=first_process, tracker=tracker)
             stack.callback(writer.close)
             key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
             seconds = config.data.timeout_seconds

@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 
 from vqgan_jax import pictures
 from vqgan_jax.data import storage
+from vqgan_jax.train.trackers import Tracker
 
 PART = re.compile(r"metrics-(\d{6})\.jsonl")  # lines of a run in a bucket, which appends nothing
 PART_SECONDS = 120  # what is collected for the next part is at most so old
@@ -160,11 +161,11 @@ class Writer:
     """Writes `metrics.jsonl`, `images/*.png` and TensorBoard events in a workdir; on all processes but 0, nothing.
 
     What was written after step `resume_from`, by a run that was killed before its next checkpoint, is dropped: the
-    same steps come again. `kept` and `dropped` are the lines of both kinds.
+    same steps come again. `kept` and `dropped` are the lines of both kinds. A `tracker` gets everything, too.
     """
 
-    def __init__(self, workdir: epath.Path, *, resume_from: int, enabled: bool) -> None:
-        self.enabled, self.kept, self.dropped = enabled, [], []
+    def __init__(self, workdir: epath.Path, *, resume_from: int, enabled: bool, tracker: Tracker | None = None) -> None:
+        self.enabled, self.kept, self.dropped, self.tracker = enabled, [], [], tracker
         if not enabled:
             return
         self.images = workdir / "images"
@@ -195,6 +196,8 @@ class Writer:
         named = {f"{prefix}/{name}": value for name, value in values.items()}
         for name, value in named.items():
             self.files.board.add_scalar(name, value, step)
+        if self.tracker:
+            self.tracker.scalars(step, named)
         self.files.line(json.dumps({"step": step, "time": round(time.time(), 3), **named}) + "\n")
 
     def picture(self, step: int, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
@@ -203,6 +206,8 @@ class Writer:
             return
         (self.images / f"{name}_{step:07d}.png").write_bytes(pictures.png(image))
         self.files.board.add_image(name, image, step, dataformats="HWC")
+        if self.tracker:
+            self.tracker.picture(step, name, image)
 
     def commit(self) -> None:
         """What was told until now is in the workdir afterwards: a state that is saved then has all its lines."""
@@ -213,3 +218,5 @@ class Writer:
         """Flushes."""
         if self.enabled:
             self.files.close()
+        if self.tracker:
+            self.tracker.close()
