@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -68,7 +67,9 @@ def main(argv: Sequence[str]) -> int:
 
     specs, names = sizes_of(flags.config) if flags.fit else [flags.config], flags.topology.split(",")
     loaded = {spec: cli.load_config(spec, overrides) for spec in specs}
-    batches = [int(text) if text.isdecimal() else 0 for text in flags.batch.split(",")] if flags.batch else [None]
+    batches: list[int | None] = [None]
+    if flags.batch:
+        batches = [int(text) if text.isdecimal() else 0 for text in flags.batch.split(",")]
     if 0 in batches:
         raise cli.UsageError(f"`--batch` must be positive whole numbers a chip; got {flags.batch!r}. Such as 16,32.")
     if flags.executable and len(specs) * len(names) * len(batches) > 1:
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     console = Console()
     prepare(names)
     plans = []
-    for spec, name, batch in itertools.product(specs, names, batches):
+    for spec, name, batch in [(spec, name, batch) for spec in specs for name in names for batch in batches]:
         plans.append(one(spec, loaded[spec], flags, name, batch, console))
         if flags.json:  # after each: a long list may be stopped
             Path(flags.json).write_text(json.dumps([plan.record() for plan in plans], indent=1) + "\n")

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Float32, Integer
 
 from vqgan_jax.data import images
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".pgm", ".tif", ".tiff", ".webp"})
+VALUE_EXTENSIONS = EXTENSIONS | {".npy"}
 CAPTIONS = (".txt", ".npy")  # what files of captions end in
 SPLITS = ("train", "validation", "all")
 VALIDATION_FRACTION = 0.05
@@ -35,8 +36,11 @@ class Folder:
     a dot are skipped. Captions of an image lie beside it, in a file of its name that ends in .txt or .npy.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, split: str):
+    def __init__(self, path: str | os.PathLike[str], *, split: str, value_range: tuple[float, ...] = ()):
         """Lists the images of `split` ("train", "validation" or "all") below `path`.
+
+        With a `value_range`, which `images.decode_values` brings to [-1, 1], files .npy are images, too, and all have
+        the number of channels of the first.
 
         Raises:
           ValueError: if the split is unknown, `path` is no folder, or it holds no image for the split.
@@ -50,30 +54,47 @@ class Folder:
         roots = {part: root / name for name, part in _SPLIT_FOLDERS.items() if (root / name).is_dir()}
         if len(roots) < 2:  # the folder has no splits of its own
             roots = {"": root}
-        files = [(part, base, file) for part, base in roots.items() for file in image_files(base)]
+        extensions = VALUE_EXTENSIONS if value_range else EXTENSIONS
+        files = [(part, base, file) for part, base in roots.items() for file in image_files(base, extensions)]
         names = sorted({_class_name(file) for _, _, file in files})
         self.class_names = () if names == [""] else tuple(names)
         chosen = [(base, file) for part, base, file in files if split in ("all", part or hash_split(file))]
         if not chosen:
             raise ValueError(
-                f"a folder must hold images ({', '.join(sorted(EXTENSIONS))}) for every split; {os.fspath(path)!r} "
-                f"has {len(files)} in all and none for {split!r}. Add images, or choose the split 'all'."
+                f"a folder must hold images ({', '.join(sorted(extensions))}) for every split; {os.fspath(path)!r} "
+                f"has {len(files)} in all and none for {split!r}. Add images, of which one in twenty is for "
+                "validation; or make folders train and validation; or choose 'all' by --config.data.train_split and "
+                "--config.data.eval_split."
             )
         self._paths = [os.path.join(base, file) for base, file in chosen]
+        self._value_range, self._first = value_range, os.path.join(*files[0][1:])
         self._labels = np.array([bisect.bisect_left(names, _class_name(file)) for _, file in chosen], np.int32)
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def __getitem__(self, index: SupportsIndex) -> Mapping[str, Any]:
-        """Image (uint8 H W 3), label (int32) and, in a function, the captions of number `index`.
+        """Image (uint8 H W 3, or float32 H W c), label (int32) and, in a function, the captions of number `index`.
 
         Raises:
           ImageError: the image cannot be decoded.
         """
         path = self._paths[index]
-        text = functools.partial(captions_beside, path)
-        return {"image": images.decode(path), "label": self._labels[index], "text": text}
+        image = self._values(path) if self._value_range else images.decode(path)
+        return {"image": image, "label": self._labels[index], "text": functools.partial(captions_beside, path)}
+
+    def _values(self, path: str) -> Float32[np.ndarray, "H W c"]:
+        image = images.decode_values(path, self._value_range)
+        if image.shape[-1] != self._channels:
+            raise images.ImageError(
+                f"images of a folder must have equally many channels; {path} has {image.shape[-1]}, and the first, "
+                f"{self._first}, has {self._channels}. Convert or remove it."
+            )
+        return image
+
+    @functools.cached_property
+    def _channels(self) -> int:
+        return images.decode_values(self._first, self._value_range).shape[-1]
 
 
 def captions_beside(path: str) -> Sequence[str] | Integer[np.ndarray, "n t"]:
@@ -83,7 +104,7 @@ def captions_beside(path: str) -> Sequence[str] | Integer[np.ndarray, "n t"]:
       ValueError: there is no such file, or there are both, or it holds no captions.
     """
     stem = os.path.splitext(path)[0]
-    files = [stem + ending for ending in CAPTIONS if os.path.exists(stem + ending)]
+    files = [file for file in (stem + ending for ending in CAPTIONS) if file != path and os.path.exists(file)]
     if len(files) != 1:
         raise ValueError(
             f"an image's captions must be in one file beside it, {stem}.txt or .npy; there are {len(files)}. Write one."

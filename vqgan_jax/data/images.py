@@ -1,7 +1,8 @@
-"""From image files to arrays: pictures as 8-bit RGB, label maps, depth; or an `ImageError` that names the file."""
+"""From image files to arrays: pictures as 8-bit RGB, values of any channels, label maps, depth; or an `ImageError`."""
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,10 @@ from PIL import Image, ImageOps
 
 Data = bytes | str | os.PathLike[str]  # the bytes of a file, or its path
 Labels = UInt8[np.ndarray, "H W"] | UInt16[np.ndarray, "H W"]
+
+
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # what such a file begins with
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 class ImageError(ValueError):
@@ -39,6 +44,54 @@ def decode(data: Data, *, name: str = "") -> UInt8[np.ndarray, "H W 3"]:
     """
     with _readable(data, name) as (content, _):
         return np.asarray(_to_rgb(_open(content)))
+
+
+def decode_values(data: Data, value_range: tuple[float, ...], *, name: str = "") -> Float32[np.ndarray, "H W c"]:
+    """Decodes an image of any number of channels, of whole numbers or floats, to [-1, 1] by its values as stored.
+
+    Args:
+      data: the bytes of a file, or its path: PNG and what else Pillow reads, TIFF of any channels (pages of one size
+        are channels, too), or an array of `numpy.save`, H W or H W c.
+      value_range: the values that become -1 and 1; what lies outside is as at the end.
+      name: what to call the image in errors; the path where `data` is one.
+
+    Raises:
+      ImageError: if the file is damaged, too large, a PNG of 16-bit colours, which Pillow cuts to 8, or holds values
+        that are no numbers or not finite.
+      OSError: if the file at the path `data` cannot be read.
+    """
+    with _readable(data, name) as (content, name):
+        values = _values(content, name)
+    if values.ndim == 2:
+        values = values[..., None]
+    if values.ndim != 3 or 0 in values.shape or values.dtype.kind not in "biuf" or not np.isfinite(values).all():
+        raise ImageError(
+            f"an image must be an array H W or H W c of finite numbers; {name} is {values.dtype} of shape "
+            f"{values.shape}{', with values that are not finite' * (values.dtype.kind == 'f')}. Mend or remove it."
+        )
+    low, high = value_range
+    return (2 * (values.astype(np.float64).clip(low, high) - low) / (high - low) - 1).astype(np.float32)
+
+
+def _values(content: bytes, name: str) -> np.ndarray:
+    """The values of a file as they are stored; of an array or a TIFF, of whatever shape."""
+    if content.startswith(np.lib.format.MAGIC_PREFIX):
+        return np.load(io.BytesIO(content), allow_pickle=False)
+    if content[:4] in TIFF:
+        from tifffile import TiffFile  # half a second to import, which only those who use it should pay
+
+        with TiffFile(io.BytesIO(content)) as file:
+            series = file.series[0]
+            _check_pixels(*series.shape)
+            rows, columns = series.axes.index("Y"), series.axes.index("X")
+            values = np.moveaxis(series.asarray(), (rows, columns), (0, 1))
+            return values.reshape(*values.shape[:2], -1)
+    image = _open(content)
+    if content.startswith(PNG) and content[24] == 16 and image.mode not in ("I", "I;16", "F"):
+        raise ImageError(
+            f"Pillow cuts 16-bit colours of a PNG to 8 bits; {name} is one. Write a TIFF or an .npy instead."
+        )
+    return np.asarray(image.convert("RGB") if image.mode == "P" else image)
 
 
 def decode_labels(data: Data, *, name: str = "") -> Labels:
@@ -141,6 +194,11 @@ def _readable(data: Data, name: str) -> Iterator[tuple[bytes, str]]:
         yield content, name
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"an image must have at most {Image.MAX_IMAGE_PIXELS:,} pixels in all, lest one file fill the memory; "
+            f"{name} has more (DecompressionBombError: {error}). Make it smaller, or cut it into parts."
+        ) from error
     except Exception as error:  # damaged files make Pillow raise SyntaxError, struct.error, KeyError, zlib.error, ...
         raise ImageError(
             f"an image must be a whole, readable file; {name} is not ({type(error).__name__}: {error}). Replace or "
@@ -151,10 +209,15 @@ def _readable(data: Data, name: str) -> Iterator[tuple[bytes, str]]:
 def _open(content: bytes) -> Image.Image:
     """The first frame, upright, with its pixels loaded; all sorts of errors if the file is damaged."""
     image = Image.open(io.BytesIO(content))
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and image.width * image.height > limit:  # Pillow itself only warns up to twice the limit
-        raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels exceed the limit of {limit}")
+    _check_pixels(image.width, image.height)  # Pillow itself only warns up to twice the limit
     return ImageOps.exif_transpose(image)
+
+
+def _check_pixels(*sides: int) -> None:
+    """DecompressionBombError for more values than Pillow's limit."""
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and math.prod(sides) > limit:
+        raise Image.DecompressionBombError(f"{' x '.join(map(str, sides))} exceed the limit of {limit}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
