@@ -266,8 +266,19 @@ def frozen(tokenizer: Tokenizer, condition: Tokenizer | None) -> dict[str, Any]:
 
 
 def with_fingerprints(config: configs.Stage2, tokenizer: Tokenizer, condition: Tokenizer | None) -> configs.Stage2:
-    """The config with what its tokenizers were."""
+    """The config with what its tokenizers were, and the range of values that the one of the images reads.
+
+    Raises:
+      ValueError: the config has another range.
+    """
     replace = dataclasses.replace
+    values = tokenizer.config.data.value_range if tokenizer.run else ()
+    if config.data.value_range not in ((), values):
+        raise ValueError(
+            f"`config.data.value_range` must be that of the tokenizer, {values}; got {config.data.value_range}. Leave "
+            "it out."
+        )
+    config = replace(config, data=replace(config.data, value_range=values))
     config = replace(config, tokenizer=replace(config.tokenizer, fingerprint=fingerprint(tokenizer)))
     own = config.condition.own_tokenizer
     if condition is None or own is None:

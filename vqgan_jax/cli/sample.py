@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, UInt8
-from PIL import Image
 from rich.console import Console
 
 import vqgan_jax as vq
@@ -174,7 +173,7 @@ def save(
     labels = subjects.labels[which]
     names = which if subjects.rows else labels
     for image, name, number in zip(images, names, numbers, strict=True):
-        Image.fromarray(image).save(output / f"{name:04d}_{number:06d}.png")
+        (output / f"{name:04d}_{number:06d}.png").write_bytes(pictures.png(pictures.grid(image[None], columns=1)))
     np.savez(output / "samples.npz", images=images, indices=indices, labels=labels, subjects=which, numbers=numbers)
     rows = [images[which == subject][:8] for subject in range(len(subjects.labels))]
     rows = [np.concatenate([*(b[i : i + 1] for b in subjects.beside), row]) for i, row in enumerate(rows)]

@@ -38,7 +38,7 @@ from vqgan_jax.nn.discriminator import DISCRIMINATORS, Discriminator, PatchDiscr
 from vqgan_jax.nn.fields import check_known, kind_of, section
 from vqgan_jax.nn.maskgit import MaskGIT
 from vqgan_jax.nn.network import PriorNetwork
-from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL, LogitDistance
+from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL, SEEN_CHANNELS, LogitDistance
 from vqgan_jax.nn.pixelsnail import PixelSNAIL
 from vqgan_jax.nn.quantizer import QUANTIZERS, Quantizer, VectorQuantizer
 from vqgan_jax.nn.transformer import Transformer
@@ -94,6 +94,13 @@ class Stage1(Run):
             f"{m.image_channels} channels, widths {[m.channels * n for n in m.channel_multipliers]}"
         )
 
+    @property
+    def best(self) -> str:
+        """The held-out figure that is lowest at the best checkpoint: of what LPIPS cannot see, another."""
+        if views.FIELDS[self.data.field].is_categories:
+            return "error"
+        return "lpips" if self.model.image_channels in SEEN_CHANNELS else "l1"
+
     def make_vqgan(self) -> VQGAN:
         """Returns the tokenizer's module with its quantizer."""
         return self.model.clone(quantizer=self.quantizer)
@@ -121,9 +128,19 @@ class Stage1(Run):
         check_known("data.field", self.data.field, views.FIELDS)
         name, channels, loss = self.data.field, self.model.image_channels, self.loss
         labels, expected = views.FIELDS[name].is_categories, views.FIELDS[name].channels or channels
-        if channels != expected:
+        if self.data.value_range and name != "image":
             raise ValueError(
-                f"`config.model.image_channels` must be {expected} of data.field {name!r}; got {channels}."
+                f"`config.data.value_range` is for data.field 'image'; got {name!r}. Leave one of them out."
+            )
+        if channels != expected and not self.data.value_range:
+            raise ValueError(
+                f"`config.model.image_channels` must be {expected} of data.field {name!r}; got {channels}. Images of "
+                "other channels need data.value_range, the values that become -1 and 1."
+            )
+        if not (labels or channels in SEEN_CHANNELS) and (loss.perceptual_weight or loss.semantic_weight):
+            raise ValueError(
+                "the networks of the perceptual losses see three channels, or one that is repeated; "
+                f"`config.model.image_channels` is {channels}. Set loss.perceptual_weight and semantic_weight to 0."
             )
         if labels != (loss.pixel in ("cross_entropy", "binary_cross_entropy")):
             raise ValueError(

@@ -24,6 +24,9 @@ class Data:
     crop: str = "random"  # random | center
     flip: bool = True
     small: str = "upscale"  # upscale | refuse images below `resize`
+    # Values of a folder's files that become -1 and 1, such as (0, 65535): images of any number of channels, of whole
+    # numbers or floats. () is pictures of 8 bits. A prior reads images as its tokenizer does.
+    value_range: tuple[float, ...] = ()
     field: str = "image"  # what stage 1 learns: image, or another of `data.views.FIELDS`
     low_resolution_factor: int = 4
     edge_sigma: float = 2.0  # of the blur before Canny's edges, in pixels
@@ -42,6 +45,11 @@ class Data:
         """Raises ValueError for an unknown choice, or a crop that is larger than the resized image."""
         check_known("data.crop", self.crop, ("random", "center"))
         check_known("data.small", self.small, ("upscale", "refuse"))
+        if self.value_range and (len(self.value_range) != 2 or not self.value_range[0] < self.value_range[1]):
+            raise ValueError(
+                "`config.data.value_range` must be the values that become -1 and 1, the smaller one first, or () for "
+                f"pictures of 8 bits; got {self.value_range}."
+            )
         if not self.image_size <= self.resize[0] <= self.resize[1]:
             raise ValueError(
                 f"`config.data.resize` must be a range from image_size {self.image_size} up; got {self.resize}."

@@ -35,12 +35,12 @@ class Source(Protocol):
         """Example `index`.
 
         Returns:
-          "image" (uint8 H W 3, RGB) and "label" (int32), and what else the source knows, all of the whole image:
-          "segmentation" (uint8 or uint16 H W, categories), "depth" (float32 H W, as stored), "keypoints" (uint8 H W 3,
-          a picture of limbs); "boxes" (float64 n 4, x0 y0 w h in [0, 1]) with "categories" (int32 n) and perhaps
-          "modifiers" (int32 n, a sum of 1 group-of, 2 occluded, 4 depiction, 8 inside); "text", a function that reads
-          its captions when they are asked for (texts, or integers n t, ids of a tokenizer). Of a token cache "tokens"
-          (int32 t) alone.
+          "image" (uint8 H W 3, RGB; float32 H W c in [-1, 1] of a folder with a range of values) and "label" (int32),
+          and what else the source knows, all of the whole image: "segmentation" (uint8 or uint16 H W, categories),
+          "depth" (float32 H W, as stored), "keypoints" (uint8 H W 3, a picture of limbs); "boxes" (float64 n 4, x0 y0
+          w h in [0, 1]) with "categories" (int32 n) and perhaps "modifiers" (int32 n, a sum of 1 group-of, 2 occluded,
+          4 depiction, 8 inside); "text", a function that reads its captions when they are asked for (texts, or
+          integers n t, ids of a tokenizer). Of a token cache "tokens" (int32 t) alone.
 
         Raises:
           ImageError: if the image or one of its maps cannot be decoded, or they are of different sizes.
@@ -48,7 +48,9 @@ class Source(Protocol):
         ...
 
 
-def open_source(spec: str, *, split: str, data_dir: str = "", image_size: int) -> Source:
+def open_source(
+    spec: str, *, split: str, data_dir: str = "", image_size: int, value_range: tuple[float, ...] = ()
+) -> Source:
     """Opens the source that `spec` names; nothing is ever downloaded.
 
     Args:
@@ -59,6 +61,7 @@ def open_source(spec: str, *, split: str, data_dir: str = "", image_size: int) -
         tfds any split text, such as "train[:90%]".
       data_dir: the folder that holds TFDS datasets; empty for TFDS's own, $TFDS_DATA_DIR or ~/tensorflow_datasets.
       image_size: height and width at which scenes are rendered; the other sources keep their images' sizes.
+      value_range: of a folder alone: the values of its files that become -1 and 1, see `Folder`.
 
     Raises:
       ValueError: if spec or split is unknown, or the data is not there or not usable.
@@ -67,11 +70,13 @@ def open_source(spec: str, *, split: str, data_dir: str = "", image_size: int) -
     forms = {
         "photos": lambda: Photos(split=split),
         "scenes": lambda: cast(Source, Scenes(split=split, image_size=image_size)),  # its ClassVars are no properties
-        "folder:PATH": lambda: Folder(argument, split=split),
+        "folder:PATH": lambda: Folder(argument, split=split, value_range=value_range),
         "paired:PATH": lambda: Paired(argument, split=split),
         "coco:PATH": lambda: Coco(argument, split=split),
         "tfds:NAME": lambda: Tfds(argument, split=split, data_dir=data_dir),
     }
+    if value_range and kind != "folder":
+        raise ValueError(f"`config.data.value_range` is for a source folder:PATH; got {spec!r}. Leave it out.")
     for form, open_form in forms.items():
         if form.partition(":")[0] == kind and (":" in form) == bool(argument):
             return open_form()

@@ -102,10 +102,12 @@ def apply_geometry(
     """Cuts and resizes in one go, antialiased: equal to resizing the whole image and cropping.
 
     Args:
-      image: of 8 bits with three channels, or float32 without.
+      image: of 8 bits with three channels, or float32 with any number of them or without.
       geometry: the part, and its size in the result.
       resampling: Pillow's filter.
     """
+    if image.ndim == 3 and image.dtype != np.uint8:  # Pillow resizes one channel of floats at a time
+        return np.stack([apply_geometry(image[..., i], geometry, resampling) for i in range(image.shape[-1])], axis=-1)
     # The filter reaches over the box's edges into the image, as it does when the whole image is resized.
     left, upper, right, lower = geometry.box
     box = (left, upper, min(right, image.shape[1]), min(lower, image.shape[0]))  # rounding may pass the edge
@@ -126,13 +128,26 @@ def nearest(geometry: Geometry, shape: tuple[int, ...]) -> tuple[np.ndarray, np.
 # Views
 
 
+Pixels: TypeAlias = UInt8[np.ndarray, "h w 3"] | Float32[np.ndarray, "h w c"]
+
+
 class Cut(NamedTuple):
     """An example, and which part of it is looked at."""
 
     example: Mapping[str, Any]
     geometry: Geometry
-    image: UInt8[np.ndarray, "h w 3"]  # the part itself
+    image: Pixels  # the part itself
     rng: np.random.Generator
+
+    @property
+    def picture(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The part itself, of 8 bits; ValueError where it is not."""
+        if self.image.dtype != np.uint8:
+            raise ValueError(
+                "edges and small copies are made of pictures of 8 bits, not of the values of data.value_range. Leave "
+                "that key out, or choose another condition.kind."
+            )
+        return self.image
 
     def field(self, name: str) -> Any:
         """Returns a field of the whole example; ValueError if the source has none of that name."""
@@ -161,9 +176,9 @@ def fit(view: View, example: Mapping[str, Any], size: tuple[int, int]) -> np.nda
     return view(cut(example, Geometry(box, size, flip=False), np.random.default_rng(0)))
 
 
-def image(cut: Cut) -> UInt8[np.ndarray, "h w 3"]:
-    """The picture."""
-    return cut.image
+def image(cut: Cut) -> Pixels:
+    """The picture, or values in [-1, 1], over which resizing may have gone a little."""
+    return cut.image if cut.image.dtype == np.uint8 else cut.image.clip(-1.0, 1.0)
 
 
 def label(cut: Cut) -> np.int32:
@@ -229,7 +244,7 @@ def coordinates(cut: Cut) -> Float32[np.ndarray, "h w 1"]:
 def low_resolution(cut: Cut, *, factor: int) -> UInt8[np.ndarray, "h w 3"]:
     """The picture at a `factor`-th of its size, and back: both antialiased bicubic."""
     height, width = cut.geometry.size
-    picture = Image.fromarray(cut.image).resize((width // factor, height // factor), Image.Resampling.BICUBIC)
+    picture = Image.fromarray(cut.picture).resize((width // factor, height // factor), Image.Resampling.BICUBIC)
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -237,7 +252,9 @@ def edges(cut: Cut, *, sigma: float) -> UInt8[np.ndarray, "h w 3"]:
     """Canny's edges of the picture, white on black; `sigma` of its blur in pixels."""
     from skimage.feature import canny  # a second to import, which only those who use it should pay
 
-    grey = cut.image.astype(np.float64) @ (0.2125, 0.7154, 0.0721) / 127.5 - 1.0  # upstream's range: thresholds fit it
+    grey = (
+        cut.picture.astype(np.float64) @ (0.2125, 0.7154, 0.0721) / 127.5 - 1.0
+    )  # upstream's range: thresholds fit it
     return np.repeat(canny(grey, sigma=sigma)[..., None], 3, axis=-1).astype(np.uint8) * np.uint8(255)
 
 

@@ -109,9 +109,9 @@ def evaluate(
 
 def check(config: configs.Stage1) -> None:
     """Raises ValueError for a tokenizer of anything but pictures."""
-    if config.data.field != "image" or config.model.image_channels != 3:
+    if config.data.field != "image" or config.model.image_channels != 3 or config.data.value_range:
         raise ValueError(
-            f"a tokenizer to evaluate must be one of RGB pictures; this one reads {config.data.field!r} in "
+            f"a tokenizer to evaluate must be one of RGB pictures of 8 bits; this one reads {config.data.field!r} in "
             f"{config.model.image_channels} channels. Its training logs say how good it is."
         )
 

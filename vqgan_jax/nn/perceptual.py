@@ -19,6 +19,9 @@ from vqgan_jax.nn.resnet import ResNet50
 # Channels of VGG16's convolutions; between two groups a 2x2 max-pool. LPIPS compares what leaves each group.
 VGG16_GROUPS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
+# Channels of images that these networks can see: one is repeated.
+SEEN_CHANNELS = (1, 3)
+
 # The perceptual losses of a config: how much of each distance. "both" has one part of logits to ten of LPIPS
 # (Kim et al. 2025, TA-TiTok, whose classifier is ConvNeXt-S).
 PERCEPTUAL: dict[str, dict[str, float]] = {

@@ -25,7 +25,16 @@ def to_uint8(images: Float[Array, "*b"]) -> UInt8[Array, "*b"]:
 
 
 def to_input(maps: Num[Array, "b H W ..."], channels: int) -> Float[Array, "b H W c"]:
-    """What a tokenizer reads: pictures (uint8) in [-1, 1], label maps (b H W) one-hot in `channels`, floats as are."""
+    """What a tokenizer reads: pictures (uint8) in [-1, 1], label maps (b H W) one-hot in `channels`, floats as are.
+
+    Raises:
+      ValueError: pictures or floats of another number of channels.
+    """
+    if maps.ndim == 4 and maps.shape[-1] != channels:
+        raise ValueError(
+            f"images must have the tokenizer's {channels} channels, config.model.image_channels; these have "
+            f"{maps.shape[-1]}. Change the key, or the files."
+        )
     if maps.dtype == jnp.uint8 and maps.ndim == 4:
         return to_float(maps)
     return jax.nn.one_hot(maps, channels) if maps.ndim == 3 else maps.astype(jnp.float32)

@@ -221,7 +221,9 @@ def share() -> dict[str, Any]:
 def open_split(config: Config, split: str) -> data.Source:
     """The source of the config's images."""
     d = config.data
-    return data.open_source(d.source, split=split, data_dir=d.data_dir, image_size=d.image_size)
+    return data.open_source(
+        d.source, split=split, data_dir=d.data_dir, image_size=d.image_size, value_range=d.value_range
+    )
 
 
 def of_data(config: configs.Stage2) -> configs.Stage2:

@@ -23,7 +23,7 @@ from vqgan_jax.nn.augment import augment
 from vqgan_jax.nn.autoencoder import AFTER_CODES, VQGAN
 from vqgan_jax.nn.codebooks import Codes, neighbours
 from vqgan_jax.nn.discriminator import Discriminator
-from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL, SemanticDistance
+from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL, SEEN_CHANNELS, SemanticDistance
 from vqgan_jax.nn.pixels import to_input, to_output
 from vqgan_jax.nn.quantizer import Quantized
 from vqgan_jax.train.metrics import code_statistics
@@ -94,7 +94,7 @@ class Stage1:
             freeze=config.start.freeze,
             ema_decay=optimizer.ema_decay,
             accumulate=config.accumulate,
-            best="error" if FIELDS[config.data.field].is_categories else "lpips",
+            best=config.best,
         )
 
     @staticmethod
@@ -109,7 +109,8 @@ class Stage1:
         """Returns a batch of pictures, label maps or depth, as the loader gives it."""
         field, size = FIELDS[config.data.field], config.data.image_size
         channels = () if field.is_categories else (config.model.image_channels,)
-        return {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, *channels), field.dtype)}
+        dtype = jnp.float32 if config.data.value_range else field.dtype
+        return {"image": jax.ShapeDtypeStruct((config.batch_size, size, size, *channels), dtype)}
 
     def frozen_shapes(self) -> Tree:
         """Returns the shapes of what `train_step` or `evaluate` reads and never trains, by name: LPIPS at least."""
@@ -412,9 +413,9 @@ class Stage1:
     def evaluate(self, generator: Tree, frozen: Tree, batch: Batch, mask: Bool[Array, "b"]) -> Metrics:
         """Returns sums over the images where `mask` is set: to be added over batches and divided by `count`.
 
-        PSNR is that of each picture rounded to 8 bits; `lpips` is measured on the same rounded pictures, without
-        dropout and in float32 whatever the model's dtype, as `vqgan evaluate` does.
-        Of label maps there is `error` instead, the share of pixels whose label is wrong.
+        PSNR is that of each picture rounded to 8 bits; `lpips`, of one channel or three, is of the same rounded
+        pictures, without dropout and in float32, as in `vqgan evaluate`. Of label maps there is `error` instead, the
+        share of pixels whose label is wrong.
         """
         images = batch["image"]
         recon, quantized = self.reconstruct(generator, images)
@@ -423,11 +424,10 @@ class Stage1:
         else:
             original, rounded = self.inputs(images), self.inputs(recon)
             mse = jnp.square(original - rounded).mean((1, 2, 3)) / 4.0  # of values in [0, 1]
-            sums = {
-                "psnr": -10.0 * jnp.log10(jnp.maximum(mse, 1e-10)),
-                "lpips": LPIPS().apply({"params": frozen["lpips"]}, original, rounded),
-                "l1": jnp.abs(original - rounded).mean((1, 2, 3)),
-            }
+            l1 = jnp.abs(original - rounded).mean((1, 2, 3))
+            sums = {"psnr": -10.0 * jnp.log10(jnp.maximum(mse, 1e-10)), "l1": l1}
+            if images.shape[-1] in SEEN_CHANNELS:
+                sums["lpips"] = LPIPS().apply({"params": frozen["lpips"]}, original, rounded)
         sums["count"] = jnp.ones(len(images))
         hits = jnp.zeros(self.model.quantizer.codebook_size, jnp.int32)
         hits = hits.at[quantized.indices].add(mask[:, None, None].astype(jnp.int32))

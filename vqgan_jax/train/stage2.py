@@ -19,7 +19,7 @@ from vqgan_jax import losses, pictures, sampling
 from vqgan_jax import prior as priors
 from vqgan_jax.config.sections import TokenLoss
 from vqgan_jax.nn.autoencoder import VQGAN
-from vqgan_jax.nn.pixels import to_float, to_uint8
+from vqgan_jax.nn.pixels import to_input, to_uint8
 from vqgan_jax.train.state import TrainState, in_parts, make_optimizer, moving_average
 
 Metrics = dict[str, Array]
@@ -224,9 +224,8 @@ def codes(
         tokens = batch["tokens"]
         return tokens[:, :length], tokens[:, length:].reshape(-1, *prior.grid)
     assert tokenizer is not None, "images need a tokenizer"
-    quantized = tokenizer.apply(
-        {"params": frozen["tokenizer"]}, to_float(batch["image"]), method="encode", rngs={"gumbel": jax.random.key(0)}
-    )
+    images, rngs = to_input(batch["image"], tokenizer.image_channels), {"gumbel": jax.random.key(0)}
+    quantized = tokenizer.apply({"params": frozen["tokenizer"]}, images, method="encode", rngs=rngs)
     return prior.condition.encode(frozen, batch), quantized.indices
 
 
