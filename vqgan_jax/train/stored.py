@@ -12,7 +12,7 @@ from vqgan_jax.config import Stage1, Stage2
 from vqgan_jax.nn import fields
 from vqgan_jax.nn.fields import section_of
 
-VERSION = 7
+VERSION = 8
 
 # Keys that came while configs had no version yet, each with what the program did before it.
 SHARED: dict[str, Any] = {
@@ -161,6 +161,11 @@ def from_version_6(nested: dict[str, Any]) -> dict[str, Any]:
     return nested
 
 
+def from_version_7(nested: dict[str, Any]) -> dict[str, Any]:
+    """Returns version 8; the defaults of its new keys do what the program did before."""
+    return nested
+
+
 # Number n leads to version n + 1.
 STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
     from_no_version,
@@ -170,4 +175,5 @@ STEPS: tuple[Callable[[dict[str, Any]], dict[str, Any]], ...] = (
     from_version_4,
     from_version_5,
     from_version_6,
+    from_version_7,
 )
