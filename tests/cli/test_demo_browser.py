@@ -205,8 +205,8 @@ def test_a_drawn_condition_makes_images(visit, boxes, tmp_path):
     done(panel)
     images(panel, 5)  # the layout, and four samples
     (tmp_path / "layout.json").write_text(json.dumps([{"box": [0, 0, 2, 2], "category": 1}]))
-    panel.locator("input[type=file]").first.set_input_files(tmp_path / "layout.json")
-    panel.get_by_text("layout").wait_for()
+    panel.locator("input[accept*=json]").set_input_files(tmp_path / "layout.json")
+    panel.get_by_text("layout").first.wait_for()
     panel.get_by_role("button", name="Draw", exact=True).click()
     page.get_by_text(re.compile(r"must be in \[0, 1\] of the image")).first.wait_for()
 

@@ -25,6 +25,7 @@ CSS = """
 .gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important; }
 .pixels img { image-rendering: pixelated; }
 .pixels .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) !important; }
+.pixels .grid-wrap { min-height: 0 !important; }
 .bar { height: 8px; border-radius: 4px; background: #8884; overflow: hidden; }
 .bar i { display: block; height: 100%; background: #f97316; }
 .swatch { white-space: nowrap; margin-right: .7em; }
