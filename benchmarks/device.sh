@@ -12,13 +12,14 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 parts=$(mktemp -d)
 trap 'rm -rf "$parts"' EXIT
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
 for part in golden:60 step1:150 encode:50 decode:50 step2:90 sample:75; do
     name=${part%:*} limit=$((${part#*:} * ${TIMES:-1}))
     echo "$name, $limit s at most" >&2
     status=0
-    PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" timeout --kill-after=5 "$limit" \
-        "${PYTHON:-python}" benchmarks/device.py "$name" > "$parts/$name.json" 2> "$parts/$name.log" || status=$?
+    timeout --kill-after=5 "$limit" "${PYTHON:-python}" benchmarks/device.py "$name" \
+        > "$parts/$name.json" 2> "$parts/$name.log" || status=$?
     echo "$status" > "$parts/$name.status"
 done
 "${PYTHON:-python}" benchmarks/device.py join "$parts" | tee "${1:-device.json}"
