@@ -170,13 +170,13 @@ def animation(frames: Sequence[UInt8[np.ndarray, "H W 3"]], *, fps: int) -> byte
 
 
 def shown(maps: Num[np.ndarray, "n H W ..."]) -> UInt8[np.ndarray, "n H W 3"]:
-    """Pictures of maps: label maps in colours, pictures as they are, of floats in [-1, 1] the first channel in greys.
+    """Pictures of maps: label maps in colours; values of three channels as colours, of others the first in greys.
 
-    Three channels of floats are colours.
+    Floats are in [-1, 1].
     """
     if maps.ndim == 3:
         return colors(maps)
     if maps.dtype == np.uint8:
-        return maps
+        return maps if maps.shape[-1] == 3 else np.repeat(maps[..., :1], 3, axis=-1)
     channels = range(3) if maps.shape[-1] == 3 else (0, 0, 0)
     return np.stack([np.stack([heat(values[..., i])[..., 0] for i in channels], axis=-1) for values in maps])

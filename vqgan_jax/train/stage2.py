@@ -206,7 +206,7 @@ class Stage2:
         """Returns pictures by name, of what `preview` gave: a row of each kind; `names` are of the classes."""
         condition, *images = arrays
         titles = self.prior.condition.picture(frozen, condition, images[0].shape[1], names)
-        rows = np.stack([titles, *images])
+        rows = np.stack([titles, *map(pictures.shown, images)])
         return {"samples": pictures.grid(rows.reshape(-1, *rows.shape[2:]), columns=len(condition))}
 
     def decode(self, frozen: Tree, indices: Int[Array, "b h w"]) -> UInt8[Array, "b H W c"]:
