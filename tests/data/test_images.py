@@ -34,8 +34,10 @@ def test_rgb_is_unchanged_whether_bytes_or_path(tmp_path):
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr"])
 def test_other_modes_become_rgb(mode):
-    kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
-    np.testing.assert_array_equal(decode(encode(picture(mode), kind)), np.asarray(picture(mode).convert("RGB")))
+    options = {"CMYK": {"kind": "TIFF"}, "YCbCr": {"kind": "TIFF", "compression": "tiff_lzw"}}.get(mode, {})
+    decoded, expected = decode(encode(picture(mode), **options)), np.asarray(picture(mode).convert("RGB"))
+    # libtiff itself makes RGB of YCbCr, and rounds in another way; Pillow 12.3 cannot read its own files without it.
+    np.testing.assert_allclose(decoded.astype(int), expected.astype(int), atol=1 if mode == "YCbCr" else 0)
 
 
 def test_cmyk_jpeg_keeps_its_colours():

@@ -1,4 +1,4 @@
-"""Each rule fires on curves with its fault and on no others. Trainings that have the faults are in `test_faults.py`.
+"""Each rule fires on curves with its fault and on no others. Trainings with the faults are in `test_faulty_runs.py`.
 
 `golden/curves` holds the curves of runs that are well. The faults here are planted in them, in the form that a run
 writes.

@@ -163,7 +163,7 @@ def classes(labels: str | None, count: int) -> Int[np.ndarray, "n"]:
 
 def save(
     output: Path,
-    images: UInt8[np.ndarray, "n H W 3"],
+    images: UInt8[np.ndarray, "n H W c"],
     indices: Int[np.ndarray, "n h w"],
     which: Int[np.ndarray, "n"],
     numbers: Int[np.ndarray, "n"],
@@ -172,9 +172,10 @@ def save(
     """Writes single PNGs, a sheet of up to eight of each subject beside what they were made of, and an archive."""
     labels = subjects.labels[which]
     names = which if subjects.rows else labels
+    np.savez(output / "samples.npz", images=images, indices=indices, labels=labels, subjects=which, numbers=numbers)
+    images = pictures.shown(images)
     for image, name, number in zip(images, names, numbers, strict=True):
         (output / f"{name:04d}_{number:06d}.png").write_bytes(pictures.png(pictures.grid(image[None], columns=1)))
-    np.savez(output / "samples.npz", images=images, indices=indices, labels=labels, subjects=which, numbers=numbers)
     rows = [images[which == subject][:8] for subject in range(len(subjects.labels))]
     rows = [np.concatenate([*(b[i : i + 1] for b in subjects.beside), row]) for i, row in enumerate(rows)]
     columns = max(map(len, rows))
