@@ -54,6 +54,7 @@ def test_the_probabilities_of_all_grids_of_a_class_sum_to_one(kind):
         assert likelihood.max() > 2 / len(grids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [None, 2.0])
 def test_every_code_is_drawn_from_the_logits_of_the_likelihood(kind, guidance):
     """The teacher-forced logits of what was drawn, and the key of each position, give what was drawn."""
@@ -74,6 +75,7 @@ def test_every_code_is_drawn_from_the_logits_of_the_likelihood(kind, guidance):
         np.testing.assert_array_equal(jnp.where(given, tokens[:, k], again), tokens[:, k])
 
 
+@pytest.mark.slow
 def test_a_window_as_large_as_the_grid_draws_the_same_and_a_larger_grid_every_code(kind):
     prior, condition = made(kind), jnp.arange(2)[:, None]
     draw = quick(priors.sample_larger, static_argnames=("prior", "prefix_at", "grid"))
@@ -101,6 +103,7 @@ def test_the_pages_compare_networks_of_one_size(page):
     assert same[0] == same[1]
 
 
+@pytest.mark.slow
 def test_what_can_be_learned_is_learned(kind):
     """Of each class one grid, by heart."""
     flags = ["data.image_size=8", "data.resize=(8,8)", "steps=1000", "optimizer.learning_rate=1e-2"]

@@ -217,6 +217,7 @@ CASES = {  # prior, grid, rule, stride, settings, share of known codes
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_tokens_are_those_of_a_whole_forward_for_each(case, keys):
     model, grid, rule, stride, settings, share = CASES[case]

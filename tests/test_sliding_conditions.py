@@ -159,6 +159,7 @@ def settings_of(model):
     return GUIDED if model.config.condition.drop else DRAWN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_the_priors_own_grid_is_sampled_as_the_prior_does(name):
     model = prior(name, "rope2d")

@@ -96,6 +96,7 @@ def test_a_run_goes_on_with_the_classes_that_it_began_with(capsys, tmp_path):
 # Bad folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

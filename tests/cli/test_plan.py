@@ -24,6 +24,7 @@ KEYS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_plan_for_this_machine_and_its_cache(capsys, tmp_path, monkeypatch):
     file = tmp_path / "plan.json"
     flags = [PRIOR, "--topology=cpu:2", "--batch=1,2", f"--json={file}", f"--cache={tmp_path}", "--profile",

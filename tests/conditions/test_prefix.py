@@ -71,6 +71,7 @@ def test_layouts_of_large_images_have_tokens_for_every_window(boxes):
     assert vq.sample_indices(boxes, KEY, condition=windows, size=(8, 12)).shape == (1, 4, 6)
 
 
+@pytest.mark.slow
 def test_samples_of_any_size_are_decoded(segmentation):
     images = vq.sample(segmentation, KEY, condition=maps(1, 8, 12), stride=2)
     assert images.shape == (1, 8, 12, 3)

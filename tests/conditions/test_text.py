@@ -111,6 +111,7 @@ def test_coco_has_captions(tmp_path):
         list(evaluation_batches(scenes, image_size=16, batch_size=1, num_examples=1, fields=TEXT.views(None)))
 
 
+@pytest.mark.slow
 def test_captions_of_a_caller_are_their_ids_in_every_window(prior):
     texts = ["a cube", "é"]
     rows = np.stack([TEXT.row(text) for text in texts])

@@ -55,6 +55,7 @@ def test_a_tokenizer_becomes_a_folder_and_a_file_again(tmp_path, capsys):
         assert tensor.dtype == arrays[each].dtype
 
 
+@pytest.mark.slow
 def test_a_prior_brings_its_tokenizers_and_may_be_moved(tmp_path):
     arrays = published.random(TINY["map"])
     path = save(tmp_path / "prior.ckpt", arrays)
@@ -111,6 +112,7 @@ def test_diffusers_and_llamagen_go_round(tmp_path):
     assert not (tmp_path / "c.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_the_files_own_optimisers(tmp_path):
     """The next step of the converted run is the step of a state with the file's moments, by hand."""
     arrays = published.random(TINY["f8_batchnorm"])

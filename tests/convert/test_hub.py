@@ -97,6 +97,7 @@ def test_a_tokenizer_goes_to_the_hub_and_back_bit_for_bit(hub, run, monkeypatch,
     assert "torch" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_prior_takes_its_tokenizers_along(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", loopback_hub.TOKEN)
     planned = convert.plan(published.checkpoint(published.random(TINY["map"])), num_heads=4)

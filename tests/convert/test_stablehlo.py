@@ -13,6 +13,7 @@ import vqgan_jax as vq
 from vqgan_jax.convert import stablehlo
 
 
+@pytest.mark.slow
 def test_the_example_runs_without_the_package_and_gives_the_same_arrays(tmp_path):
     prior = untrained.prior(side=4, codebook_size=16, sampling__top_k=5, sampling__guidance=2.0)
     stablehlo.write(prior, tmp_path / "served", size=(8, 12), platforms=("cpu", "cuda", "tpu"))

@@ -69,6 +69,7 @@ def distance_of(found: of_tokenizer.Reconstructed, name: str) -> float:
     return protocol.compare({name: protocol.METRICS[name]}, found.originals, samples, seed=0)[name]
 
 
+@pytest.mark.slow
 def test_the_distance_is_that_of_perturbed_codes_one_by_one():
     tokenizer, images = untrained.tokenizer(), sets.blobs(24, size=8)
     lookup = lambda module: module.quantizer.lookup(jnp.arange(16))

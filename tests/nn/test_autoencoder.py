@@ -219,6 +219,7 @@ def test_a_residual_block_is_its_shortcut_where_its_last_kernel_is_zero(getkey, 
     np.testing.assert_allclose(ResBlock(channels).apply({"params": params}, x), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_remat_computes_convolutions_again_only_where_nothing_is_kept(variables, getkey):
     """And changes no gradient, with the same dropout."""
     images, key = jax.random.uniform(getkey(), (2, 8, 8, 3), minval=-1.0), getkey()

@@ -185,6 +185,7 @@ def test_bits_that_no_index_has_are_refused(fields):
 # In training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [

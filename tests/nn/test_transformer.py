@@ -108,6 +108,7 @@ def stepped(network, params, tokens, prefix, places=None):
     return jnp.stack(found, axis=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("prefix", "cache", "few"), [(5, Cache, 32), (9, PartCache, 32), (9, WideCache, 32), (5, WideCache, 1)]

@@ -13,6 +13,8 @@ from vqgan_jax import cli, losses
 from vqgan_jax.config import Loss
 from vqgan_jax.train.stage1 import Stage1
 
+pytestmark = pytest.mark.slow  # whole steps of both networks, compiled anew for each case
+
 TINY = str(Path(__file__).with_name("tiny.py"))
 quick = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 

@@ -231,6 +231,7 @@ def wanted():
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), state(0))
 
 
+@pytest.mark.slow
 def test_checkpoints_come_back_to_the_bit_and_a_broken_one_is_set_aside(folder, monkeypatch):
     monkeypatch.setattr(checkpoint, "WAITS", (0.0, 0.0))
     with Checkpoints(folder, keep=2) as saved:

@@ -111,6 +111,7 @@ def test_eight_devices_train_like_one(mesh, variant):
     print(mesh, variant, worst)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "images", "variant"),
     [

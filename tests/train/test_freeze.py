@@ -13,6 +13,8 @@ import vqgan_jax as vq
 from vqgan_jax import cli, models
 from vqgan_jax.train.stage1 import Stage1
 
+pytestmark = pytest.mark.slow  # whole steps of both networks, compiled anew for each case
+
 HERE = Path(__file__).parent
 TINY = str(HERE / "tiny.py")
 FREEZE = ("start.workdir=there", "start.freeze=True")

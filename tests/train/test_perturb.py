@@ -51,6 +51,7 @@ def test_without_a_share_the_program_is_the_same(stage):
     assert text(make("share=0.1")) != text(plain)
 
 
+@pytest.mark.slow
 def test_the_decoder_reads_the_nearest_other_code_and_the_losses_do_not(stage):
     make, plain, params, x = stage
     recon, quantized = jax.jit(make("share=1.0", "neighbours=1").forward)(0, params, x, jax.random.key(1))

@@ -44,6 +44,7 @@ def start():
     return task, quick(task.init)(jax.random.key(0), images), {"image": images[0]}
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_whole_loss_by_brute_force(start, frozen):
     task, state, batch = start
     x = task.inputs(batch["image"])
@@ -72,6 +73,7 @@ def test_gradients_are_those_of_the_whole_loss_by_brute_force(start, frozen):
     assert np.abs(grads["semantic"]["projection"]["kernel"]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_steps_train_encoder_and_projection_until_codes_mean_what_is_seen(start, frozen):
     task, state, batch = start
     step = quick(task.train_step)

@@ -56,6 +56,7 @@ def autoencoder():
     return state, quick(skipping(task.train_step)), images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_batch_with_one_bad_pixel_leaves_no_trace_in_a_tokenizer(autoencoder, bad):
     state, step, images = autoencoder

@@ -6,6 +6,7 @@ import drawn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import untrained
 
 from vqgan_jax import cli, models
@@ -14,6 +15,7 @@ from vqgan_jax.evaluate import likeness, of_tokenizer
 from vqgan_jax.train.stage1 import Stage1
 
 
+@pytest.mark.slow
 def test_held_out_lpips_and_psnr_of_a_bfloat16_tokenizer_are_those_of_evaluate():
     config = cli.load_config(str(Path(__file__).parent / "tiny.py"), ["--config.model.dtype=bfloat16"])
     task, frozen = Stage1.from_config(config), {"lpips": load_lpips()}

@@ -143,6 +143,7 @@ def test_rotary_positions_go_with_the_order():
 # Images or a token cache
 
 
+@pytest.mark.slow
 def test_images_cost_what_their_codes_cost(evaluate):
     """And they are the codes of the frozen tokenizer, whose parameters come from outside."""
     images = np.random.default_rng(2).integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
@@ -264,6 +265,7 @@ def test_times_of_random_orders_below_1_are_shares_of_the_run():
         task("gpt,plain", TARGETS, flags[2])
 
 
+@pytest.mark.slow
 def test_the_loss_of_random_orders_is_that_of_permuted_codes_and_tables(codes):
     """One sequence after the other: a plain pass over codes and tables whose rows have changed their places."""
     now = state(ANNEALED)

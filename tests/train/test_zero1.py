@@ -77,6 +77,7 @@ def test_a_device_holds_an_eighth_of_moments_and_average_and_all_parameters(page
         assert size(cut, part) == size(whole, part) - large * 7 // 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_two_steps_are_those_of_a_replicated_state(page):
     """The second one reads the moments of the first."""
