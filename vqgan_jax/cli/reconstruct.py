@@ -15,7 +15,7 @@ import vqgan_jax as vq
 from vqgan_jax import cli, data, pictures
 from vqgan_jax.data import folder, images, photos, storage, views
 
-Image = UInt8[np.ndarray, "H W 3"] | Float32[np.ndarray, "H W c"]
+Image = UInt8[np.ndarray, "_H _W 3"] | Float32[np.ndarray, "_H _W _c"]
 EXAMPLES = """examples:
   vqgan reconstruct --workdir=runs/photos --input=cat.jpg --output=out
   vqgan reconstruct --workdir=runs/photos --input=pictures/ --output=out --size=256
