@@ -81,7 +81,7 @@ def test_the_second_evaluation_of_a_run_compiles_nothing(tmp_path, caplog):
 def test_a_metric_that_cannot_be_is_refused_before_the_first_step():
     config = runpy.run_path(str(PAGES / "tiny.py"))["get_config"]("depth")
     config.log.eval_metrics = ("fd_vgg",)
-    with pytest.raises(ValueError, match="must be one of RGB pictures; this one reads 'depth'"):
+    with pytest.raises(ValueError, match="RGB pictures of 8 bits; this one reads 'depth'"):
         of_training.results(configs.read(config.to_dict()), workdir="here")
     config.log.eval_metrics = ("nll",)
     with pytest.raises(ValueError, match="'nll' is for a prior"):
