@@ -50,7 +50,7 @@ def run(argv: Sequence[str] | None) -> int:
     if TPU_FLAGS not in given:
         os.environ["LIBTPU_INIT_ARGS"] = f"{TPU_FLAGS} {given}".strip()  # of two the last one counts
     try:
-        with cli.compilation_cache(None, kept()):
+        with cli.compilation_cache(None, compiled_folder()):
             return importlib.import_module(f"vqgan_jax.cli.{verb}").main(rest)
     except TimeoutError as error:
         print(f"vqgan {verb}: {error}", file=sys.stderr)
@@ -70,7 +70,7 @@ def run(argv: Sequence[str] | None) -> int:
     return 1
 
 
-def kept() -> str:
+def compiled_folder() -> str:
     """Returns the folder where verbs find what earlier ones compiled; empty, so none, where it cannot be made."""
     folder = storage.cache_folder() / "compiled"
     try:

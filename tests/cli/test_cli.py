@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from vqgan_jax import cli
-from vqgan_jax.__main__ import kept, main
+from vqgan_jax.__main__ import compiled_folder, main
 from vqgan_jax.cli import train
 from vqgan_jax.train import stored
 
@@ -96,7 +96,7 @@ def test_a_verb_keeps_what_it_compiled_for_the_next_one(monkeypatch, tmp_path, e
 def test_a_verb_runs_where_nothing_can_be_kept(monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("VQGAN_JAX_CACHE", str(tmp_path / "file"))
-    assert kept() == ""
+    assert compiled_folder() == ""
 
 
 def test_no_config_is_a_usage_error(capsys):

@@ -85,10 +85,16 @@ def main(argv: Sequence[str]) -> int:
     if flags.fit:
         fitting(plans, loaded, console)
         return 0
-    console.print(*report.tables(plans))
+    print_plans(plans, loaded[flags.config], flags, console)
+    return 0
+
+
+def print_plans(plans: Sequence[report.Plan], config: Any, flags: argparse.Namespace, console: Console) -> None:
+    """Prints the tables of all plans, and what to know and to change of each."""
+    console.print(*report.tables(list(plans)))
     for compiler in dict.fromkeys(plan.topology.compiler for plan in plans):
         console.print(f"compiled by {compiler}", soft_wrap=True, highlight=False)
-    if flags.what == "step" and stage_of(loaded[flags.config]).start_batches:
+    if flags.what == "step" and stage_of(config).start_batches:
         text = "The first state is made of data by a program of its own: plan it, too, with --what=start."
         console.print(text, soft_wrap=True)
     for plan in plans:
@@ -100,7 +106,6 @@ def main(argv: Sequence[str]) -> int:
             console.print(plan.advice(), soft_wrap=True)
         if flags.profile and plan.outcome.costs:
             console.print(*report.profile(plan))
-    return 0
 
 
 def prepare(names: Sequence[str]) -> None:

@@ -174,8 +174,8 @@ def _from_hub(name: str) -> tuple[Path, Path]:
     hub, uri = _library(), _parsed(name)
     beside = f"{uri.path_in_repo}/config.json".lstrip("/")
     with _plain_errors(name, "what came is kept; the same command goes on"):
-        wanted = [beside, uri.path_in_repo or "README.md"]
-        folder = Path(hub.snapshot_download(uri.id, revision=uri.revision, allow_patterns=wanted))
+        patterns = [beside, uri.path_in_repo or "README.md"]
+        folder = Path(hub.snapshot_download(uri.id, revision=uri.revision, allow_patterns=patterns))
         files = [file.path for file in hub.get_cached_repo_tree(uri.id, revision=folder.name)]
         weights = _weights(name, uri.path_in_repo, files)
         file = Path(hub.hf_hub_download(uri.id, weights, revision=folder.name))

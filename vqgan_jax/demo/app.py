@@ -299,7 +299,7 @@ def sample_tab(models: Models) -> None:
 
 def complete_tab(models: Models) -> None:
     """A picture of which a part is drawn anew."""
-    kept = gr.State(None, time_to_live=3600)
+    original = gr.State(None, time_to_live=3600)
     with gr.Row():
         with gr.Column(min_width=240):
             chosen = choose_picture()
@@ -325,8 +325,8 @@ def complete_tab(models: Models) -> None:
         yield progress(0, FIRST_WAIT), []
         yield from images_of(models, label, rows, request)
 
-    on(show.click, open_picture, chosen, [kept, canvas])
-    stoppable(stop, bar, on(start.click, complete, [kept, canvas, *values], [bar, images]))
+    on(show.click, open_picture, chosen, [original, canvas])
+    stoppable(stop, bar, on(start.click, complete, [original, canvas, *values], [bar, images]))
 
 
 def condition_tab(models: Models) -> None:
@@ -348,18 +348,18 @@ def condition_tab(models: Models) -> None:
             values = settings(models)
             start, stop, bar = buttons("Draw")
         with gr.Column(scale=2, min_width=300):
-            seen, images = gallery("The condition, and what the prior sees of it"), gallery()
+            preview, images = gallery("The condition, and what the prior sees of it"), gallery()
 
     def sample(value: Any, file: str | None, *values: Any) -> Iterator[tuple[str, list[Any], list[Any]]]:
         drawing = None if not value or value["composite"] is None else value["composite"][..., :3]
-        given = actions.drawn_condition(models, drawing, file)
+        layout = actions.drawn_condition(models, drawing, file)
         label, request = request_of(models, values)
-        looks = [actions.shown(look, 192) for look in actions.looks(models, given)]
+        looks = [actions.shown(look, 192) for look in actions.looks(models, layout)]
         yield progress(0, FIRST_WAIT), looks, []
-        for bar, drawn in images_of(models, label, {"condition": given}, request):
+        for bar, drawn in images_of(models, label, {"condition": layout}, request):
             yield bar, looks, drawn
 
-    stoppable(stop, bar, on(start.click, sample, [canvas, file, *values], [bar, seen, images]))
+    stoppable(stop, bar, on(start.click, sample, [canvas, file, *values], [bar, preview, images]))
 
 
 def wide_tab(models: Models) -> None:

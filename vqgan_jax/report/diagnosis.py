@@ -100,9 +100,9 @@ class Rule(NamedTuple):
 
 
 def diagnose(history: History) -> dict[str, Finding]:
-    """Returns what was found, by the names of `RULES`."""
-    found = {name: rule.find(history) for name, rule in RULES.items()}
-    return {name: finding for name, finding in found.items() if finding is not None}
+    """Returns the findings, by the names of `RULES`."""
+    findings = {name: rule.find(history) for name, rule in RULES.items()}
+    return {name: finding for name, finding in findings.items() if finding is not None}
 
 
 def command(workdir: str, name: str, finding: Finding) -> str:
@@ -260,14 +260,14 @@ def skipped_steps(history: History) -> Finding | None:
     """Losses or gradients were not finite."""
     (steps, skipped), (stopped, _) = history.curves("train/skipped"), history.curves("train/not_finite")
     if len(stopped):
-        seen = f"the run stopped at step {stopped[-1]:,.0f}"
+        reading = f"the run stopped at step {stopped[-1]:,.0f}"
     elif skipped.sum():
-        seen = f"{skipped.sum():,.0f} steps were skipped, the first of them before step {steps[skipped > 0][0]:,.0f}"
+        reading = f"{skipped.sum():,.0f} steps were skipped, the first of them before step {steps[skipped > 0][0]:,.0f}"
     else:
         return None
     safer = {"model.dtype": "float32", "transformer.dtype": "float32", "optimizer.clip_norm": 1.0}
     return Finding(
-        f"{seen}, because a loss or a gradient was not finite",
+        f"{reading}, because a loss or a gradient was not finite",
         scaled(history, "optimizer.learning_rate", 1 / TENFOLD) | settable(history, safer),
     )
 
@@ -299,10 +299,10 @@ def overfit(history: History) -> Finding | None:
 def low_rate(history: History) -> Finding | None:
     """Nothing is learned, and the parameters stay where they are."""
     _, norms = history.curves("train/param_norm")
-    if (seen := nothing_learned(history)) is None or norms[-1] >= MOVED * norms[0]:
+    if (reading := nothing_learned(history)) is None or norms[-1] >= MOVED * norms[0]:
         return None
     return Finding(
-        f"{seen}, while the parameters stay; {rate(history)}", scaled(history, "optimizer.learning_rate", TENFOLD)
+        f"{reading}, while the parameters stay; {rate(history)}", scaled(history, "optimizer.learning_rate", TENFOLD)
     )
 
 
@@ -312,19 +312,19 @@ def high_rate(history: History) -> Finding | None:
     leaps, (name, cost) = norms[1:] / norms[:-1], GUESS[history.config.stage](history.config)
     first = history.curves(name)[1][:ENOUGH].max(initial=0.0)
     if len(steps) >= ENOUGH and newest(loss).min() >= LOST * loss.min():
-        seen = f"the loss was {loss.min():.3g} at step {steps[loss.argmin()]:,.0f} and is at least "
-        seen += f"{newest(loss).min():.3g} in {span(newest(steps))}"
+        reading = f"the loss was {loss.min():.3g} at step {steps[loss.argmin()]:,.0f} and is at least "
+        reading += f"{newest(loss).min():.3g} in {span(newest(steps))}"
     elif first >= FAR * cost:
-        seen = f"the loss is {first:,.3g} at first, where a guess costs {cost:.3g} at most"
+        reading = f"the loss is {first:,.3g} at first, where a guess costs {cost:.3g} at most"
     elif len(at) >= ENOUGH and leaps.max() >= GROWN:
         pair = slice(leaps.argmax(), leaps.argmax() + 2)
         low, high = norms[pair]
-        seen = f"the norm of the parameters leaps from {low:.4g} to {high:.4g} in {span(at[pair])}"
+        reading = f"the norm of the parameters leaps from {low:.4g} to {high:.4g} in {span(at[pair])}"
     elif (nothing := nothing_learned(history)) and norms[-1] >= MOVED * norms[0]:
-        seen = f"{nothing}, though the norm of the parameters went from {norms[0]:.4g} to {norms[-1]:.4g}"
+        reading = f"{nothing}, though the norm of the parameters went from {norms[0]:.4g} to {norms[-1]:.4g}"
     else:
         return None
-    return Finding(f"{seen}; {rate(history)}", scaled(history, "optimizer.learning_rate", 1 / TENFOLD))
+    return Finding(f"{reading}; {rate(history)}", scaled(history, "optimizer.learning_rate", 1 / TENFOLD))
 
 
 def nothing_learned(history: History) -> str | None:

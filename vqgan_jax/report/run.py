@@ -80,7 +80,7 @@ class Contents(NamedTuple):
 
 
 def write(workdir: str, output: str, console: Console) -> None:
-    """Writes the page of a run, finished or not, and prints what was found.
+    """Writes the page of a run, finished or not, and prints its findings.
 
     Args:
       workdir: of the run, a folder or in a bucket, as people typed it.
