@@ -3,6 +3,8 @@
 The tokenizer takes about a quarter of an hour of a core. Studies of one `--workdir` train it once.
 """
 
+import dataclasses
+
 from vqgan_jax.studies import Base, Measure
 
 TOKENIZER = Base(
@@ -18,9 +20,10 @@ TOKENIZER = Base(
     },
     Measure(metrics=("lpips_vgg", "psnr", "codebook_usage"), examples=1_000),
 )
-CODES = Base(  # for studies of codes: shorter, and without a discriminator
+SHORT = {**TOKENIZER.changes, "steps": 500, "loss.disc_start": 250, "loss.disc_ramp": 50, "log.eval_every": 125}
+CODES = Base(  # for studies of codes: shorter, and without a discriminator; `losses` has this run, too
     TOKENIZER.page,
-    {**TOKENIZER.changes, "steps": 800, "loss.disc_weight": 0.0, "log.eval_every": 200},
+    {**SHORT, "loss.disc_weight": 0.0},
     Measure(metrics=("fd_vgg", "pfd_vgg", "lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
 )
 PRIOR = Base(
@@ -36,6 +39,7 @@ PRIOR = Base(
     Measure(metrics=("nll", "own_class", "fd_vgg"), examples=2_000, samples=1_000),
     cached=True,
 )
+PRIOR_OF_ITS_OWN = dataclasses.replace(PRIOR, cached=False)  # of a tokenizer with few priors, which see fewer images than a cache holds
 FIGURES = {  # of CODES and of PRIOR
     "fd_vgg2k": "lower",
     "pfd_vgg2k": "lower",

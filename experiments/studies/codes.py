@@ -3,7 +3,7 @@
 VQGAN_JAX_DATA=DIR vqgan study codes --workdir=studies
 """
 
-from cifar import CODES, FIGURES, PRIOR
+from cifar import CODES, FIGURES, PRIOR_OF_ITS_OWN
 
 from vqgan_jax.studies import Comparison, Run, Study
 
@@ -32,10 +32,10 @@ STUDY = Study(
         ("f8, Gumbel", "8192", "-", "1.49"),
     ),
     notes=(
-        "CIFAR-10 at f4, 800 steps of 16 images, no discriminator. Likelihoods are in nats a code; an image has 64 "
+        "CIFAR-10 at f4, 500 steps of 16 images, no discriminator. Likelihoods are in nats a code; an image has 64 "
         "codes, so a sixteenth of it is a pixel's."
     ),
-    bases={"tokenizer": CODES, "prior": PRIOR},
+    bases={"tokenizer": CODES, "prior": PRIOR_OF_ITS_OWN},
     runs={
         "plain": Run("tokenizer", EUCLIDEAN | NO_START),
         "ema": Run("tokenizer", EUCLIDEAN | NO_START | {"quantizer.ema": True, "quantizer.codebook_weight": 0.0}),
@@ -47,7 +47,7 @@ STUDY = Study(
                 "quantizer.codebook_size": 512,
                 "quantizer.embed_dim": 64,
                 "quantizer.kl_weight": 5e-4,
-                "quantizer.temperature": (1.0, 0.0625, 800),
+                "quantizer.temperature": (1.0, 0.0625, 500),
             },
         ),
         "unit 128": Run("tokenizer", size(128)),

@@ -4,7 +4,7 @@ VQGAN_JAX_DATA=DIR vqgan study context --workdir=studies
 """
 
 import larger
-from cifar import PRIOR, TOKENIZER
+from cifar import CODES, PRIOR
 
 import vqgan_jax as vq
 from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
@@ -56,15 +56,14 @@ STUDY = Study(
     ),
     bases={
         "tokenizer": Base(
-            TOKENIZER.page,
-            {**TOKENIZER.changes, "steps": 800, "loss.disc_weight": 0.0},
+            CODES.page,
+            CODES.changes,
             Measure(metrics=("lpips_vgg", "psnr", "codebook_usage"), examples=1_000),
         ),
         "prior": Base(
             PRIOR.page,
             {
                 **PRIOR.changes,
-                "steps": 1_000,
                 "condition.kind": "coordinates",
                 "condition.drop": 0.0,
                 "data.flip": True,

@@ -3,7 +3,7 @@
 VQGAN_JAX_DATA=DIR vqgan study losses --workdir=studies
 """
 
-from cifar import TOKENIZER
+from cifar import SHORT, TOKENIZER
 
 from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
 
@@ -23,7 +23,7 @@ STUDY = Study(
     bases={
         "tokenizer": Base(
             TOKENIZER.page,
-            {**TOKENIZER.changes, "steps": 500, "loss.disc_start": 250, "loss.disc_ramp": 50, "log.eval_every": 125},
+            SHORT,
             Measure(metrics=("fd_vgg", "lpips_vgg", "psnr", "codebook_usage", "perplexity"), examples=2_000),
         )
     },

@@ -3,7 +3,7 @@
 VQGAN_JAX_DATA=DIR vqgan study quantizers --workdir=studies
 """
 
-from cifar import CODES, FIGURES, PRIOR
+from cifar import CODES, FIGURES, PRIOR_OF_ITS_OWN
 
 from vqgan_jax.studies import Comparison, Run, Study
 
@@ -56,10 +56,10 @@ STUDY = Study(
         ("SimVQ", "2.24", "100%"),
     ),
     notes=(
-        "CIFAR-10 at f4, 800 steps of 16 images, no discriminator. Steps of all kinds take the same time within a few "
+        "CIFAR-10 at f4, 500 steps of 16 images, no discriminator. Steps of all kinds take the same time within a few "
         "percent. Likelihoods are in nats a code, of which an image has 64."
     ),
-    bases={"tokenizer": CODES, "prior": PRIOR},
+    bases={"tokenizer": CODES, "prior": PRIOR_OF_ITS_OWN},
     runs=kinds(512)
     | kinds(4_096)
     | {f"prior of {kind}": prior(kind) for kind in ("unit", "fsq", "simvq", "euclidean rotated")},

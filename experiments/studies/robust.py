@@ -3,11 +3,11 @@
 VQGAN_JAX_DATA=DIR vqgan study robust --workdir=studies
 """
 
-from cifar import CODES, FIGURES, PRIOR
+from cifar import CODES, FIGURES, PRIOR_OF_ITS_OWN
 
 from vqgan_jax.studies import Comparison, Run, Study
 
-TUNING = {"start.freeze": True, "steps": 400, "perturb.share": 0.5}
+TUNING = {"start.freeze": True, "steps": 250, "perturb.share": 0.5}
 
 STUDY = Study(
     title="Robust codes",
@@ -17,10 +17,10 @@ STUDY = Study(
         "of samples, where the distance of reconstructions does not (Qiu et al. 2025)."
     ),
     notes=(
-        "CIFAR-10 at f4, no discriminator. Each tokenizer has 800 steps; the tuned ones 400 more, in which encoder and "
+        "CIFAR-10 at f4, no discriminator. Each tokenizer has 500 steps; the tuned ones 250 more, in which encoder and "
         "codes stay as they are, so one prior draws for both. pfd_vgg replaces half of the codes by near ones."
     ),
-    bases={"tokenizer": CODES, "prior": PRIOR},
+    bases={"tokenizer": CODES, "prior": PRIOR_OF_ITS_OWN},
     runs={
         "unit 512": Run("tokenizer"),
         "perturbed": Run("tokenizer", {"perturb.share": 0.1}),

@@ -11,7 +11,7 @@ from vqgan_jax.train.metrics import Writer
 
 TOKENIZER = Base(
     "stage1_scenes",
-    {"steps": 1_600, "log.metrics_every": 50},
+    {"steps": 800, "log.metrics_every": 50},
     Measure(metrics=("lpips_vgg", "psnr"), examples=1_000),
 )
 
@@ -23,8 +23,18 @@ def last_figures(workdir: str, seed: int) -> dict[str, dict[str, float]]:
     return {"": {name.removeprefix("eval/"): value for name, value in last.items() if name.startswith("eval/")}}
 
 
-CONDITION = Base("cond_scenes", {"steps": 1_000}, Measure(function=last_figures))
-PRIOR = Base("stage2_scenes", {"steps": 800, "log.eval_every": 400, "log.checkpoint_every": 200})
+CONDITION = Base("cond_scenes", {"steps": 600}, Measure(function=last_figures))
+PRIOR = Base(
+    "stage2_scenes",
+    {
+        "steps": 1_000,
+        "batch_size": 16,
+        "transformer.depth": 3,
+        "transformer.width": 128,
+        "log.eval_every": 500,
+        "log.checkpoint_every": 250,
+    },
+)
 ONCE = (0,)
 MAPS = {"condition.tokenizer.codebook_size": 256, "condition.tokenizer.downsample_factor": 4}
 PRIORS = {

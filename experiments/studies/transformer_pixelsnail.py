@@ -12,7 +12,7 @@ from cifar import PRIOR, TOKENIZER
 
 from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
 
-MINUTES = 6.0
+MINUTES = 3.0
 SNAIL = {  # as many layers of attention; 1.4 million parameters, the transformer has 1.2
     "transformer.kind": "pixelsnail",
     "transformer.depth": 4,
@@ -65,8 +65,9 @@ STUDY = Study(
         "prior of cifar": dataclasses.replace(PRIOR, changes={**PRIOR.changes, "transformer.depth": 4}),
         "prior of scenes": Base(
             scenes.PRIOR.page,
-            {**scenes.PRIOR.changes, "transformer.depth": 4, "transformer.width": 128},
+            {**scenes.PRIOR.changes, "transformer.depth": 4},
             Measure(metrics=("nll", "fd_vgg"), examples=2_000, samples=1_000),
+            cached=True,
         ),
     },
     runs=runs("cifar") | runs("scenes"),

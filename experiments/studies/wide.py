@@ -7,7 +7,7 @@ import larger
 import numpy as np
 import scene_measures
 import scenes
-from cifar import PRIOR, TOKENIZER
+from cifar import CODES, PRIOR, TOKENIZER
 
 import vqgan_jax as vq
 from vqgan_jax.evaluate import drawing
@@ -74,7 +74,7 @@ STUDY = Study(
         "rendered scenes by segmentation, drawn over two scenes side by side, which are read back by colour."
     ),
     bases={
-        "tokenizer": Base(TOKENIZER.page, {**TOKENIZER.changes, **CROPS}, TOKENIZER.measure),
+        "tokenizer": Base(CODES.page, {**CODES.changes, **CROPS}, TOKENIZER.measure),
         "prior": Base(
             PRIOR.page, {**PRIOR.changes, **CROPS}, Measure(metrics=("nll",), examples=1_000, function=large)
         ),
