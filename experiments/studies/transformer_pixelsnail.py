@@ -22,6 +22,7 @@ SNAIL = {  # as many layers of attention; 1.4 million parameters, the transforme
     "transformer.dropout": 0.0,
     "transformer.dtype": "float32",
 }
+LIKELIHOOD = Measure(metrics=("nll",), examples=2_000)
 BY_CLOCK = {"optimizer.schedule": "constant", "steps": 100_000}  # its end is the minutes'
 
 
@@ -30,7 +31,9 @@ def runs(data: str) -> dict[str, Run]:
     codes, pairs = f"codes of {data}", {"transformer": {}, "pixelsnail": SNAIL}
     steps = {f"{data}: {name}": Run(f"prior of {data}", changes, codes) for name, changes in pairs.items()}
     clock = {
-        f"{data}: {name} by the clock": Run(f"prior of {data}", changes | BY_CLOCK, codes, minutes=MINUTES)
+        f"{data}: {name} by the clock": Run(
+            f"prior of {data}", changes | BY_CLOCK, codes, minutes=MINUTES, measure=LIKELIHOOD
+        )
         for name, changes in pairs.items()
     }
     return {codes: Run(codes, seeds=(0,))} | steps | clock
