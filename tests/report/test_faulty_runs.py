@@ -126,6 +126,12 @@ def test_a_heavy_adversary_breaks_the_reconstructions():
     assert list(found) == ["divergence after disc_start"]
 
 
+def test_a_pixel_loss_that_is_a_sum_takes_the_adaptive_weight_to_its_bound():
+    """Of 256 x 256 x 3 values, where the losses here are means."""
+    found = tokenizer(loss__pixel_weight=256.0 * 256 * 3)
+    assert list(found) == ["adaptive weight at its bound"], found
+
+
 def test_a_discriminator_that_does_not_learn_sleeps_and_plain_codes_die():
     found = tokenizer(optimizer__disc_learning_rate=1e-8, **{k.replace(".", "__"): v for k, v in PLAIN_CODES.items()})
     assert {"dead codes", "adversary asleep"} == set(found)
