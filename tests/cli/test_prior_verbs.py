@@ -182,6 +182,10 @@ def test_reconstruct_names_a_broken_image_and_does_the_rest(capsys, tokenizer, t
         np.testing.assert_array_equal(
             Image.open(tmp_path / "out" / f"{name}.png"), vq.to_uint8(vq.decode(loaded, codes[None]))[0]
         )
+    few = [*argv[:-1], f"--output={tmp_path / 'few'}"]
+    assert "1 images" in told(capsys, *few, "--count=1")
+    assert {path.name for path in (tmp_path / "few").iterdir()} == {"a.png", "a.npy", "sheet.png"}
+    assert "`--count` must be at least 1; got 0" in refused(capsys, *few, "--count=0")
 
 
 # Mistakes

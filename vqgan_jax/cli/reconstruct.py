@@ -1,6 +1,7 @@
 """Encodes and decodes images: writes reconstructions, their indices and a sheet of both."""
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from vqgan_jax.data import folder, images, photos, storage, views
 Image = UInt8[np.ndarray, "_H _W 3"] | Float32[np.ndarray, "_H _W _c"]
 EXAMPLES = """examples:
   vqgan reconstruct --workdir=runs/photos --input=cat.jpg --output=out
-  vqgan reconstruct --workdir=runs/photos --input=pictures/ --output=out --size=256
+  vqgan reconstruct --workdir=runs/photos --input=pictures/ --output=out --size=256 --count=16
   vqgan reconstruct --workdir=runs/photos --input=a.png b.png photos --output=out
 
 `--input=photos` are the embedded photographs. Each image NAME gives NAME.png, the reconstruction, and NAME.npy, the
@@ -37,12 +38,16 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--output", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--size", type=int, help="resize the short side to so many pixels; default: leave")
+    parser.add_argument("--count", type=int, help="take the first so many images; default: all")
     flags = parser.parse_args(argv)
+    if flags.count is not None and flags.count < 1:
+        raise cli.UsageError(f"`--count` must be at least 1; got {flags.count}.")
 
     console = Console()
     tokenizer = vq.load_tokenizer(flags.workdir, step=flags.step)
     value_range = tokenizer.config.data.value_range
     files, sheets, skipped = inputs(flags.input, value_range), [], []
+    files = dict(itertools.islice(files.items(), flags.count))
     with storage.local_folder(flags.output) as output:
         for name, read in track(files.items(), description="reconstructing", console=console):
             try:
