@@ -86,12 +86,10 @@ STUDY = Study(
                 "data.flip": False,
                 "transformer.width": 192,
                 "log.keep": 8,
-                "tokenizer.crops": 1,
                 "log.eval_every": 50,
                 "log.checkpoint_every": 50,
             },
             Measure(function=over_steps),
-            cached=True,
         ),
     },
     runs={
