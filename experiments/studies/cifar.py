@@ -39,7 +39,8 @@ PRIOR = Base(
     Measure(metrics=("nll", "own_class", "fd_vgg"), examples=2_000, samples=1_000),
     cached=True,
 )
-PRIOR_OF_ITS_OWN = dataclasses.replace(PRIOR, cached=False)  # of a tokenizer with few priors, which see fewer images than a cache holds
+# Of a tokenizer with few priors, which see fewer images than a cache holds.
+PRIOR_OF_ITS_OWN = dataclasses.replace(PRIOR, cached=False)
 FIGURES = {  # of CODES and of PRIOR
     "fd_vgg2k": "lower",
     "pfd_vgg2k": "lower",

@@ -32,8 +32,8 @@ STUDY = Study(
         ("f8, Gumbel", "8192", "-", "1.49"),
     ),
     notes=(
-        "CIFAR-10 at f4, 500 steps of 16 images, no discriminator; priors have 500 steps. Likelihoods are in nats a code; an image has 64 "
-        "codes, so a sixteenth of it is a pixel's."
+        "CIFAR-10 at f4, 500 steps of 16 images, no discriminator; priors have 500 steps. Likelihoods are in nats a "
+        "code; an image has 64 codes, so a sixteenth of it is a pixel's."
     ),
     bases={"tokenizer": CODES, "prior": PRIOR_OF_ITS_OWN},
     runs={

@@ -27,6 +27,14 @@ def test_convolve(getkey, side, size, padding):
     check_equal(layers.convolve, x, kernel, rest=(1, padding))
 
 
+@pytest.mark.parametrize(("dtype", "atol"), [(jnp.float32, 1e-4), (jnp.bfloat16, 2e-2)])
+def test_convolve_of_a_map_that_is_small_beside_the_kernel(getkey, dtype, atol):
+    x, kernel = jax.random.normal(getkey(), (2, 8, 7, 512)), jax.random.normal(getkey(), (3, 3, 512, 256))
+    text = jax.jit(lambda *arrays: layers.convolve(*arrays, 1, (1, 1))).lower(x, kernel).as_text()
+    assert ("convolution" in text, text.count("dot_general")) == (False, 9)
+    check_equal(layers.convolve, x.astype(dtype), kernel.astype(dtype) / 68, rest=(1, (1, 1)), atol=atol)
+
+
 @pytest.mark.parametrize(("h", "w"), [(5, 6), (1, 4)])
 def test_upsample_convolve(getkey, h, w):
     x, kernel = jax.random.normal(getkey(), (2, h, w, 8)), jax.random.normal(getkey(), (3, 3, 8, 7))
