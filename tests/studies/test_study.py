@@ -254,6 +254,17 @@ def test_several_at_a_time_come_to_the_same(tmp_path, verbs):
     assert len(whole(tmp_path)["runs"]) == 8
 
 
+def test_what_another_process_wrote_meanwhile_stays(tmp_path, verbs, monkeypatch):
+    study(tmp_path, "--only=short", "--seeds=0")
+    file = tmp_path / "work" / "tiny_study" / "results.json"
+    other = file.read_text()
+    file.unlink()
+    finish = run.Runner.finish
+    monkeypatch.setattr(run.Runner, "finish", lambda *args: (finish(*args), file.write_text(other))[0])
+    assert study(tmp_path, "--only=long", "--seeds=0") == 0
+    assert [row["run"] for row in whole(tmp_path)["runs"]] == ["short", "long"]
+
+
 def test_it_goes_on_from_committed_results_alone(tmp_path, verbs, capsys):
     """Another machine has the file and no workdir."""
     study(tmp_path, "--seeds=0")

@@ -1,6 +1,7 @@
 """Runs a study: all its variants with all seeds, as far as results are missing, and writes the verdict as a page."""
 
 import argparse
+import fcntl
 import math
 import os
 import shlex
@@ -153,7 +154,15 @@ def go_on(
         )
     folder, failed, whole = workdir / name, {}, True
     storage.make_folder(folder)
-    save = lambda: results.write(folder / "results.json", results.results_of(name, study, records.values()), failed)
+
+    def save() -> None:
+        """Writes these results, and those that other processes of the study wrote meanwhile."""
+        file = folder / "results.json"
+        with (Path(folder) / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            others = results.fitting(results.read(file), jobs, file, renew=True)
+            records.update({key: record for key, record in others.items() if key not in records})
+            results.write(file, results.results_of(name, study, records.values()), failed)
 
     def done(job: Job, record: Record) -> None:
         results.check_protocols(study, [*records.values(), record])
