@@ -253,6 +253,10 @@ def test_numbers_are_short(value, text):
     assert page.number(value) == text
 
 
+def test_words_between_backticks_are_code_and_nothing_else_is_markup():
+    assert page.code("`a<b` & <i>") == "<code>a&lt;b</code> &amp; &lt;i&gt;"
+
+
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_and_lines_stand_out_from_the_paper_in_both_themes(evaluated, theme):
     """The contrast that WCAG 2 asks of small text, 4.5, for everything that is written or drawn."""

@@ -7,9 +7,11 @@ and commands. Every value is escaped, except the SVG of `plots`, which is markup
 import base64
 import functools
 import math
+import re
 from typing import Any
 
 import jinja2
+import markupsafe
 import numpy as np
 from jaxtyping import UInt8
 
@@ -41,6 +43,11 @@ def data_uri(image: UInt8[np.ndarray, "H W 3"]) -> str:
     return "data:image/png;base64," + base64.b64encode(pictures.png(image)).decode()
 
 
+def code(text: str) -> markupsafe.Markup:
+    """Returns a text whose words between backticks are code, as in markdown."""
+    return markupsafe.Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(markupsafe.escape(text))))
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -50,6 +57,6 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "name": title, "uri": data_uri}
+    environment.filters |= {"number": number, "name": title, "uri": data_uri, "code": code}
     environment.globals |= {"mark": MARK, "zip": zip}
     return environment
