@@ -47,10 +47,10 @@ STUDY = Study(
         "CIFAR-10, 512 codes, 1000 samples a setting against 2000 test images. Precision is the share of samples near "
         "a real image (fidelity), recall that of real images near a sample (diversity). Rejection keeps the samples "
         "that a small classifier, trained on the same images, finds likeliest of their class; class_accuracy is by "
-        "that classifier, all other figures are not. Guidance is not in the paper. Precision and recall were to decide; "
-        "but precision is highest at temperature 1.15, where fd_vgg is the worst of its sweep, so that it does not see "
-        "fidelity here. fd_vgg has its best value inside of the sweeps of k, p and temperature, as FID has in table 4; "
-        "the last three statements were added when this was seen."
+        "that classifier, all other figures are not. Guidance is not in the paper. Precision and recall were to "
+        "decide, but precision is highest at temperature 1.15, where fd_vgg is the worst of its sweep, so that it does "
+        "not see fidelity here. fd_vgg has its best value inside of the sweeps of k, p and temperature, as FID has in "
+        "table 4; the last three statements were added when this was seen."
     ),
     bases={"tokenizer": TOKENIZER, "prior": PRIOR},
     runs={
