@@ -57,7 +57,7 @@ STUDY = Study(
     ),
     notes=(
         "Class-conditional priors over 8 x 8 codes with four layers of attention: 1.2 million parameters of the "
-        "transformer, 1.4 of PixelSNAIL, both with the learning rate of the transformer's page, which was not tuned for "
+        "transformer, 1.4 of PixelSNAIL, both with the learning rate of the transformer's page, not tuned for "
         f"either. Runs by the clock have {MINUTES:g} minutes of steps, on one core each; a step on scenes encodes its "
         "images, too."
     ),
