@@ -71,7 +71,8 @@ def convolve(
         size, x = kernel.shape[0], jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
         cut = lambda i, j: x[:, i : x.shape[1] - size + 1 + i, j : x.shape[2] - size + 1 + j]
         one = lambda i, j: product("bhwc,cd->bhwd", cut(i, j), kernel[i, j], jnp.float32)
-        return sum(one(*place) for place in np.ndindex(size, size)).astype(x.dtype)
+        first, *others = (one(*place) for place in np.ndindex(size, size))
+        return sum(others, start=first).astype(x.dtype)
 
     pixels = x.shape[1] * x.shape[2]
     if stride > 1 or pixels > 64 or (pixels > 4 and kernel.size < 2**20):
