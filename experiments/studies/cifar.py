@@ -39,7 +39,7 @@ PRIOR = Base(
     Measure(metrics=("nll", "own_class", "fd_vgg"), examples=2_000, samples=1_000),
     cached=True,
 )
-# Of a tokenizer with few priors, which see fewer images than a cache holds.
+# For a tokenizer with few priors: they see fewer images than a cache would encode.
 PRIOR_OF_ITS_OWN = dataclasses.replace(PRIOR, cached=False)
 FIGURES = {  # of CODES and of PRIOR
     "fd_vgg2k": "lower",

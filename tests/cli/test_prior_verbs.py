@@ -171,7 +171,7 @@ def test_reconstruct_names_a_broken_image_and_does_the_rest(capsys, tokenizer, t
     (tmp_path / "in" / "b.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:100])
     argv = ["reconstruct", f"--workdir={tokenizer}", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}"]
     out = told(capsys, *argv)
-    assert "2 images" in out
+    assert "2 of 3 images" in out
     assert re.search(r"skipped .*b\.png", out)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.png", "a.npy", "c.png", "c.npy", "sheet.png"}
     loaded = vq.load_tokenizer(tokenizer)
@@ -183,7 +183,7 @@ def test_reconstruct_names_a_broken_image_and_does_the_rest(capsys, tokenizer, t
             Image.open(tmp_path / "out" / f"{name}.png"), vq.to_uint8(vq.decode(loaded, codes[None]))[0]
         )
     few = [*argv[:-1], f"--output={tmp_path / 'few'}"]
-    assert "1 images" in told(capsys, *few, "--count=1")
+    assert "1 of 1 images" in told(capsys, *few, "--count=1")
     assert {path.name for path in (tmp_path / "few").iterdir()} == {"a.png", "a.npy", "sheet.png"}
     assert "`--count` must be at least 1; got 0" in refused(capsys, *few, "--count=0")
 

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         if sheets:
             (output / "sheet.png").write_bytes(pictures.png(pictures.wall(sheets)))
     say = functools.partial(console.print, soft_wrap=True)  # a path that is broken in two cannot be copied
-    say(f"{len(sheets)} images in {flags.output}, step {tokenizer.step} of {flags.workdir}")
+    say(f"{len(sheets)} of {len(files)} images in {flags.output}, step {tokenizer.step} of {flags.workdir}")
     for message in skipped:
         say(f"[yellow]skipped[/] {escape(message)}", highlight=False)
     return 0 if sheets else 1

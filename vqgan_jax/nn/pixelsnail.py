@@ -230,7 +230,7 @@ class PixelSNAIL(PriorNetwork):
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast,) * 4,  # type: ignore[arg-type]
-            unroll=self.depth,  # in a loop XLA's CPU compiler takes 40 times as long for a kernel's gradient
+            unroll=self.depth,  # in a loop a CPU takes 40 times as long for a kernel's gradient
         )
         blocks = stack(self.num_res_blocks, self.num_heads, self.dropout, self.dtype, name="blocks")
         x, _ = blocks(x, codes, background, condition, train)

@@ -224,7 +224,7 @@ def sleeping_adversary(history: History) -> Finding | None:
 
 
 def bounded_weight(history: History) -> Finding | None:
-    """The adaptive weight is clipped: the discriminator has no gradient, and any that it gets is blown up."""
+    """The adaptive weight is clipped: the discriminator's gradient is nothing beside that of the other losses."""
     steps, weight, gate = history.curves("train/adaptive_weight", "train/disc_gate")
     config: Any = history.config
     if not len(steps):
@@ -380,7 +380,7 @@ RULES: dict[str, Rule] = {
         f"`adaptive_weight` above {AT_BOUND:g} of `loss.disc_weight` times {ADAPTIVE_CEILING:,.0f}",
         "Adaptive weight",
         ("loss.adaptive", "loss.disc_weight", "loss.pixel_weight", "loss.perceptual_weight"),
-        "Take a fixed weight, of later recipes VQGAN+ has 0.02 and LlamaGen 0.5; or bring the other losses near 1.",
+        "Take a fixed weight (VQGAN+ has 0.02, LlamaGen 0.5), or bring the other losses near 1.",
         False,
         bounded_weight,
     ),

@@ -200,13 +200,13 @@ def verdicts(studies: Sequence[Results], document: str) -> list[str]:
 
 
 def insert(text: str, studies: Sequence[Results], document: str) -> str:
-    """Returns a text with a line for each verdict, and the studies that it is of, between the lines `MARKS`."""
+    """Returns a text with a table of the verdicts and their studies between the lines `MARKS`."""
     before, _, rest = text.partition(MARKS[0] + "\n")
     after = rest.partition(MARKS[1])[2]
     by_verdict: dict[str, list[str]] = {}
     for r in sorted(studies, key=lambda r: r.verdict):
         by_verdict.setdefault(r.verdict, []).append(f"[{r.name}]({document}#{r.name})")
-    lines = rows_of(("the claim of", "here"), [(", ".join(names), f"**{v}**") for v, names in by_verdict.items()])
+    lines = rows_of(("studies", "verdict"), [(", ".join(names), f"**{v}**") for v, names in by_verdict.items()])
     return before + "\n".join([MARKS[0], *lines, MARKS[1]]) + after
 
 
