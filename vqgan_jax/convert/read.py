@@ -332,21 +332,22 @@ def _tensor(path: Path, place: range, view: View) -> Tensor:
     if not whole or max(end, count) * dtype.itemsize > len(place):
         raise ConvertError(f"a tensor of shape {shape} must lie within its storage of {len(place)} bytes; it does not.")
     first, length = place.start + view.offset * dtype.itemsize, (end - view.offset) * dtype.itemsize
+    return Tensor(shape, dtype.newbyteorder("="), functools.partial(_read, path, first, length if count else 0, view))
 
-    def read() -> np.ndarray:
-        if not count:
-            return np.zeros(shape, dtype.newbyteorder("="))
-        try:  # a map of its own for each tensor, so that its pages are given back with it
-            flat = np.asarray(np.memmap(path, np.uint8, mode="r", offset=first, shape=(length,)))
-        except (OSError, ValueError) as error:
-            raise _changed(path, f"byte {first + length} cannot be read ({error})") from error
-        flat = flat.view(np.uint8 if dtype.kind == "b" else dtype)
-        strides = [step * dtype.itemsize for step in view.strides]
-        values = np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
-        # Bytes other than 0 and 1 are no truth values of NumPy's.
-        return tensors.native(values != 0 if dtype.kind == "b" else values)
 
-    return Tensor(shape, dtype.newbyteorder("="), read)
+def _read(path: Path, first: int, length: int, view: View) -> np.ndarray:
+    """Returns the elements of a view, which has `length` bytes from byte `first` on."""
+    if not length:
+        return np.zeros(view.shape, view.dtype.newbyteorder("="))
+    try:  # a map of its own for each tensor, so that its pages are given back with it
+        flat = np.asarray(np.memmap(path, np.uint8, mode="r", offset=first, shape=(length,)))
+    except (OSError, ValueError) as error:
+        raise _changed(path, f"byte {first + length} cannot be read ({error})") from error
+    flat = flat.view(np.uint8 if view.dtype.kind == "b" else view.dtype)
+    strides = [step * view.dtype.itemsize for step in view.strides]
+    values = np.lib.stride_tricks.as_strided(flat, view.shape, strides, writeable=False)
+    # Bytes other than 0 and 1 are no truth values of NumPy's.
+    return tensors.native(values != 0 if view.dtype.kind == "b" else values)
 
 
 def _changed(path: Path, what: str) -> ConvertError:

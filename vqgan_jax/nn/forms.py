@@ -63,21 +63,26 @@ def convolve(
     time in place of 18.5 at 8 x 8 pixels, 3.6 in place of 9.8 at 4 x 4, and 1.5 in place of 72 at 2 x 2.
     """
 
-    def convolution(x: Array, kernel: Array) -> Array:
-        window, precision = ((stride, stride), (padding, padding)), precision_of(x.dtype)
-        return jax.lax.conv_general_dilated(x, kernel, *window, dimension_numbers=NHWC, precision=precision)
-
-    def products(x: Array, kernel: Array) -> Array:
-        size, x = kernel.shape[0], jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
-        cut = lambda i, j: x[:, i : x.shape[1] - size + 1 + i, j : x.shape[2] - size + 1 + j]
-        one = lambda i, j: product("bhwc,cd->bhwd", cut(i, j), kernel[i, j], jnp.float32)
-        first, *others = (one(*place) for place in np.ndindex(size, size))
-        return sum(others, start=first).astype(x.dtype)
-
-    pixels = x.shape[1] * x.shape[2]
+    plain = functools.partial(convolution, stride=stride, padding=padding)
+    pixels, products = x.shape[1] * x.shape[2], functools.partial(shifted_products, padding=padding)
     if stride > 1 or pixels > 64 or (pixels > 4 and kernel.size < 2**20):
-        return convolution(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=products, default=convolution)
+        return plain(x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=products, default=plain)
+
+
+def convolution(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
+    """XLA's own."""
+    window, precision = ((stride, stride), (padding, padding)), precision_of(x.dtype)
+    return jax.lax.conv_general_dilated(x, kernel, *window, dimension_numbers=NHWC, precision=precision)
+
+
+def shifted_products(x: Array, kernel: Array, padding: tuple[int, int]) -> Array:
+    """One product for each place of the kernel, at stride 1."""
+    size, x = kernel.shape[0], jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    cut = lambda i, j: x[:, i : x.shape[1] - size + 1 + i, j : x.shape[2] - size + 1 + j]
+    one = lambda i, j: product("bhwc,cd->bhwd", cut(i, j), kernel[i, j], jnp.float32)
+    first, *others = (one(*place) for place in np.ndindex(size, size))
+    return sum(others, start=first).astype(x.dtype)
 
 
 @jax.custom_vjp
@@ -114,24 +119,16 @@ def fold(kernel: Float[Array, "3 3 c d"]) -> Float[Array, "4 4 c d"]:
     return sum(shifted[1:], start=shifted[0]).astype(kernel.dtype)
 
 
-def upsample_convolve_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    """The value, and what the gradient needs."""
-    return upsample_convolve(x, kernel), (x, kernel)
-
-
 @jax.jit
 def upsample_convolve_backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
     """The function is linear in x, in the kernel and in g alike: the kernel's gradient comes from that of x."""
     x, kernel = saved
-
-    def of_x(kernel: Array) -> Array:
-        return convolve(g, fold(kernel)[::-1, ::-1].swapaxes(2, 3), 2, (1, 1))
-
+    of_x = lambda kernel: convolve(g, fold(kernel)[::-1, ::-1].swapaxes(2, 3), 2, (1, 1))
     gradient, pull = jax.vjp(of_x, kernel)
     return gradient, pull(x)[0]
 
 
-upsample_convolve.defvjp(upsample_convolve_forward, upsample_convolve_backward)
+upsample_convolve.defvjp(lambda x, kernel: (upsample_convolve(x, kernel), (x, kernel)), upsample_convolve_backward)
 
 
 # Norms
