@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -160,20 +161,12 @@ def settings_of(model):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRIORS)
-def test_the_priors_own_grid_is_sampled_as_the_prior_does(name):
-    model = prior(name, "rope2d")
-    drawn = settings_of(model)
-    check_own_grid(model, drawn, drawn.replace(temperature=1e-3))  # almost greedy, without a second compilation
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("positions", [positions for positions in POSITIONS if positions != "rope2d"])
-@pytest.mark.parametrize("name", PRIORS)
-def test_so_it_is_under_every_position_code(name, positions):
+@pytest.mark.parametrize(("name", "positions"), [*zip(PRIORS, itertools.cycle(POSITIONS), strict=False)])
+def test_the_priors_own_grid_is_sampled_as_the_prior_does(name, positions):
+    """Each condition under one position code, so that each code has several conditions."""
     model = prior(name, positions)
     drawn = settings_of(model)
-    check_own_grid(model, drawn, drawn.replace(temperature=1e-3))
+    check_own_grid(model, drawn, drawn.replace(temperature=1e-3))  # almost greedy, without a second compilation
 
 
 @pytest.mark.slow
@@ -210,10 +203,9 @@ def test_larger_images_are_drawn_behind_the_tokens_of_training(name, stride):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("positions", "stride"), [("learned", 1), ("rope2d", 2)])
-@pytest.mark.parametrize("name", PRIORS)
-def test_so_they_are_of_every_condition(name, positions, stride):
-    model = prior(name, positions)
+@pytest.mark.parametrize(("name", "stride"), [*zip(PRIORS, itertools.cycle((1, 2)), strict=False)])
+def test_so_they_are_of_every_condition(name, stride):
+    model = prior(name, {1: "learned", 2: "rope2d"}[stride])
     check_larger(model, (5, 6), stride, settings_of(model) if stride == 2 else GREEDY)
 
 
