@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
-from tensorboardX import SummaryWriter
 
 from vqgan_jax import pictures
 from vqgan_jax.data import storage
@@ -79,6 +78,13 @@ def lines_of(file: epath.Path) -> list[str]:
     return [line for line in file.read_text().splitlines() if line.startswith("{") and line.endswith("}")]
 
 
+def open_board(folder: Any, **options: Any) -> Any:
+    """Opens a file of TensorBoard's in a folder."""
+    from tensorboardX import SummaryWriter  # half a second to import, which only those who train should pay
+
+    return SummaryWriter(str(folder), **options)
+
+
 class OnDisk:
     """Appends lines to `metrics.jsonl`, events to a file of TensorBoard's."""
 
@@ -87,7 +93,7 @@ class OnDisk:
         storage.write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         for part in files_of(self.path)[1:]:  # of a run that was copied from a bucket
             part.unlink()
-        self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_from + 1)
+        self.board = open_board(workdir / "tensorboard", purge_step=resume_from + 1)
 
     def line(self, text: str) -> None:
         """Appends a line."""
@@ -126,7 +132,7 @@ class InBucket:
         """The next part."""
         self.number, self.lines, self.since = self.number + 1, [], time.monotonic()
         suffix = f".{self.number:06d}"
-        self.board = SummaryWriter(str(self.folder), purge_step=self.purge_step, filename_suffix=suffix)
+        self.board = open_board(self.folder, purge_step=self.purge_step, filename_suffix=suffix)
         self.purge_step = None
 
     def line(self, text: str) -> None:
