@@ -66,7 +66,7 @@ class Job:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment(**env))
         self.began = time.perf_counter()
 
-    def finish(self, timeout: float = 300) -> int:
+    def finish(self, timeout: float = 600) -> int:
         """Exit status; a run that hangs is killed and fails."""
         try:
             return self.process.wait(timeout)
@@ -81,7 +81,7 @@ class Job:
         self.process.wait()
         return time.perf_counter() - self.began
 
-    def wait_for(self, condition: Callable[[], Any], timeout: float = 300, pause: float = 0.003) -> None:
+    def wait_for(self, condition: Callable[[], Any], timeout: float = 600, pause: float = 0.003) -> None:
         """Polls every few milliseconds; it is an error if the process ends first."""
         while not condition():
             if self.process.poll() is not None or time.perf_counter() - self.began > timeout:

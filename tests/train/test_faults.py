@@ -99,7 +99,7 @@ def check_message(job: Job, start: str = "vqgan train: the batch of step ") -> N
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_ends_the_run_and_not_its_checkpoints(tmp_path):
-    job = Job(tmp_path, "hung", *HUNG, "--config.data.timeout_seconds=5", **spoiled(tmp_path))
+    job = Job(tmp_path, "hung", *HUNG, "--config.data.timeout_seconds=10", **spoiled(tmp_path))
     assert job.finish() == 1, job.output()
     check_message(job)
     saved = newest(job.workdir)
@@ -112,7 +112,7 @@ def test_so_does_one_that_hangs_in_an_evaluation(tmp_path):
     flags = (*SAME, "--config.steps=9", "--config.log.eval_every=6")
     held_out = HANGS.replace("if next(count) > 150:", "if self.split == 'validation':")
     assert held_out != HANGS
-    job = Job(tmp_path, "hung", *flags, "--config.data.timeout_seconds=5", **spoiled(tmp_path, held_out))
+    job = Job(tmp_path, "hung", *flags, "--config.data.timeout_seconds=10", **spoiled(tmp_path, held_out))
     assert job.finish() == 1, job.output()
     check_message(job, "vqgan train: the held-out batch 1 must come within")
     saved = newest(job.workdir)
@@ -142,7 +142,7 @@ def test_of_a_pair_an_error_ends_both_soon(tmp_path):
     first, second = pair(tmp_path, "broken", *flags, **spoiled(tmp_path, broken))
     with first, second:
         while "this disk is broken" not in second.output():
-            assert time.perf_counter() - second.began < 300, second.output()
+            assert time.perf_counter() - second.began < 600, second.output()
             time.sleep(0.2)
         began = time.perf_counter()
         assert second.finish(60) == 1, second.output()
