@@ -23,7 +23,7 @@ import jax
 import pytest
 from jaxtyping import install_import_hook
 
-# It takes a quarter of a minute of each process's start and a tenth of what follows: CI checks shapes once.
+# The checks take a quarter of a minute of each process's start and a tenth of what follows: CI checks shapes once.
 if os.environ.get("VQGAN_JAX_UNCHECKED") != "1":
     install_import_hook("vqgan_jax", "beartype.beartype")
 
@@ -41,7 +41,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """A CI run has a limit: what has not begun by the second `VQGAN_JAX_TESTS_UNTIL` of the epoch counts as skipped."""
+    """Skips what begins after `VQGAN_JAX_TESTS_UNTIL`, in seconds since the epoch, so that CI ends within its limit."""
     until = os.environ.get("VQGAN_JAX_TESTS_UNTIL")
     if until and time.time() > float(until):
         pytest.skip("no time was left for it")

@@ -163,7 +163,7 @@ def settings_of(model):
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "positions"), [*zip(PRIORS, itertools.cycle(POSITIONS), strict=False)])
 def test_the_priors_own_grid_is_sampled_as_the_prior_does(name, positions):
-    """Each condition under one position code, so that each code has several conditions."""
+    """Takes each condition under one position code; each code has several conditions."""
     model = prior(name, positions)
     drawn = settings_of(model)
     check_own_grid(model, drawn, drawn.replace(temperature=1e-3))  # almost greedy, without a second compilation

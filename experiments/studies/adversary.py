@@ -14,7 +14,7 @@ PATCH_V2 = {"discriminator.kind": "patch_v2", "discriminator.channels": 32, "dis
 
 
 def against(changes: dict) -> Run:
-    """More training of the tokenizer without an adversary, with one."""
+    """Goes on training the codes of its seed, now with an adversary."""
     return Run("adversary", changes, start="codes")
 
 
