@@ -52,6 +52,7 @@ def folder(config, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_what_can_be_learned_is_learned(folder, config):
     record = json.loads((folder / "classifier.json").read_text())
     assert record["accuracy"] > 0.9
@@ -62,6 +63,7 @@ def test_what_can_be_learned_is_learned(folder, config):
     assert f"{record['accuracy']:.1%}" in found.name
 
 
+@pytest.mark.slow
 def test_a_score_is_the_log_probability_of_the_class(folder, config):
     found, images = opened(folder, config), striped(1, 5, seed=3)
     scores = np.stack([found.scores(images, np.full(5, label)) for label in range(3)], axis=1)
@@ -70,6 +72,7 @@ def test_a_score_is_the_log_probability_of_the_class(folder, config):
     np.testing.assert_allclose(scores, jax.nn.log_softmax(logits), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_folder_is_read_and_not_trained_in_again(folder, config, monkeypatch):
     monkeypatch.setattr(classifier, "train", None)
     first, second = (opened(folder, config) for _ in range(2))
@@ -77,6 +80,7 @@ def test_a_folder_is_read_and_not_trained_in_again(folder, config, monkeypatch):
     assert first.file == second.file
 
 
+@pytest.mark.slow
 def test_other_images_are_refused(folder, config, tmp_path):
     with pytest.raises(ValueError, match=r"trained on RGB images of 16x16; got \(8, 8, 3\)"):
         opened(folder, config).labels(np.zeros((2, 8, 8, 3), np.uint8))

@@ -63,6 +63,7 @@ def test_features_for_fd_vgg_are_means_of_the_last_activation(params):
     np.testing.assert_allclose(vgg_features(params, images[::-1])[::-1], found, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_nearest_of_a_stream_by_lpips(params):
     x, y = drawn.pairs()
     draws = np.random.default_rng(0)

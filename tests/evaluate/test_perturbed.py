@@ -90,6 +90,7 @@ def test_the_distance_is_that_of_perturbed_codes_one_by_one():
         assert distance_of(found, "fd_vgg") != pytest.approx(expected, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_where_neighbours_are_twins_nothing_is_perturbed():
     """A codebook of pairs: the only neighbour of a code decodes to the same pixels."""
     tokenizer = untrained.tokenizer()

@@ -36,7 +36,7 @@ def params():
     return load_lpips()
 
 
-@pytest.mark.parametrize("size", ["even", "odd"])
+@pytest.mark.parametrize("size", ["even", pytest.param("odd", marks=pytest.mark.slow)])
 def test_values_layers_and_gradients(params, size):
     recorded = under(size, golden("lpips"))
     ours = measure(params, recorded["images"], recorded["others"])

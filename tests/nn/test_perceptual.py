@@ -107,6 +107,7 @@ def test_following_the_gradient_lowers_the_distance(value_and_gradient, lpips, p
     assert float(lpips(x, y - step)[0]) < float(lpips(x, y)[0]) < float(lpips(x, y + step)[0])
 
 
+@pytest.mark.slow
 def test_bfloat16_gives_nearly_the_same_distance_and_gradient(params, pictures):
     x, y = pictures[0], pictures[2]
 

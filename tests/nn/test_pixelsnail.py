@@ -69,6 +69,7 @@ def test_the_probabilities_of_all_grids_of_a_class_sum_to_one():
         assert np.exp(likelihood).max() > 2 / len(grids)  # not the uniform distribution, which would sum to 1 anyway
 
 
+@pytest.mark.slow
 def test_a_shorter_input_has_the_first_logits_of_a_longer_one():
     module, params = model((3, 4), 12)
     tokens = jax.random.randint(jax.random.key(1), (2, 12), 0, 12)
@@ -88,6 +89,7 @@ def test_attention_is_the_mean_of_values_before_by_hand():
     np.testing.assert_allclose(strictly_causal_attention(*map(jnp.asarray, (q, k, v))), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_fresh_network_is_as_good_as_guessing():
     module, _ = model((3, 4), 12)
     tokens = jax.random.randint(jax.random.key(1), (4, 12), 0, 12)

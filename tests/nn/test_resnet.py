@@ -50,7 +50,7 @@ def measure(dtype, params, x, y):
     return {"logits_x": logits(x), "logits_y": logits(y), "distances": distances, "gradient": gradient}
 
 
-@pytest.mark.parametrize("size", ["small", "large"])
+@pytest.mark.parametrize("size", [pytest.param("small", marks=pytest.mark.slow), "large"])
 def test_logits_distance_and_gradient_are_those_of_torchvision(recorded, params, size):
     """Of pictures that the resize enlarges, and of pictures that it makes smaller, where it is antialiased."""
     pair = {"small": [v[:1] for v in drawn.pairs()], "large": drawn.mirrored()}[size]
@@ -61,6 +61,7 @@ def test_logits_distance_and_gradient_are_those_of_torchvision(recorded, params,
         assert np.abs(array).max() > 0
 
 
+@pytest.mark.slow
 def test_in_bfloat16_the_distance_is_nearly_that(recorded, params):
     x, y = (to_float(jnp.asarray(v[:1])) for v in drawn.pairs())
     distance = jax.jit(LogitDistance(jnp.bfloat16).apply)({"params": params}, x, y)

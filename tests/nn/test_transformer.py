@@ -74,7 +74,11 @@ def test_published_parameter_counts(count, shape):
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+FEW = ("gpt", "prefix", "target")
+MANY = [pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS if name not in FEW]
+
+
+@pytest.mark.parametrize("variant", [*FEW, *MANY])
 def test_no_logit_sees_a_later_token(variant, tokens):
     """By gradients: of each position's logits at each position's embedding."""
     module, params = model(variant)
@@ -126,6 +130,7 @@ class Recomputed(Transformer):
     prepare, prefill, step = PriorNetwork.prepare, PriorNetwork.prefill, PriorNetwork.step
 
 
+@pytest.mark.slow
 def test_a_network_that_keeps_nothing_has_the_same_steps(tokens):
     module, params = model("llama")
     fields = UPSTREAM | {"depth": 3, "width": 32, "num_heads": 4} | VARIANTS["llama"]
@@ -154,7 +159,10 @@ def test_the_first_positions_may_stand_elsewhere_in_each_example(tokens):
     np.testing.assert_allclose(stepped(module, params, tokens, 5, both), found[:, 4:], atol=1e-5)
 
 
-@pytest.mark.parametrize(("variant", "remat"), [("gpt", "dots"), ("gpt", "full"), ("adaln", "dots")])
+@pytest.mark.parametrize(
+    ("variant", "remat"),
+    [("gpt", "full"), *(pytest.param(name, "dots", marks=pytest.mark.slow) for name in ("gpt", "adaln"))],
+)
 def test_remat_changes_no_gradient(variant, remat, tokens):
     def gradient(module, params):
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.square(module.apply({"params": p}, tokens)))))(params)
@@ -205,6 +213,7 @@ def test_a_token_reads_its_own_position_and_that_of_its_target(tokens):
         np.testing.assert_array_equal(read["targets"].any(-1), expected[1:])
 
 
+@pytest.mark.slow
 def test_a_modulated_block_is_a_plain_one_of_other_norms_and_kernels():
     """Under each condition: a shift and a scale go into the norm in front of a branch, a gate into its last kernel."""
     module, params = model("gpt", adaln=True)

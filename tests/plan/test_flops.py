@@ -59,15 +59,15 @@ def test_restated_functions_count_as_they_are_defined():
     assert count(LPIPS(dtype=jnp.bfloat16)) == pytest.approx(count(LPIPS()), rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "flags", "tolerance"),
     [
         (PAGES["prior"], [], 1e-3),
         # The compiler leaves out what a kernel multiplies beyond an image's edge: 1 - (1 - 2 / (3 w))^2 at w pixels.
-        pytest.param(TOKENIZER, ["--config.data.image_size=64", "--config.data.resize=(64,64)"], 0.05,
-                     marks=pytest.mark.slow),
+        (TOKENIZER, ["--config.data.image_size=64", "--config.data.resize=(64,64)"], 0.05),
     ],
-)  # fmt: skip
+)
 def test_a_training_step_needs_what_the_cpu_compiler_counts(page, flags, tolerance, monkeypatch):
     """Of the compiled program its products only, in a loop as often as they run: the rest is no model FLOP."""
     monkeypatch.setattr(lowering, "RESTATED", {})

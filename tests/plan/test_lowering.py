@@ -22,7 +22,8 @@ def lowered_by_the_loop(config, mesh, batch):
     return program.step.lower(state, program.frozen, sharding.put_batch(batch or next(program.batches()), mesh), key)
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 1), pytest.param((1, 2, 2), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 2, 2)])
 def test_a_tokenizers_plan_is_the_program_that_trains(sizes):
     config, mesh = cli.load_config(PAGES["tokenizer"]), mesh_of(*sizes)
     function, arguments = lowering.call(config, mesh, "step")
@@ -38,6 +39,7 @@ def test_a_priors_plan_is_the_program_that_trains_from_tokens(monkeypatch):
     assert function.lower(*arguments).as_text() == lowered_by_the_loop(config, mesh, tokens).as_text()
 
 
+@pytest.mark.slow
 def test_a_tokenizers_start_is_planned_with_all_batches_of_its_kmeans_and_gives_the_state():
     config, mesh = cli.load_config(PAGES["tokenizer"]), mesh_of(2, 2)
     function, arguments = lowering.call(config, mesh, "start")

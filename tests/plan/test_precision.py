@@ -41,7 +41,9 @@ def planned(page: str, dtype: str, what: str) -> Counter:
 @pytest.mark.parametrize(
     ("page", "what"),
     [
-        (PAGES["tokenizer"], "step"),  # with LPIPS and the discriminator, and all gradients
+        pytest.param(
+            PAGES["tokenizer"], "step", marks=pytest.mark.slow
+        ),  # with LPIPS and the discriminator, and all gradients
         (PAGES["tokenizer"], "encode"),
         (PAGES["tokenizer"], "decode"),
         (PAGES["prior"], "step"),  # with dropout of attention weights
@@ -69,6 +71,7 @@ def test_a_prior_of_bfloat16_multiplies_as_fast_as_it_can(page, what):
     assert {row[:2] for row in planned(page, "bfloat16", what)} == {("DEFAULT", "DEFAULT")}
 
 
+@pytest.mark.slow
 def test_of_a_bfloat16_tokenizer_only_what_chooses_codes_and_compares_is_float32():
     """The 1x1 in front of the codes with its two gradients, the search, and the sums of LPIPS and its gradients."""
     found = planned(PAGES["tokenizer"], "bfloat16", "step")
@@ -92,12 +95,14 @@ def test_lpips_multiplies_in_float32():
     assert products(likeness.lpips_vgg, jax.eval_shape(load_lpips), images, images).keys() == {HIGHEST}
 
 
+@pytest.mark.slow
 def test_inception_multiplies_in_float32():
     images = jax.ShapeDtypeStruct((1, 299, 299, 3), jnp.float32)
     params = jax.eval_shape(Inception().init, jax.random.key(0), images)["params"]
     assert products(features.inception_features, params, jnp.zeros((1, 64, 64, 3), jnp.uint8)).keys() == {HIGHEST}
 
 
+@pytest.mark.slow
 def test_held_out_lpips_of_a_bfloat16_tokenizer_multiplies_in_float32():
     """Of two batches of images: what is of bfloat16 are the encoder and the decoder."""
     config = cli.load_config(PAGES["tokenizer"], ["--config.model.dtype=bfloat16"])

@@ -44,6 +44,7 @@ def stage():
     return make, plain, params, x
 
 
+@pytest.mark.slow
 def test_without_a_share_the_program_is_the_same(stage):
     make, plain, params, x = stage
     text = lambda task: jax.jit(task.forward).lower(0, params, x, jax.random.key(1)).as_text()

@@ -89,7 +89,9 @@ def test_steps_train_encoder_and_projection_until_codes_mean_what_is_seen(start,
     assert state.ema.keys() == {"generator"}
 
 
-@pytest.mark.parametrize(("network", "width", "read"), [("vgg16", 256, set()), (DINOV2, 384, {DINOV2})])
+@pytest.mark.parametrize(
+    ("network", "width", "read"), [("vgg16", 256, set()), pytest.param(DINOV2, 384, {DINOV2}, marks=pytest.mark.slow)]
+)
 def test_the_projection_has_a_place_on_a_mesh_and_none_without_a_weight(network, width, read):
     mesh = AbstractMesh((1, 8, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
     config, plain = (page(f"loss.semantic={network}", f"loss.semantic_weight={weight}") for weight in (0.1, 0.0))
@@ -103,6 +105,7 @@ def test_the_projection_has_a_place_on_a_mesh_and_none_without_a_weight(network,
     assert Stage1.from_config(plain).frozen_shapes().keys() == {"lpips"}
 
 
+@pytest.mark.slow
 def test_a_step_reads_dinov2_and_trains_a_projection_of_its_width():
     config = page(f"loss.semantic={DINOV2}", "loss.semantic_weight=0.1")
     task, state = Stage1.from_config(config), models.state_shapes(config)
@@ -113,6 +116,7 @@ def test_a_step_reads_dinov2_and_trains_a_projection_of_its_width():
     assert metrics["semantic_loss"].shape == ()
 
 
+@pytest.mark.slow
 def test_a_tokenizer_has_no_projection_and_a_run_keeps_it(tmp_path):
     run = untrained.save_tokenizer(tmp_path / "run", flags=["--config.loss.semantic_weight=0.1"])
     plain = models.state_shapes(cli.load_config(TINY)).params["generator"]

@@ -131,6 +131,7 @@ TERMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "step"), [("before", 3), ("after", 4)])
 def test_both_sides_of_the_game_around_its_start(start, frozen, case, step):
     recorded = golden("losses")

@@ -216,6 +216,7 @@ def test_the_step_of_a_blind_prior_sees_neither_class_nor_codes(codes):
     assert loss(BLIND, 3, changed) != loss(BLIND, 3, codes)  # targets are never replaced
 
 
+@pytest.mark.slow
 def test_what_can_be_copied_is_learned_unless_codes_are_replaced():
     """Each row repeats one code, so that all but the first can be known."""
     rng, accuracy = np.random.default_rng(0), {}

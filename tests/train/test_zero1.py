@@ -107,6 +107,7 @@ def test_only_new_parameters_are_gathered():
     assert found["all-gather"]["data"] == pytest.approx(4 * sum(kernels) * 7 / 8, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize(("saved", "wanted"), [(True, False), (False, True)])
