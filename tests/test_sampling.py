@@ -86,6 +86,7 @@ def test_rows_are_filtered_each_by_itself():
         ({"top_p": 1.5}, r"`top_p` must be in \(0, 1\]; got 1.5"),
         ({"temperature": 0.0}, r"`temperature` must be above 0; got 0.0"),
         ({"temperature": -1.0}, "`temperature` must be above 0"),
+        ({"power": -1.0}, "`power` must be 0 or more"),
         ({"guidance": -0.5}, "`guidance` must be 0 or more"),
         ({"schedule": "sine"}, "`schedule` must be one of constant, linear, cosine; got 'sine'"),
     ],

@@ -45,6 +45,7 @@ def check(settings: Settings, vocab_size: int) -> None:
         ("top_k", s.top_k, s.top_k is None or 1 <= s.top_k <= vocab_size, f"in 1 .. {vocab_size}, the vocabulary"),
         ("top_p", s.top_p, s.top_p is None or 0 < s.top_p <= 1, "in (0, 1]"),
         ("guidance", s.guidance, s.guidance is None or s.guidance >= 0, "0 or more; 1 is no guidance"),
+        ("power", s.power, s.power >= 0, "0 or more; 0 is a constant guidance"),
         ("schedule", s.schedule, s.schedule in SCHEDULES, f"one of {', '.join(SCHEDULES)}"),
     ):
         if not fine:

@@ -91,3 +91,9 @@ def test_other_images_are_refused(folder, config, tmp_path):
         Image.fromarray(striped(0, 1, seed=0)[0]).save(tmp_path / "flat" / split / "one.png")
     with pytest.raises(ValueError, match=r"at least 2 classes; .* has 0"):
         opened(tmp_path / "none", cli.load_config(PAGE, [f"--config.data.source=folder:{tmp_path / 'flat'}"]))
+
+
+@pytest.mark.parametrize(("side", "levels"), [(16, 2), (32, 3), (112, 4), (144, 4), (224, 5), (256, 6)])
+def test_sides_are_halved_as_long_as_they_are_even(side, levels):
+    params = jax.eval_shape(classifier.Network(2).init, jax.random.key(0), jnp.zeros((1, side, side, 3)))["params"]
+    assert sum(name.startswith("conv") for name in params) == levels

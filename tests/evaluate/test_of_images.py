@@ -10,7 +10,7 @@ from etils import epath
 
 from vqgan_jax import data
 from vqgan_jax.evaluate import distances, of_images, protocol
-from vqgan_jax.evaluate.features import open_networks
+from vqgan_jax.evaluate.features import Networks, open_networks
 from vqgan_jax.evaluate.of_images import Archive, Collector, Measured, numbered
 
 
@@ -157,3 +157,20 @@ def test_other_files_are_refused(tmp_path):
     np.savez(path, arr_0=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="allow_pickle"):
         of_images.load_images(path)
+
+
+def test_an_image_that_cannot_be_read_moves_no_other_ones_label():
+    """Number 20 of 200 in order of four classes is broken: labels and pictures of a gallery belong together."""
+
+    class Broken(Archive):
+        def __getitem__(self, index):
+            if int(index) == 20:
+                raise data.ImageError("broken")
+            return {"image": self.images[int(index)], "label": np.int32(int(index) // 50)}
+
+    images = np.full((200, 16, 16, 3), np.arange(200)[:, None, None, None], np.uint8)
+    networks = Networks(plain, None, {}, frozenset())
+    real = of_images.collect(Broken(images, "x"), sets.request(), networks, size=16, name="")
+    shown, labels = of_images.gallery(Broken(images, "x"), real, 16)
+    assert (real.count, len(labels)) == (199, 64)
+    np.testing.assert_array_equal(shown[:, 0, 0, 0] // 50, labels)

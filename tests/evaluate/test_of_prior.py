@@ -145,14 +145,43 @@ def test_copies_of_training_images_are_found(prior):
     (batch,) = data.evaluation_batches(source, image_size=16, batch_size=12, num_threads=1)
     networks = open_networks(protocol.choose(["fd_vgg"], "prior").values(), None)
     samples = np.concatenate([batch["image"][[7]], sets.blobs(1, seed=99)])
+    samples = np.concatenate([samples, batch["image"][[4], :, ::-1]])  # the run mirrors half of its images
     _, near, distances, held_out = of_prior.neighbours(
         prior, sets.request(batch_size=8), networks, prior.config, samples, sets.blobs(5, seed=98)
     )
-    np.testing.assert_array_equal(near[0], batch["image"][7])
-    assert distances[0, 0] < 1e-4 < 0.05 < distances[1, 0]
+    np.testing.assert_array_equal(near[[0, 6]], samples[[0, 2]])
+    assert max(distances[0, 0], distances[2, 0]) < 1e-4 < 0.05 < distances[1, 0]
     assert np.all(np.diff(distances, axis=1) >= 0)
-    assert held_out.shape == (2,)
-    assert near.shape == (6, 16, 16, 3)
+    assert held_out.shape == (3,)
+    assert near.shape == (9, 16, 16, 3)
+
+
+def test_held_out_images_beside_the_neighbours_are_held_out_whatever_the_reference(prior):
+    report = of_prior.evaluate(
+        prior, sets.request("fd_vgg", batch_size=8), asked(6, reference="train", neighbours=3), workdir="here"
+    )
+    *_, held_out = report.sections["neighbours"]
+    assert held_out.shape == (3,)
+    assert held_out.min() > 0.01
+
+
+def test_samples_of_fewer_than_all_classes_can_be_chosen(prior):
+    settings = of_prior.settings(OPTIONS | {"top_k": 16}, "accept_rate:0.5")
+    draws = asked(1, settings=settings, scorer=lambda images, labels: images.mean((1, 2, 3)))
+    assert of_prior.accepted(prior, sets.request(batch_size=8), draws, settings[0], "").tolist() == [0]
+
+
+def test_references_must_have_the_classes_of_the_prior(prior, tmp_path):
+    archive = str(sets.archive(tmp_path / "x.npz", sets.blobs(8)))
+    with pytest.raises(ValueError, match=r"needs references of the prior's classes, a, b, c \(3\); .* has none"):
+        of_prior.evaluate(prior, sets.request("own_class"), asked(6, reference=archive), workdir="here")
+
+
+def test_the_table_of_classes_is_of_the_first_setting(report):
+    own = next(row.value for row in report.results if row.metric.startswith("own_class"))
+    shares = [(drawn, share) for *_, drawn, share in report.sections["classes"]]
+    assert own == pytest.approx(sum(drawn * share for drawn, share in shares) / 12)
+    assert "by LPIPS" in report.sections["judge"]
 
 
 def test_what_cannot_be_measured_is_refused(prior):

@@ -1,6 +1,7 @@
 """Muon for the kernels of a transformer's layers, Adam for all else."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from vqgan_jax import cli
 from vqgan_jax.config import Optimizer
 from vqgan_jax.nn.transformer import Transformer
 from vqgan_jax.train import sharding
@@ -104,3 +106,12 @@ def test_a_sharded_step_equals_one_device(params, grads):
 def test_an_unknown_optimiser_is_refused():
     with pytest.raises(ValueError, match="must be one of adam, muon; got 'sgd'"):
         dataclasses.replace(PLAIN, matrices="sgd").check()
+
+
+@pytest.mark.parametrize(
+    ("page", "why"),
+    [("tiny.py", "a tokenizer has none"), ("tiny_prior.py:pixelsnail,raster", "PixelSNAIL.* has none")],
+)
+def test_where_there_are_no_layers_it_would_move_nothing(page, why):
+    with pytest.raises(ValueError, match=f"'muon' moves the kernels of a transformer's layers.*{why}"):
+        cli.load_config(str(Path(__file__).parent / page), ["--config.optimizer.matrices=muon"])

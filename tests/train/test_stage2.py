@@ -261,9 +261,15 @@ def test_orders_are_random_in_a_share_that_falls():
 
 def test_times_of_random_orders_below_1_are_shares_of_the_run():
     flags = [f"--config.loss.random_order={times}" for times in ("(0.5,0.75)", "(0,0.25)", "(7,0.9)")]
-    assert [task("gpt,plain", TARGETS, flag).loss.random_order for flag in flags[:2]] == [(500, 750), (0, 250)]
-    with pytest.raises(ValueError, match="must be two times in order"):
-        task("gpt,plain", TARGETS, flags[2])
+    found = [task("gpt,plain", TARGETS, flag).loss.random_order for flag in flags]
+    assert found == [(500, 750), (0, 250), (7, 900)]
+
+
+@pytest.mark.parametrize(("times", "steps"), [("(0.5,1.0)", "5 and 1"), ("(0.9,7)", "9 and 7"), ("(9,8)", "9 and 8")])
+def test_random_orders_end_after_they_begin_in_steps(times, steps):
+    """A share beside a step is compared in steps, so that no run is raster from its first step on by mistake."""
+    with pytest.raises(ValueError, match=f"must be two times in order; .* are steps {steps} of 10"):
+        cli.load_config(f"{PAGE}:gpt,plain", [TARGETS, f"--config.loss.random_order={times}"])
 
 
 @pytest.mark.slow

@@ -149,12 +149,22 @@ class TokenLoss:
         """Raises ValueError for what is no probability, or no span of time."""
         if not 0.0 <= self.keep <= 1.0:
             raise ValueError(f"`config.loss.keep` must be a probability, 0 to 1; got {self.keep}.")
-        if not 0.0 <= self.random_order[0] <= self.random_order[1]:
-            raise ValueError(f"`config.loss.random_order` must be two times in order; got {self.random_order}.")
+        if min(self.random_order) < 0.0:
+            raise ValueError(f"`config.loss.random_order` must be two times, 0 or later; got {self.random_order}.")
 
     def in_steps(self, steps: int) -> "TokenLoss":
-        """Returns the same loss of a run of so many steps, with times that are shares of it as steps."""
+        """Returns the same loss of a run of so many steps, with times that are shares of it as steps.
+
+        Raises:
+          ValueError: the second time comes before the first one.
+        """
         first, last = (in_steps(time, steps) for time in self.random_order)
+        if first > last:
+            raise ValueError(
+                f"`config.loss.random_order` must be two times in order; {self.random_order} are steps {first:,.0f} "
+                f"and {last:,.0f} of {steps:,}. A number below 1 is a share of the run, 1 is its first step. Write two "
+                "shares, or two steps."
+            )
         return dataclasses.replace(self, random_order=(first, last))
 
 

@@ -66,9 +66,10 @@ class Network(nn.Module):
     def __call__(self, x: Float[Array, "b H W 3"]) -> Float[Array, "b k"]:
         """Computes the logits."""
         x = rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=2, j=2)
-        levels = max(1, round(math.log2(min(x.shape[1:3]) / 2)))
-        for i in range(levels):
+        for i in range(max(1, round(math.log2(min(x.shape[1:3]) / 2)))):
             if i > 0:
+                if x.shape[1] % 2 or x.shape[2] % 2:
+                    break
                 x = reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=2, j=2)
             x = conv3x3(min(64 * 2**i, 256), jnp.float32, f"conv_{i}")(x)
             x = nn.relu(GroupNorm(groups=8, name=f"norm_{i}")(x))

@@ -105,7 +105,7 @@ class Collector:
           resize: what was done to the images, in words.
           labels: of what was added, in parts as it was added; none if the images have no classes.
         """
-        numbers = gather(np.concatenate(self.numbers))
+        numbers = np.sort(gather(np.concatenate(self.numbers)))
         digests = np.sort(gather(np.concatenate(self.digests)))
         if len(np.unique(numbers)) != len(numbers):
             raise ValueError(
@@ -119,6 +119,7 @@ class Collector:
             rows={name: in_order(self.numbers, parts) for name, parts in sorted(self.rows.items())},
             resize=resize,
             labels=in_order(self.numbers, labels) if labels else np.zeros(0, np.int32),
+            numbers=numbers,
             rate=self.timed / self.seconds if self.seconds else 0.0,
         )
 
@@ -210,10 +211,11 @@ def collect(source: Any, request: Request, networks: Networks, *, size: int, nam
     return collector.summary(source.name, measured.resize(size), labels)
 
 
-def gallery(source: Any, labels: Int[np.ndarray, "n"], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the first images of each class of a source, up to `GALLERY`, with their labels, in the source's order."""
-    first = np.sort(np.concatenate([np.flatnonzero(labels == label)[:GALLERY] for label in np.unique(labels)]))
-    return crops(source, first.tolist(), size), labels[first]
+def gallery(source: Any, real: Summary, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the first images of each class, up to `GALLERY`, with their labels; `real` is the source, collected."""
+    classes = np.unique(real.labels)
+    first = np.sort(np.concatenate([np.flatnonzero(real.labels == label)[:GALLERY] for label in classes]))
+    return crops(source, real.numbers[first].tolist(), size), real.labels[first]
 
 
 def crops(source: Any, numbers: Sequence[int], size: int) -> UInt8[np.ndarray, "n size size 3"]:

@@ -23,6 +23,7 @@ from vqgan_jax.evaluate.of_images import (
     crops,
     gallery,
     in_order,
+    numbered,
     numbers_of,
     open_images,
 )
@@ -35,6 +36,10 @@ SHOWN = 32  # samples to look at
 SWEPT: Mapping[str, Callable[[str], Any]] = {
     "top_k": int,
     **dict.fromkeys(("temperature", "top_p", "guidance", "power", "accept_rate"), float),
+}
+JUDGES = {  # what "own class" means by each of them; the first one that was asked for has the table of classes
+    "own_class": "the real image nearest to the sample by LPIPS, of up to 16 a class, is of its class",
+    "class_accuracy": "the classifier finds the sample's class the likeliest",
 }
 Judge = Callable[[UInt8[np.ndarray, "n H W 3"]], Int[np.ndarray, "n"]]  # the class that each image looks like
 ClassRow = tuple[str, int, float, int, float]  # name, held-out examples, nats a token, samples, share of own class
@@ -72,6 +77,8 @@ def evaluate(prior: models.Prior, request: Request, draws: DrawRequest, *, workd
     images = image_config(prior, workdir)
     source = open_reference(request, draws, images) if chosen.keys() - {"nll"} else None
     if source is not None:
+        if "own_class" in chosen:
+            check_names(source, images)
         protocol.check_counts(chosen, samples=draws.samples, reference=len(source))
     networks = open_networks(chosen.values(), request.inception)
     files = networks.files | ({"classifier": draws.classifier.file} if draws.classifier else {})
@@ -91,26 +98,30 @@ def evaluate(prior: models.Prior, request: Request, draws: DrawRequest, *, workd
     real = collect(source, request, networks, size=size, name="real images")
     judges: dict[str, Judge] = {}
     if "own_class" in chosen:
-        judges["own_class"] = nearest_judge(networks, *gallery(source, real.labels, size))
+        judges["own_class"] = nearest_judge(networks, *gallery(source, real, size))
     if "class_accuracy" in chosen and draws.classifier is not None:
         judges["class_accuracy"] = draws.classifier.labels
-    first, labels, looks = [], None, {}
+    first, shares = [], []
     for i, options in enumerate(draws.settings):
         name = f"drawing {i + 1} of {len(draws.settings)}"
         numbers = accepted(prior, request, draws, options, name)
         drawn, shown, looks = draw(prior, request, networks, numbers, options, judges, name=name)
         first.append(shown)
-        labels = drawn.labels
+        shares.append((drawn.labels, looks))
         values = protocol.compare(chosen, real, drawn, seed=request.seed)
-        values |= {judge: float(np.mean(labels == look)) for judge, look in looks.items()}
+        values |= {judge: float(np.mean(drawn.labels == look)) for judge, look in looks.items()}
         fields = {"resize": real.resized(drawn), "rounding": ROUNDING, "sampling": dict(options)}
         results += protocol.records(values, chosen, files, drawn, real, run | fields)
     swept = protocol.swept_settings(results)
     names = [", ".join(f"{name} {options[name]}" for name in swept) or "samples" for options in draws.settings]
-    classes = class_rows(prior, source.class_names, nats, labels, looks.get("own_class", looks.get("class_accuracy")))
-    sections = {"samples": dict(zip(names, first, strict=True)), "classes": classes}
+    labels, looks = shares[0]
+    judge = next((judge for judge in JUDGES if judge in looks), "")
+    classes = class_rows(prior, source.class_names, nats, labels, looks.get(judge))
+    sections = {"samples": dict(zip(names, first, strict=True)), "classes": classes, "judge": JUDGES.get(judge, "")}
     if draws.neighbours:
-        samples, (held_out, _) = first[0][: draws.neighbours], gallery(source, real.labels, size)
+        others = data.spread(program.open_split(images, images.data.eval_split), draws.neighbours)
+        held_out = crops(others, range(len(others)), size)
+        samples = first[0][: draws.neighbours]
         sections["neighbours"] = neighbours(prior, request, networks, images, samples, held_out)
     return Evaluation(results=results, title=title, lead=lead, reference=real, sections=sections)
 
@@ -118,6 +129,21 @@ def evaluate(prior: models.Prior, request: Request, draws: DrawRequest, *, workd
 def nearest_judge(networks: Networks, references: UInt8[np.ndarray, "r H W 3"], labels: Int[np.ndarray, "r"]) -> Judge:
     """Returns a function that gives images the class of the nearest of these references by LPIPS."""
     return lambda images: likeness.nearest_labels(networks.lpips, images, references, labels)
+
+
+def check_names(source: Any, images: Any) -> None:
+    """Raises ValueError for references whose labels do not number the classes of the prior's data."""
+    theirs, ours = (each.class_names for each in (source, program.open_split(images, images.data.eval_split)))
+    if tuple(theirs) != tuple(ours):
+        raise ValueError(
+            f"`own_class` needs references of the prior's classes, {shortened(ours)}; {source.name} has "
+            f"{shortened(theirs)}. Name a split of the run as the --reference, or leave the metric out."
+        )
+
+
+def shortened(names: Sequence[str]) -> str:
+    """Returns the first names of a list, and how many it has."""
+    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)})" if len(names) else "none"
 
 
 def choose(prior: models.Prior, request: Request, draws: DrawRequest) -> dict[str, Metric]:
@@ -223,8 +249,10 @@ def accepted(
     numbers, scores, classes = zip(*parts, strict=True)
     everyone, labels = in_order(numbers, scores), in_order(numbers, classes)
     counts = np.bincount(labels[:count], minlength=prior.module.condition.num_labels)
-    best = [drawing.best(everyone[labels == c], labels[labels == c], n) for c, n in enumerate(counts.tolist())]
-    return np.sort(np.concatenate([np.flatnonzero(labels == c)[rows] for c, rows in enumerate(best)]))
+    of = {c: np.flatnonzero(labels == c) for c in np.flatnonzero(counts)}  # a few samples have not every class
+    return np.sort(
+        np.concatenate([rows[drawing.best(everyone[rows], labels[rows], counts[c])] for c, rows in of.items()])
+    )
 
 
 def draw(
@@ -302,23 +330,29 @@ def neighbours(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Finds the training images nearest to each sample by LPIPS, and how near held-out images come to any.
 
+    Where a run mirrors its images, their mirror images are training images, too.
+
     Returns:
       Samples, images nearest to each (n*NEAREST H W 3), their LPIPS (n NEAREST), and that of the nearest of each of
       as many held-out images.
     """
     source = program.open_split(images, images.data.train_split)
-    size, progress, done = prior.config.data.image_size, request.track("neighbours", len(source)), 0
+    size, progress, seen = prior.config.data.image_size, request.track("neighbours", len(source)), []
     batches = data.evaluation_batches(source, image_size=size, batch_size=request.local_batch)
 
     def references() -> Iterator[np.ndarray]:
-        nonlocal done
-        for batch in batches:
-            yield batch["image"][batch["mask"]]
-            progress(done := done + int(batch["mask"].sum()))
+        for numbers, batch in numbered(batches, process_index=0, process_count=1):
+            mirrored = [False, True][: 1 + images.data.flip]
+            seen.extend((side, numbers) for side in mirrored)
+            yield np.concatenate([batch["image"][:, :, ::-1] if side else batch["image"] for side in mirrored])
+            progress(int(numbers[-1]) + 1 if len(numbers) else 0)
 
     queries = np.concatenate([samples, held_out[: len(samples)]])
     places, distances = likeness.nearest_images(networks.lpips, queries, references(), count=NEAREST)
-    near = crops(source, places[: len(samples)].reshape(-1).tolist(), size)
+    nearest = places[: len(samples)].reshape(-1)
+    near = crops(source, np.concatenate([numbers for _, numbers in seen])[nearest].tolist(), size)
+    turned = np.concatenate([np.full(len(numbers), side) for side, numbers in seen])[nearest]
+    near = np.where(turned[:, None, None, None], near[:, :, ::-1], near)
     return samples, near, distances[: len(samples)], distances[len(samples) :, 0]
 
 

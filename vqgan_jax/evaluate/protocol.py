@@ -115,6 +115,7 @@ class Summary(NamedTuple):
       rows: features themselves where they are needed, ordered by number.
       resize: what was done to them, in words.
       labels: the class of each, ordered by number; empty where there are none.
+      numbers: of each in its source, in order; what could not be read has left a gap.
       rate: images a second that the networks of this process saw, without its first batch; 0 if there was no other.
     """
 
@@ -125,6 +126,7 @@ class Summary(NamedTuple):
     rows: Mapping[str, Float[np.ndarray, "n d"]] = MappingProxyType({})
     resize: str = NOTHING
     labels: Int[np.ndarray, "n"] = np.zeros(0, np.int32)
+    numbers: Int[np.ndarray, "n"] = np.zeros(0, np.int64)
     rate: float = 0.0
 
     def resized(self, samples: "Summary") -> str:

@@ -57,6 +57,11 @@ class PriorNetwork(nn.Module, kw_only=True):
         """Returns whether the tokens of each example may come in any order, which the argument `at` says."""
         return False
 
+    @property
+    def takes_muon(self) -> bool:
+        """Returns whether there are matrices that Muon moves, as the training state lists them."""
+        return False
+
     def bind(self, *, vocab_size: int, extra_vocab: int, prefix: list[Place], codes: list[Place]) -> "PriorNetwork":
         """Returns the network of a run.
 

@@ -124,6 +124,11 @@ class Transformer(PriorNetwork):
         """Returns whether each token knows which one it predicts, so that they may come in any order."""
         return self.positions == "learned_target"
 
+    @property
+    def takes_muon(self) -> bool:
+        """Returns whether there are matrices that Muon moves: the kernels of all layers."""
+        return True
+
     def bind(self, *, vocab_size: int, extra_vocab: int, prefix: list[Place], codes: list[Place]) -> "Transformer":
         """Returns the network of a run; see `PriorNetwork.bind`."""
         if self.bidirectional_prefix > len(prefix):

@@ -43,6 +43,7 @@ def page(
     distances: Float[np.ndarray, "_n"] | None = None,
     samples: Mapping[str, Images] | None = None,
     classes: Sequence[tuple[str, int, float, int, float]] = (),
+    judge: str = "",
     neighbours: tuple[Images, Images, Float[np.ndarray, "_n _m"], Float[np.ndarray, "_"]] | None = None,
 ) -> str:
     """Returns the page: figures, what the models made, and the protocol. A section without its values is left out.
@@ -57,6 +58,7 @@ def page(
       distances: LPIPS of every image.
       samples: the first ones of each setting, by its name.
       classes: rows of name, held-out examples, nats a token, samples, share of own class.
+      judge: what "own class" means in `classes`, in words.
       neighbours: samples, the training images nearest to each in turn, their LPIPS, and what held-out images have.
     """
     first = first_of_each(results)
@@ -78,6 +80,7 @@ def page(
         samples=samples or {},
         scale_of=scale_of,
         classes=classes,
+        judge=judge,
         neighbours=None if neighbours is None else nearest(*neighbours),
     )
 
