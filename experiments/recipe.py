@@ -135,7 +135,7 @@ LATER_CODES: dict[str, dict[str, Any]] = {
 # What later work made of the adversary, for a laptop page; no figure of ours yet.
 ADVERSARIES: dict[str, dict[str, Any]] = {
     "patch_v2": {"discriminator.kind": "patch_v2", "discriminator.channels": 32, "discriminator.num_stages": 2},
-    "lecam": {"loss.lecam_weight": 0.05},
+    "lecam": {"loss.lecam_weight": 0.05, "loss.lecam_decay": 0.99},  # published: 0.001 and 0.999, of long runs
     "augmented": {"loss.disc_augment": ("color", "translation", "cutout")},
 }
 

@@ -127,7 +127,7 @@ def lpips_loss(
     Args:
       difference: of the features of two images, each position divided by its length.
       head: the learned weights of the channels, which stand for the squares of w.
-      key: drops half of the channels at random, and doubles the others; None drops none.
+      key: drops half of the channels at random, of each position others, and doubles the rest; None drops none.
 
     References:
       Zhang et al. 2018, The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, equation 1.

@@ -13,7 +13,7 @@ from vqgan_jax import api
 from vqgan_jax.evaluate import of_tokenizer, perturbed, protocol
 from vqgan_jax.evaluate.distances import add, empty, frechet_distance
 from vqgan_jax.evaluate.of_images import Collector
-from vqgan_jax.nn.codebooks import neighbours
+from vqgan_jax.nn.codebooks import nearest_others, neighbours
 from vqgan_jax.nn.pixels import to_uint8
 
 SEED = 5
@@ -79,7 +79,7 @@ def test_the_distance_is_that_of_perturbed_codes_one_by_one():
         grid = np.array(api.encode(tokenizer, image[None])[0])
         coin, choice = jax.random.split(jax.random.fold_in(jax.random.key(SEED), number))
         change = np.asarray(jax.random.bernoulli(coin, 0.5, grid.shape))
-        grid[change] = np.asarray(neighbours(jnp.asarray(grid), codebook, 1, choice))[change]
+        grid[change] = np.asarray(neighbours(jnp.asarray(grid), nearest_others(codebook, 1), choice))[change]
         drawn = np.asarray(to_uint8(api.decode(tokenizer, grid[None])))
         moments["real"] = add(moments["real"], plain(image[None])["vgg"])
         moments["drawn"] = add(moments["drawn"], plain(drawn)["vgg"])
@@ -98,7 +98,7 @@ def test_where_neighbours_are_twins_nothing_is_perturbed():
     tokenizer = dataclasses.replace(
         tokenizer, params=tokenizer.params | {"quantizer": tokenizer.params["quantizer"] | {"codebook": codebook}}
     )
-    near = neighbours(jnp.arange(16), codebook, 1, jax.random.key(0))
+    near = neighbours(jnp.arange(16), nearest_others(codebook, 1), jax.random.key(0))
     np.testing.assert_array_equal(near, np.arange(16) ^ 1)
     found = measured(tokenizer, sets.blobs(16, size=8), (8, 8))
     assert distance_of(found, "pfd_vgg") == pytest.approx(distance_of(found, "fd_vgg"), rel=1e-3)

@@ -44,3 +44,9 @@ def test_a_palette_of_another_width_than_the_pixels_is_refused():
         jax.eval_shape(config.make_vqgan().init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
     with pytest.raises(ValueError, match="has one level and no blocks"):
         cli.load_config(TINY, [*FLAGS, "--config.model.dropout=0.5"])
+
+
+@pytest.mark.parametrize("flags", [["loss.disc_weight=0.1"], ["start.workdir=there", "start.freeze=True"]])
+def test_what_needs_a_decoder_is_refused(flags):
+    with pytest.raises(ValueError, match="has no decoder, whose last kernel the adaptive weight reads"):
+        cli.load_config(TINY, [*FLAGS, *(f"--config.{flag}" for flag in flags)])

@@ -502,5 +502,6 @@ def test_fsq_has_nothing_to_learn():
     assert not quantizer.init(jax.random.key(0), latents)
     assert float(quantizer.apply({}, latents).loss) == 0.0
     assert quantizer.initial_stats({}, 2) is None
-    with pytest.raises(ValueError, match=r"levels.*\(4, 1\)"):
-        FSQ((4, 1)).check()
+    for levels in ((4, 1), (1003, 5)):  # of 1,003 levels saturated latents would round to a level outside
+        with pytest.raises(ValueError, match=rf"levels.*\({levels[0]}, {levels[1]}\)"):
+            FSQ(levels).check()

@@ -112,3 +112,8 @@ def test_another_model_than_the_first_is_refused(runs, capsys):
     message = refused(capsys, *tune, "--config.quantizer.embed_dim=4")
     assert "`post_quantizer/kernel` is (1, 1, 8, 64) float32, in this run (1, 1, 4, 64) float32" in message
     assert "start.workdir is empty" in refused(capsys, *tune, "--config.start.workdir=")
+
+
+def test_a_semantic_loss_of_codes_that_stay_is_refused():
+    with pytest.raises(ValueError, match="draws codes that `config.start.freeze` keeps"):
+        cli.load_config(TINY, [f"--config.{flag}" for flag in (*FREEZE, "loss.semantic_weight=0.1")])

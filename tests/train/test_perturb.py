@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vqgan_jax import cli
-from vqgan_jax.nn.codebooks import neighbours
+from vqgan_jax.nn.codebooks import nearest_others, neighbours
 from vqgan_jax.train.stage1 import Stage1
 
 TINY = str(Path(__file__).with_name("tiny.py"))
@@ -16,7 +16,7 @@ TINY = str(Path(__file__).with_name("tiny.py"))
 
 def test_neighbours_are_the_nearest_others_each_as_often(getkey):
     codebook, indices = jax.random.normal(getkey(), (20, 3)), jnp.tile(jnp.arange(20), 400)
-    drawn = np.asarray(neighbours(indices, codebook, 4, getkey())).reshape(400, 20)
+    drawn = np.asarray(neighbours(indices, nearest_others(codebook, 4), getkey())).reshape(400, 20)
     codes = np.asarray(codebook, np.float64)
     squares = np.square(codes[:, None] - codes).sum(-1)
     for code in range(20):
@@ -26,7 +26,7 @@ def test_neighbours_are_the_nearest_others_each_as_often(getkey):
 
 
 def test_a_codebook_of_few_codes_has_few_neighbours(getkey):
-    drawn = neighbours(jnp.zeros(50, jnp.int32), jnp.arange(3.0)[:, None], 10, getkey())
+    drawn = neighbours(jnp.zeros(50, jnp.int32), nearest_others(jnp.arange(3.0)[:, None], 10), getkey())
     assert set(np.asarray(drawn)) == {1, 2}
 
 
@@ -106,3 +106,13 @@ def test_shares_of_images_and_of_their_codes(stage, flags, step, images, codes):
 def test_what_no_perturbation_has_is_refused(stage, flag):
     with pytest.raises(ValueError, match=r"config\.perturb` must have a share in 0 \.\. 1"):
         stage[0](flag)
+
+
+def test_a_table_of_near_codes_is_made_in_parts_of_the_codebook(getkey):
+    """Of 2,500 codes, which are more than one part and no whole number of parts."""
+    codebook = jax.random.normal(getkey(), (2_500, 2))
+    table = np.asarray(jax.jit(nearest_others, static_argnums=1)(codebook, 3))
+    codes = np.asarray(codebook, np.float64)
+    for code in (0, 1_023, 1_024, 2_048, 2_499):
+        squares = np.square(codes - codes[code]).sum(-1)
+        np.testing.assert_array_equal(np.sort(squares[table[code]]), np.sort(squares)[1:4])

@@ -147,6 +147,16 @@ class Stage1(Run):
                 "the networks of the perceptual losses see three channels, or one that is repeated; "
                 f"`config.model.image_channels` is {channels}. Set loss.perceptual_weight and semantic_weight to 0."
             )
+        if not self.model.has_decoder and (self.start.freeze or (loss.disc_weight and loss.adaptive)):
+            raise ValueError(
+                "this `config.model.kind` has no decoder, whose last kernel the adaptive weight reads and which alone "
+                "learns under start.freeze. Set loss.disc_weight to 0 or loss.adaptive to False, and freeze to False."
+            )
+        if self.start.freeze and loss.semantic_weight:
+            raise ValueError(
+                "`config.loss.semantic_weight` draws codes that `config.start.freeze` keeps as they are. Set one of "
+                "them to 0 or False."
+            )
         if labels != (loss.pixel in ("cross_entropy", "binary_cross_entropy")):
             raise ValueError(
                 "`config.loss.pixel` must be cross_entropy or binary_cross_entropy of segmentations, and neither of "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from vqgan_jax import api, models
-from vqgan_jax.nn.codebooks import neighbours
+from vqgan_jax.nn.codebooks import nearest_others, neighbours
 from vqgan_jax.nn.pixels import to_uint8
 
 SHARE = 0.5  # of an image's codes
@@ -34,14 +34,13 @@ def perturb(
     indices: Int[Array, "b h w"], codebook: Float[Array, "k d"], keys: Key[Array, "b"], share: float
 ) -> Int[Array, "b h w"]:
     """Replaces each index, with probability `share`, by one of its near codes, all of them equally likely."""
+    others = nearest_others(codebook, near_codes(len(codebook)))
 
-    def one(arguments: tuple[Int[Array, "h w"], Key[Array, ""]]) -> Int[Array, "h w"]:
-        grid, key = arguments
+    def one(grid: Int[Array, "h w"], key: Key[Array, ""]) -> Int[Array, "h w"]:
         coin, choice = jax.random.split(key)
-        near = neighbours(grid, codebook, near_codes(len(codebook)), choice)
-        return jnp.where(jax.random.bernoulli(coin, share, grid.shape), near, grid)
+        return jnp.where(jax.random.bernoulli(coin, share, grid.shape), neighbours(grid, others, choice), grid)
 
-    return jax.lax.map(one, (indices, keys))  # one by one: the distances to all codes of a batch may be large
+    return jax.vmap(one)(indices, keys)
 
 
 @jax.jit

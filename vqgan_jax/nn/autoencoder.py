@@ -197,6 +197,11 @@ class VQGAN(nn.Module):
         """Raises ValueError for an unknown choice."""
         check_known("model.remat", self.remat, REMAT)
 
+    @property
+    def has_decoder(self) -> bool:
+        """Returns whether anything learns behind the codes."""
+        return True
+
     def setup(self):
         names = ("channels", "channel_multipliers", "num_res_blocks", "attn_resolutions", "resolution", "norm_groups")
         shape: dict[str, Any] = {name: getattr(self, name) for name in (*names, "dropout", "dtype", "remat")}

@@ -78,16 +78,24 @@ def distances(flat: Float[Array, "n d"], codebook: Float[Array, "k d"]) -> Float
     return 0.5 * jnp.sum(jnp.square(codebook), axis=-1)[None] - products
 
 
-def neighbours(
-    indices: Int[Array, "*b"], codebook: Float[Array, "k d"], count: int, key: jax.Array
-) -> Int[Array, "*b"]:
-    """Returns for each code one of its `count` nearest others, drawn uniformly; all others where there are fewer."""
-    codes = codebook[indices.reshape(-1)]
-    away = distances(codes, codebook).at[jnp.arange(len(codes)), indices.reshape(-1)].set(jnp.inf)
-    count = min(count, len(codebook) - 1)
-    rows = jax.lax.top_k(-away, count)[1]
-    drawn = jax.random.randint(key, (len(codes), 1), 0, count)
-    return jnp.take_along_axis(rows, drawn, axis=1).reshape(indices.shape)
+def nearest_others(codebook: Float[Array, "k d"], count: int) -> Int[Array, "k _count"]:
+    """Returns the `count` nearest others of each code, nearest first; all others where there are fewer.
+
+    Of the codes and not of a batch's latents: every device computes the same table, in parts that bound the memory, and
+    the rows of a batch stay where they are.
+    """
+    count, places = min(count, len(codebook) - 1), jnp.arange(len(codebook))
+
+    def near(place: Int[Array, ""]) -> Int[Array, "_count"]:
+        away = jnp.where(places == place, jnp.inf, distances(codebook[place][None], codebook)[0])
+        return jax.lax.top_k(-away, count)[1]
+
+    return jax.lax.map(near, places, batch_size=min(len(codebook), 1_024))
+
+
+def neighbours(indices: Int[Array, "*b"], others: Int[Array, "k c"], key: jax.Array) -> Int[Array, "*b"]:
+    """Returns for each code one of its nearest others, of which `others` has equally many for each, drawn uniformly."""
+    return others[indices, jax.random.randint(key, indices.shape, 0, others.shape[1])]
 
 
 def kmeans(points: Float[Array, "m n d"], k: int, key: jax.Array, *, rounds: int = 10) -> Float[Array, "k d"]:

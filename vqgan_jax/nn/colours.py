@@ -23,6 +23,11 @@ class Colours(VQGAN):
                 "attn_resolutions to (), dropout to 0 and remat to none."
             )
 
+    @property
+    def has_decoder(self) -> bool:
+        """Returns that nothing does."""
+        return False
+
     def setup(self):
         if self.quantizer.embed_dim != self.image_channels:
             raise ValueError(

@@ -128,7 +128,7 @@ class PatchDiscriminatorV2(Discriminator):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b H W c"], *, train: bool = False) -> Float[Array, "b h w"]:
-        """Logits, float32, positive for real; at most 16 rows and columns of them."""
+        """Logits, float32, positive for real; of a last map whose side is a multiple of 16, 16 rows and columns."""
         del train
         conv = lambda channels, size, name: Conv(channels, size, padding=(size // 2,) * 2, dtype=self.dtype, name=name)
         activate = lambda x: nn.leaky_relu(x, 0.1)

@@ -235,7 +235,7 @@ def group_distance(
 
     Returns:
       The mean over positions of the squared difference of both normalised features, weighted by `head` (with a `key`
-      half of the channels are dropped), and the features of x and of y, pooled.
+      half of the channels of each position are dropped), and the features of x and of y, pooled.
     """
     x, y = group_features(x, layers, dtype), group_features(y, layers, dtype)
     difference = normalise(x.astype(jnp.float32)) - normalise(y.astype(jnp.float32))

@@ -319,10 +319,10 @@ class FSQ(Quantizer):
         return len(self.levels)
 
     def check(self) -> None:
-        """Raises ValueError for a channel that carries nothing."""
-        if not self.levels or min(self.levels) < 2:
+        """Raises ValueError for a channel that carries nothing, or whose margin rounds to one level more."""
+        if not self.levels or min(self.levels) < 2 or max(self.levels) > 1_000:
             raise ValueError(
-                f"`config.quantizer.levels` must be numbers of at least 2, one a channel; got {self.levels}. "
+                f"`config.quantizer.levels` must be numbers of 2 to 1,000, one a channel; got {self.levels}. "
                 "Choose, say, (8, 5, 5, 5)."
             )
 

@@ -191,10 +191,13 @@ def dead_codes(history: History) -> Finding | None:
 def strong_adversary(history: History) -> Finding | None:
     """The discriminator tells every patch, so that the generator learns nothing from it."""
     steps, loss, gate = history.curves("train/discriminator_loss", "train/disc_gate")
-    steps, loss = steps[gate == 1], loss[gate == 1]
+    config: Any = history.config
+    if not len(steps):
+        return None
+    awake = (gate == 1) & (steps > config.loss.in_steps(config.steps).disc_train_start)  # before, its loss counts 0
+    steps, loss = steps[awake], loss[awake]
     if len(steps) < ENOUGH:
         return None
-    config: Any = history.config
     guess = float(ADVERSARIAL[config.loss.adversarial].discriminator_loss(*jnp.zeros(2)))
     cost = float(np.median(newest(loss)))
     if cost >= BEATEN * guess:

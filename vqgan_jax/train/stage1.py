@@ -21,7 +21,7 @@ from vqgan_jax.config.sections import Loss, Perturb
 from vqgan_jax.data.views import FIELDS
 from vqgan_jax.nn.augment import augment
 from vqgan_jax.nn.autoencoder import AFTER_CODES, VQGAN
-from vqgan_jax.nn.codebooks import Codes, neighbours
+from vqgan_jax.nn.codebooks import Codes, nearest_others, neighbours
 from vqgan_jax.nn.discriminator import Discriminator
 from vqgan_jax.nn.perceptual import LPIPS, PERCEPTUAL, SEEN_CHANNELS, SemanticDistance
 from vqgan_jax.nn.pixels import to_input, to_output
@@ -200,9 +200,10 @@ class Stage1:
         """Updates the generator (encoder, codebook, decoder) once and the discriminator once (section 3.1, equation 6).
 
         A batch in `accumulate` parts has the same codes, hits, losses and gradients as a whole one, except for what
-        mixes images: each part has an adaptive weight of its own and BatchNorm normalises each part by itself, as in
-        DDP on so many more ranks, while the running statistics go from part to part. Chance is drawn anew for each
-        part.
+        mixes images: each part has an adaptive weight of its own, and BatchNorm's statistics, LeCAM's means and the
+        entropy of LFQ's mean are those of a part, as in DDP on so many more ranks, while running statistics go from
+        part to part. Few tokens have less entropy than many: keep a part's well above the number of codes. Chance is
+        drawn anew for each part.
 
         Args:
           state: donated.
@@ -335,7 +336,7 @@ class Stage1:
         image = jax.random.bernoulli(keys[0], self.perturb.share, (len(indices), 1, 1))
         code = jax.random.bernoulli(keys[1], rate, indices.shape)
         codebook: Any = jax.lax.stop_gradient(lookup(jnp.arange(quantizer.codebook_size)))
-        near = codebook[neighbours(indices, codebook, self.perturb.neighbours, keys[2])]
+        near = codebook[neighbours(indices, nearest_others(codebook, self.perturb.neighbours), keys[2])]
         moved = quantized.quantized + jax.lax.stop_gradient(near - quantized.quantized)
         return jnp.where((image & code)[..., None], moved, quantized.quantized)
 
