@@ -33,8 +33,8 @@ def whole_images(workdir: str, seed: int) -> dict[str, dict[str, float]]:
 
 
 def tokenizer(f: int) -> Run:
-    """Codes of `f` x `f` pixels; of one pixel they are colours."""
-    return Run("tokenizer", COLOURS if f == 1 else {"model.channel_multipliers": MULTIPLIERS[f]})
+    """Codes of `f` x `f` pixels, trained once; of one pixel they are colours."""
+    return Run("tokenizer", COLOURS if f == 1 else {"model.channel_multipliers": MULTIPLIERS[f]}, seeds=(0,))
 
 
 def prior(f: int) -> Run:
@@ -52,7 +52,8 @@ STUDY = Study(
     notes=(
         "Priors see 8 x 8 codes and their coordinates; 128 images of 32 pixels are drawn through the sliding window, "
         "with stride 2. Pixels are 512 k-means colours, as published. `seconds` are of CPU time, an image. Likelihoods "
-        "of different codes are not compared."
+        "of different codes are not compared. The codes of f2 to f8 were trained by LPIPS, through whose network "
+        "fd_vgg looks, and the colours were not."
     ),
     bases={
         "tokenizer": Base(
@@ -72,7 +73,6 @@ STUDY = Study(
         ),
     },
     runs={f"codes f{f}": tokenizer(f) for f in FACTORS} | {f"f{f}": prior(f) for f in FACTORS},
-    seeds=(0, 1),
     figures={
         "fd_vgg128": "lower",
         "seconds": "lower",
@@ -86,7 +86,5 @@ STUDY = Study(
         Comparison("f4", "f2", "fd_vgg128"),
         Comparison("f4", "f8", "fd_vgg128"),
         Comparison("f4", "f2", "seconds"),
-        Comparison("codes f2", "codes f4", "lpips_vgg"),
-        Comparison("codes f4", "codes f8", "lpips_vgg"),
     ),
 )

@@ -48,9 +48,12 @@ STUDY = Study(
         "a real image (fidelity), recall that of real images near a sample (diversity). Rejection keeps the samples "
         "that a small classifier, trained on the same images, finds likeliest of their class; class_accuracy is by "
         "that classifier, all other figures are not. Guidance is not in the paper. Precision and recall were to "
-        "decide, but precision is highest at temperature 1.15, where fd_vgg is the worst of its sweep, so that it does "
-        "not see fidelity here. fd_vgg is better at k = 128 and p = 0.9 than with all codes, as FID is in table 4 at "
-        "k = 250 and p = .88; the last three statements were added when this was seen."
+        "decide, but here both go the wrong way: precision is highest of its sweep at temperature 1.15, where fd_vgg "
+        "is the worst, and recall rises with fewer codes. So neither sees what it is meant to see, and the verdict "
+        "speaks of them more than of the claim. The prior is short: of a longer one recall falls with smaller k, and "
+        "fd_vgg is best with all codes (docs/figures.md). fd_vgg of this one is better at k = 128 and p = 0.9 than "
+        "with all codes, as FID is in table 4 at k = 250 and p = .88; the last three statements were added when this "
+        "was seen."
     ),
     bases={"tokenizer": TOKENIZER, "prior": PRIOR},
     runs={

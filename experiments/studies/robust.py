@@ -18,12 +18,14 @@ STUDY = Study(
     ),
     notes=(
         "CIFAR-10 at f4, no discriminator. Each tokenizer has 500 steps; the tuned ones 250 more, in which encoder and "
-        "codes stay as they are, so one prior draws for both. pfd_vgg replaces half of the codes by near ones."
+        "codes stay as they are, so one prior draws for both; `more steps` are as many without perturbed codes. "
+        "pfd_vgg replaces half of the codes by near ones."
     ),
     bases={"tokenizer": CODES, "prior": PRIOR_OF_ITS_OWN},
     runs={
         "unit 512": Run("tokenizer"),
         "perturbed": Run("tokenizer", {"perturb.share": 0.1}),
+        "more steps": Run("tokenizer", TUNING | {"perturb.share": 0.0}, start="unit 512"),
         "tuned": Run("tokenizer", TUNING, start="unit 512"),
         "perturbed and tuned": Run("tokenizer", TUNING, start="perturbed"),
     }
@@ -31,7 +33,6 @@ STUDY = Study(
         "unit 512 drawn": Run("prior", tokenizer="unit 512"),
         "perturbed drawn": Run("prior", tokenizer="perturbed"),
         "tuned drawn": Run("prior", tokenizer="unit 512", decoder="tuned"),
-        "perturbed and tuned drawn": Run("prior", tokenizer="perturbed", decoder="perturbed and tuned"),
     },
     figures=FIGURES,
     decides=(
@@ -40,7 +41,8 @@ STUDY = Study(
     ),
     also=(
         Comparison("unit 512", "perturbed", "fd_vgg2k"),
-        Comparison("tuned", "unit 512", "pfd_vgg2k"),
+        Comparison("tuned", "more steps", "pfd_vgg2k"),
+        Comparison("more steps", "tuned", "fd_vgg2k"),
         Comparison("tuned drawn", "unit 512 drawn", "fd_vgg1k"),
         Comparison("perturbed and tuned", "perturbed", "pfd_vgg2k"),
     ),

@@ -10,11 +10,12 @@ from vqgan_jax.studies import Base, Comparison, Measure, Run, Study
 STUDY = Study(
     title="Semantic codes",
     question="Do codes that are drawn towards frozen features leave a prior an easier task and better classes?",
-    claim="Our own: codes drawn towards VGG16's relu3_3 have a lower likelihood cost and samples of a clearer class.",
+    claim="Our own: codes drawn towards VGG16's relu3_3 make samples of a clearer class, and cost at most 0.3 dB.",
     notes=(
         "CIFAR-10 at f4, 500 steps of 16 images, no discriminator. No Frechet distance of VGG16's features decides, "
         "because the loss looks through the same network; nor does own_class, which does too. class_accuracy is by a "
-        "small classifier that was trained on the same images."
+        "small classifier that was trained on the same images. Likelihoods of different codes do not decide: "
+        "poorer codes have lower ones by themselves."
     ),
     bases={
         "tokenizer": CODES,
@@ -32,8 +33,11 @@ STUDY = Study(
     },
     figures=FIGURES | {"class_accuracy1k": "higher"},
     decides=(
-        Comparison("prior of semantic", "prior of plain", "nll"),
         Comparison("prior of semantic", "prior of plain", "class_accuracy1k"),
+        Comparison("semantic", "plain", "psnr", margin=-0.3),
     ),
-    also=(Comparison("plain", "semantic", "psnr"), Comparison("prior of semantic", "prior of plain", "own_class1k")),
+    also=(
+        Comparison("prior of semantic", "prior of plain", "nll"),
+        Comparison("prior of semantic", "prior of plain", "own_class1k"),
+    ),
 )

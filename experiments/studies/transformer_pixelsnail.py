@@ -59,7 +59,8 @@ STUDY = Study(
         "Class-conditional priors over 8 x 8 codes with four layers of attention: 1.2 million parameters of the "
         "transformer, 1.4 of PixelSNAIL, both with the learning rate of the transformer's page, not tuned for "
         f"either. Runs by the clock have {MINUTES:g} minutes of steps, on one core each; a step on scenes encodes its "
-        "images, too."
+        "images, too. The transformer is that of our pages, with rotary positions, RMSNorm, SwiGLU and normalised "
+        "queries and keys, and not the published one: rotary positions alone are worth 0.13 nats (`positions`)."
     ),
     bases={
         "codes of cifar": TOKENIZER,

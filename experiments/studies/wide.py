@@ -71,7 +71,8 @@ STUDY = Study(
     notes=(
         "CIFAR-10 brought to 64 pixels, priors over crops of 32; 256 samples of 64 pixels, the window moving by half "
         "its side. `seam` is the jump of colours where the window moved over that elsewhere. `map` is the prior of "
-        "rendered scenes by segmentation, drawn over two scenes side by side, which are read back by colour."
+        "rendered scenes by segmentation, drawn over two scenes side by side, which are read back by colour. "
+        "fd_vgg takes means over all positions, so that it sees little of a layout."
     ),
     bases={
         "tokenizer": Base(CODES.page, {**CODES.changes, **CROPS}, TOKENIZER.measure),

@@ -115,5 +115,5 @@ def test_another_model_than_the_first_is_refused(runs, capsys):
 
 
 def test_a_semantic_loss_of_codes_that_stay_is_refused():
-    with pytest.raises(ValueError, match="draws codes that `config.start.freeze` keeps"):
+    with pytest.raises(ValueError, match=r"draws codes that `config\.start\.freeze` keeps"):
         cli.load_config(TINY, [f"--config.{flag}" for flag in (*FREEZE, "loss.semantic_weight=0.1")])

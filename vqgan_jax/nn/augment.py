@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 
 def color(images: Float[Array, "b H W c"], key: jax.Array) -> Float[Array, "b H W c"]:
-    """Moves the brightness by up to a quarter of the range, and scales saturation by 0 to 2 and contrast by 0.5 to 1.5."""
+    """Moves the brightness by up to a quarter of the range; scales saturation by 0 to 2, contrast by 0.5 to 1.5."""
     light, saturation, contrast = jax.random.uniform(key, (3, len(images), 1, 1, 1))
     x = images + light - 0.5
     x = scaled(x, x.mean(3, keepdims=True), 2 * saturation)

@@ -63,10 +63,9 @@ def page(
 
 def tiles(results: Results) -> list[tuple[str, str, str, str]]:
     """Returns the figures to be read first: the verdict, and the statements that decide, up to five."""
-    hours = sum(record.minutes for record in results.records) / 60
     decisive = results.outcomes[: min(len(results.study.decides), 5)]
     return [
-        ("Verdict", results.verdict, "", f"{len(results.records)} runs, {hours:.1f} hours of steps"),
+        ("Verdict", results.verdict, "", effort(results.records)),
         *((c.figure, signed(o.mean), "", f"advantage of {c.better} over {c.than}: {o.verdict}") for c, o in decisive),
     ]
 
@@ -120,25 +119,40 @@ def comparisons(results: Results) -> list[tuple[str, ...]]:
     for place, (comparison, outcome) in enumerate(results.outcomes):
         rows.append(
             (
-                f"{comparison.better} better than {comparison.than}",
+                statement(comparison),
                 comparison.figure,
                 "decides" if place < len(results.study.decides) else "also",
                 signed(outcome.mean),
                 signed(outcome.spread).lstrip("+"),
                 f"{signed(outcome.low)} to {signed(outcome.high)}" if math.isfinite(outcome.low) else "—",
                 f"{outcome.p:.2g}" if math.isfinite(outcome.p) else "—",
-                f"{sum(value > 0 for value in outcome.advantages)} of {len(outcome.advantages)}",
+                f"{sum(value > comparison.margin for value in outcome.advantages)} of {len(outcome.advantages)}",
                 outcome.verdict.partition(" by ")[0],  # by so many seeds as the column before says
             )
         )
     return rows
 
 
+def statement(comparison: Comparison) -> str:
+    """Returns what a comparison states, without its figure."""
+    better, than, margin = comparison.better, comparison.than, comparison.margin
+    if margin < 0:
+        return f"{better} at most {-margin:g} worse than {than}"
+    return f"{better} better than {than}" + (f", by more than {margin:g}" if margin else "")
+
+
 def sentence(comparison: Comparison, outcome: Outcome) -> str:
     """Returns a comparison and its outcome in a line."""
     interval = f", 95% {signed(outcome.low)} to {signed(outcome.high)}" if math.isfinite(outcome.low) else ""
-    text = f"{comparison.better} better than {comparison.than} by {comparison.figure}"
+    text = f"{statement(comparison)} by {comparison.figure}"
     return f"{text}: {outcome.verdict} (mean advantage {signed(outcome.mean)}{interval})"
+
+
+def effort(records: Sequence[Record]) -> str:
+    """Returns how many runs there are, and by the clock how long their trainings took, which runs may share."""
+    trainings = {(record.key, record.tokenizer, record.seed): record.minutes for record in records}
+    shared = f" of {len(trainings)} trainings" if len(trainings) < len(records) else ""
+    return f"{len(records)} runs{shared}, {sum(trainings.values()) / 60:.1f} hours of steps by the clock"
 
 
 def run_row(record: Record) -> tuple[str, ...]:
@@ -179,7 +193,6 @@ def markdown(studies: Sequence[Results]) -> str:
     lines = [HEAD, *verdicts(studies, "")]
     for results in studies:
         study, (header, rows) = results.study, table(results)
-        hours = sum(record.minutes for record in results.records) / 60
         commits = sorted({record.commit for record in results.records if record.commit})
         lines += ["", f"## {results.name}", "", study.question, "", f"    vqgan study {results.name} --workdir=studies"]
         lines += ["", f"Claim: {study.claim}", ""]
@@ -189,7 +202,7 @@ def markdown(studies: Sequence[Results]) -> str:
         lines += [f"Verdict: **{results.verdict}**, by a {results.test}.", ""]
         lines += [*rows_of(COMPARED, comparisons(results)), ""]
         lines += [study.notes, ""] if study.notes else []
-        lines += [f"{len(results.records)} runs, {hours:.1f} hours of steps, at {', '.join(commits) or 'no commit'}."]
+        lines += [f"{effort(results.records)}, measured at {', '.join(commits) or 'no commit'}."]
     return "\n".join(lines) + "\n"
 
 
@@ -220,7 +233,8 @@ MARKS = ("<!-- studies -->", "<!-- end of studies -->")
 HEAD = """# Results: every claim a study, and its verdict
 
 This page is written by `vqgan study --summary=docs/results.md` from `experiments/results`, and a test compares the two.
-A study runs each variant with several seeds and compares them seed by seed; "holds" means that the 95% interval of the
-mean advantage lies above zero for every statement that decides. All runs are of small models on two CPU cores: what
-does not hold here may hold at the published size.
+A study runs each variant with several seeds and compares them seed by seed. A statement holds if the 95% interval of
+the mean advantage lies above zero, or above the margin that it names. It does not hold if the interval lies below, at a
+level that is divided by the number of the statements that decide. A claim holds if all of these do, and does not hold
+if one does not. All runs are of small models on two CPU cores: what does not hold here may hold at the published size.
 """
