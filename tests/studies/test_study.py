@@ -142,6 +142,8 @@ def test_a_tokenizer_of_one_seed_serves_all_seeds(tmp_path):
     assert {job.tokenizer.seed for job in priors} == {7}
     assert len({job.cache for job in priors}) == 1
     assert {job.seed for job in priors} == {0, 1}
+    own = {(job.run, job.seed): job.key for job in jobs_of(tmp_path)}
+    assert all(job.key != own[job.run, job.seed] for job in priors), "a record says of which seed the codes are"
 
 
 def test_a_folder_is_named_by_what_shapes_the_run(tmp_path):
@@ -184,6 +186,16 @@ def test_another_base_takes_the_place_of_the_page_and_its_budget(tmp_path):
     assert {job.config.steps for job in jobs if job.run == "short"} == {1_200}, "the budget goes with the page"
     assert {job.config.steps for job in jobs if job.run == "long"} == {6}, "the variant stays"
     assert "--base=stage1_photos" in jobs[-1].measure_by_page("work")
+    names = [verb.folder_name(PAGE, bases) for bases in ([], ["stage1_photos:quick"], ["stage2_photos"])]
+    assert names == ["tiny_study", "tiny_study-stage1_photos_quick", "tiny_study-stage2_photos"]
+
+
+def test_a_run_by_the_clock_has_no_command(tmp_path, monkeypatch):
+    runs = {**STUDY.runs, "long": dataclasses.replace(STUDY.runs["long"], minutes=2.0)}
+    monkeypatch.setattr(verb, "study_of", lambda module, page: dataclasses.replace(STUDY, runs=runs))
+    with pytest.raises(cli.UsageError, match="a printed command trains to its last step, and long end by the clock"):
+        study(tmp_path, "--print_commands")
+    assert study(tmp_path, "--print_commands", "--only=short") == 0
 
 
 def test_data_of_the_environment_are_found(tmp_path, monkeypatch, capsys):

@@ -4,6 +4,7 @@ import argparse
 import fcntl
 import math
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,8 @@ def main(argv: Sequence[str]) -> int:
     seeds = numbers("--seeds", flags.seeds)
     with cli.page_module(page) as module:
         study = study_of(module, page)
-        files = [*committed(flags, page), workdir / page.stem / "results.json"]
+        folder = workdir / folder_name(page, flags.base)
+        files = [*committed(flags, page), folder / "results.json"]
         stored = {file: results.read(file) for file in files}
         every_seed = sorted({*study.seeds, *seeds, *(seed for records in stored.values() for _, seed in records)})
         jobs = plan.jobs(
@@ -97,7 +99,7 @@ def main(argv: Sequence[str]) -> int:
         chosen = choose(study, jobs, list(filter(None, flags.only.split(","))), seeds or study.seeds)
         console = Console()
         records = join(stored, jobs, console, renew=flags.renew)
-        return go_on(flags, study, page.stem, jobs, chosen, records, console)
+        return go_on(flags, study, page.stem, folder, jobs, chosen, records, console)
 
 
 def committed(flags: argparse.Namespace, page: Path) -> list[epath.Path]:
@@ -108,6 +110,11 @@ def committed(flags: argparse.Namespace, page: Path) -> list[epath.Path]:
     if flags.results or flags.base:
         return [epath.Path(flags.results)] if flags.results else []
     return [epath.Path(beside)]
+
+
+def folder_name(page: Path, bases: Sequence[str]) -> str:
+    """Returns the folder of a study's results; on other bases than its own they are other results."""
+    return "-".join([page.stem, *(re.sub(r"\W+", "_", base.rpartition("/")[2]) for base in bases)])
 
 
 def choose(study: Study, jobs: Sequence[Job], only: Sequence[str], seeds: Sequence[int]) -> list[Job]:
@@ -134,6 +141,7 @@ def go_on(
     flags: argparse.Namespace,
     study: Study,
     name: str,
+    folder: epath.Path,
     jobs: Sequence[Job],
     chosen: Sequence[Job],
     records: dict[Key, Record],
@@ -142,6 +150,11 @@ def go_on(
     """Runs the chosen jobs that have no record, or prints them, and returns the exit status."""
     workdir, missing = storage.place(flags.workdir), [job for job in chosen if (job.run, job.seed) not in records]
     if flags.print_commands:
+        if timed := sorted({job.run for job in missing if job.minutes}):
+            raise cli.UsageError(
+                f"a printed command trains to its last step, and {', '.join(timed)} end by the clock. Leave them out "
+                "by --only, or run `vqgan study` where they shall run."
+            )
         commands = [command for job in [*to_train_first(missing), *missing] for command in job.commands(workdir)]
         print("\n".join(dict.fromkeys(commands)))
         return 0
@@ -152,7 +165,7 @@ def go_on(
         raise cli.UsageError(
             f"a study runs in a folder of this machine; got {workdir}. For a bucket give --print_commands."
         )
-    folder, failed, whole = workdir / name, {}, True
+    failed, whole = {}, True
     storage.make_folder(folder)
 
     def save() -> None:

@@ -202,7 +202,9 @@ def make(
         raise ValueError(f"run {name!r} is a prior and must name the run whose codes it learns, as `tokenizer`.")
     keys = {role: part.key for role in TRAINING if (part := parts[role])}
     seeds = {role: part.seed for role in TRAINING if (part := parts[role])}
-    key = digest([identity(config), keys, base.cached, run.minutes])
+    # Another seed's tokenizer has other codes. Where all seeds share that of seed 0, nothing is added.
+    others = [{role: of for role, of in seeds.items() if of}] if any(seeds.values()) else []
+    key = digest([identity(config), keys, base.cached, run.minutes, *others])
     runs, cache = workdir / "runs", None
     if base.cached:
         sections = {path: value for path, value in identity(config).items() if path.split(".")[0] in CACHED}
