@@ -133,17 +133,13 @@ def nearest_judge(networks: Networks, references: UInt8[np.ndarray, "r H W 3"], 
 
 def check_names(source: Any, images: Any) -> None:
     """Raises ValueError for references whose labels do not number the classes of the prior's data."""
-    theirs, ours = (each.class_names for each in (source, program.open_split(images, images.data.eval_split)))
-    if tuple(theirs) != tuple(ours):
+    theirs, ours = (tuple(each.class_names) for each in (source, program.open_split(images, images.data.eval_split)))
+    if theirs != ours:
+        text = lambda names: f"{len(names)} classes, {', '.join(names[:3])} ..." if names else "none"
         raise ValueError(
-            f"`own_class` needs references of the prior's classes, {shortened(ours)}; {source.name} has "
-            f"{shortened(theirs)}. Name a split of the run as the --reference, or leave the metric out."
+            f"`own_class` needs references of the prior's {text(ours)}; {source.name} has {text(theirs)}. Name a split "
+            "of the run as the --reference, or leave the metric out."
         )
-
-
-def shortened(names: Sequence[str]) -> str:
-    """Returns the first names of a list, and how many it has."""
-    return f"{', '.join(names[:3])}{', ...' if len(names) > 3 else ''} ({len(names)})" if len(names) else "none"
 
 
 def choose(prior: models.Prior, request: Request, draws: DrawRequest) -> dict[str, Metric]:

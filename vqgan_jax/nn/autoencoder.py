@@ -180,6 +180,8 @@ class VQGAN(nn.Module):
       dtype: of the convolutions of encoder and decoder; parameters, norms and codes are float32.
     """
 
+    has_decoder = True  # that something learns behind the codes
+
     quantizer: Quantizer = derived(VectorQuantizer())
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
@@ -196,11 +198,6 @@ class VQGAN(nn.Module):
     def check(self) -> None:
         """Raises ValueError for an unknown choice."""
         check_known("model.remat", self.remat, REMAT)
-
-    @property
-    def has_decoder(self) -> bool:
-        """Returns whether anything learns behind the codes."""
-        return True
 
     def setup(self):
         names = ("channels", "channel_multipliers", "num_res_blocks", "attn_resolutions", "resolution", "norm_groups")

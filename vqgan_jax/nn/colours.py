@@ -12,6 +12,8 @@ class Colours(VQGAN):
     The quantizer has as many channels as the images. With `quantizer.ema` and a k-means start its steps are k-means.
     """
 
+    has_decoder = False
+
     channel_multipliers: tuple[int, ...] = (1,)
     attn_resolutions: tuple[int, ...] = ()
 
@@ -22,11 +24,6 @@ class Colours(VQGAN):
                 "`config.model.kind` 'colours' has one level and no blocks: set channel_multipliers to (1,), "
                 "attn_resolutions to (), dropout to 0 and remat to none."
             )
-
-    @property
-    def has_decoder(self) -> bool:
-        """Returns that nothing does."""
-        return False
 
     def setup(self):
         if self.quantizer.embed_dim != self.image_channels:

@@ -35,6 +35,8 @@ class PriorNetwork(nn.Module, kw_only=True):
         the embedding, which FSDP cuts along its width, and every layer sums activations over the devices.
     """
 
+    takes_muon = False  # whether there are matrices of layers, which Muon moves
+
     order: str = "raster"
     max_len: int = 0
     dtype: DTypeLike = "bfloat16"
@@ -55,11 +57,6 @@ class PriorNetwork(nn.Module, kw_only=True):
     @property
     def takes_order(self) -> bool:
         """Returns whether the tokens of each example may come in any order, which the argument `at` says."""
-        return False
-
-    @property
-    def takes_muon(self) -> bool:
-        """Returns whether there are matrices that Muon moves, as the training state lists them."""
         return False
 
     def bind(self, *, vocab_size: int, extra_vocab: int, prefix: list[Place], codes: list[Place]) -> "PriorNetwork":

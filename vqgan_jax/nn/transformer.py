@@ -80,6 +80,8 @@ class Transformer(PriorNetwork):
       cache: class of each layer's cache, `Cache` or a form of it.
     """
 
+    takes_muon = True
+
     depth: int = 24
     width: int = 1024
     num_heads: int = 16
@@ -123,11 +125,6 @@ class Transformer(PriorNetwork):
     def takes_order(self) -> bool:
         """Returns whether each token knows which one it predicts, so that they may come in any order."""
         return self.positions == "learned_target"
-
-    @property
-    def takes_muon(self) -> bool:
-        """Returns whether there are matrices that Muon moves: the kernels of all layers."""
-        return True
 
     def bind(self, *, vocab_size: int, extra_vocab: int, prefix: list[Place], codes: list[Place]) -> "Transformer":
         """Returns the network of a run; see `PriorNetwork.bind`."""
