@@ -91,7 +91,7 @@ def cell(values: Mapping[int, float]) -> str:
     if len(numbers) < 2:
         return f"{mean:.4g}"
     spread = float(np.std(numbers, ddof=1))
-    digits = max(0, 1 - math.floor(math.log10(spread))) if spread > 0 else 3
+    digits = max(0, 1 - math.floor(math.log10(spread))) if spread > 1e-6 * abs(mean) else 3  # else rounding alone
     return f"{mean:.{min(digits, 6)}f} ± {spread:.{min(digits, 6)}f}"
 
 
