@@ -140,6 +140,16 @@ def test_without_the_compiler_a_plan_says_what_to_install(capsys, monkeypatch):
     assert "pip install 'vqgan_jax[cuda-plan]'" in message
 
 
+def test_without_its_other_half_the_compiler_is_not_installed(monkeypatch):
+    def without(**_):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(chips.topologies, "get_topology_desc", without)
+    with pytest.raises(ValueError, match="jax-cuda13-plugin is not installed as a whole"):
+        H100.describe("h100:8", 1, (8,))
+
+
 # The real compiler
 
 

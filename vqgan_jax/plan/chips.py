@@ -154,15 +154,16 @@ class GPU(Chip):
 
     def describe(self, name: str, count: int, sides: tuple[int, ...]) -> tuple[tuple[Any, ...], str]:
         """Returns the GPUs of one host or of `count`; see `Chip.describe`."""
-        plugin = next((name for name in PLUGINS if importlib.util.find_spec(name)), None)
-        if plugin is None:
+        try:
+            plugin = next(name for name in PLUGINS if importlib.util.find_spec(name))
+            description = topologies.get_topology_desc(
+                platform="cuda", topology_name="", topology=f"1x{count}x{sides[0]}", target_config=self.target
+            )
+        except (StopIteration, NotImplementedError):  # the latter without jax-cuda13-pjrt, on which the plugin depends
             raise ValueError(
                 f"`--topology={name}` needs the CUDA compiler, which runs without a GPU; jax-cuda13-plugin is not "
-                "installed. Run `pip install 'vqgan_jax[cuda-plan]'`, or plan for cpu:8."
-            )
-        description = topologies.get_topology_desc(
-            platform="cuda", topology_name="", topology=f"1x{count}x{sides[0]}", target_config=self.target
-        )
+                "installed as a whole. Run `pip install 'vqgan_jax[cuda-plan]'`, or plan for cpu:8."
+            ) from None
         attention = "with cuDNN" if forms.has_cudnn() else "without cuDNN, so that no attention is fused"
         compiler = f"jax {jax.__version__}, {plugin} {importlib.metadata.version(plugin)} {attention}"
         return tuple(description.devices), compiler
