@@ -114,7 +114,7 @@ def committed(flags: argparse.Namespace, page: Path) -> list[epath.Path]:
 
 def folder_name(page: Path, bases: Sequence[str]) -> str:
     """Returns the folder of a study's results; on other bases than its own they are other results."""
-    return "-".join([page.stem, *(re.sub(r"\W+", "_", base.rpartition("/")[2]) for base in bases)])
+    return "-".join([page.stem, *(re.sub(r"\W+", "_", base.rpartition("/")[2]) for base in sorted(bases))])
 
 
 def choose(study: Study, jobs: Sequence[Job], only: Sequence[str], seeds: Sequence[int]) -> list[Job]:

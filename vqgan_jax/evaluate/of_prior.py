@@ -245,10 +245,11 @@ def accepted(
     numbers, scores, classes = zip(*parts, strict=True)
     everyone, labels = in_order(numbers, scores), in_order(numbers, classes)
     counts = np.bincount(labels[:count], minlength=prior.module.condition.num_labels)
-    of = {c: np.flatnonzero(labels == c) for c in np.flatnonzero(counts)}  # a few samples have not every class
-    return np.sort(
-        np.concatenate([rows[drawing.best(everyone[rows], labels[rows], counts[c])] for c, rows in of.items()])
-    )
+    best = []
+    for label in np.flatnonzero(counts):  # a few samples have not every class
+        rows = np.flatnonzero(labels == label)
+        best.append(rows[drawing.best(everyone[rows], labels[rows], int(counts[label]))])
+    return np.sort(np.concatenate(best))
 
 
 def draw(
@@ -341,7 +342,7 @@ def neighbours(
             mirrored = [False, True][: 1 + images.data.flip]
             seen.extend((side, numbers) for side in mirrored)
             yield np.concatenate([batch["image"][:, :, ::-1] if side else batch["image"] for side in mirrored])
-            progress(int(numbers[-1]) + 1 if len(numbers) else 0)
+            progress(sum(len(part) for side, part in seen if not side))
 
     queries = np.concatenate([samples, held_out[: len(samples)]])
     places, distances = likeness.nearest_images(networks.lpips, queries, references(), count=NEAREST)
