@@ -61,10 +61,10 @@ STUDY = Study(
     notes=(
         "Rendered scenes at 32 pixels can be read back by colour, so obedience is measured exactly, on 256 held-out "
         "scenes: mean overlap of regions, pairs of pixels in the order of depth, the nearest shape's class, overlap of "
-        "boxes. `shuffled` compares the same samples with other scenes' conditions. What holds is that samples follow "
-        "more than by chance: how far is in the rows `own`, beside what the tokenizer keeps of true scenes. These "
-        "short priors go a quarter of the way from chance to there by classes, half by segmentation and two thirds by "
-        "depth and boxes."
+        "boxes. `shuffled` compares the same samples with other scenes' conditions. The verdict "
+        "says that samples follow their condition more than by chance. From chance to what the tokenizer keeps of true "
+        "scenes, these short priors go a quarter of the way by class, half by segmentation and two thirds by depth and "
+        "boxes."
     ),
     bases={
         "tokenizer": TOKENIZER,

@@ -13,7 +13,7 @@ BITS = {512: 9, 4_096: 12}
 
 
 def size(k: int) -> dict:
-    """So many codes of a learned table; of many each is hit seldom, and is given more steps before it is dead."""
+    """A learned table of `k` codes. Averages of a large table are longer, because each code is hit seldom."""
     start = {"quantizer.kmeans_batches": 32, "quantizer.decay": 0.99} if k > 512 else {}
     return {"quantizer.codebook_size": k} | start
 
@@ -24,7 +24,7 @@ def simvq(k: int) -> dict:
 
 
 def kinds(k: int) -> dict[str, Run]:
-    """Every kind with `k` codes; of many codes those that a statement compares."""
+    """Runs with `k` codes: every kind at 512, and at 4096 only the kinds that a statement compares."""
     changes = {
         "unit": size(k),
         "fsq": {"quantizer.kind": "fsq", "quantizer.levels": (8,) * (BITS[k] // 3)},

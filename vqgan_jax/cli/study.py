@@ -150,13 +150,7 @@ def go_on(
     """Runs the chosen jobs that have no record, or prints them, and returns the exit status."""
     workdir, missing = storage.place(flags.workdir), [job for job in chosen if (job.run, job.seed) not in records]
     if flags.print_commands:
-        if timed := sorted({job.run for job in missing if job.minutes}):
-            raise cli.UsageError(
-                f"a printed command trains to its last step, and {', '.join(timed)} end by the clock. Leave them out "
-                "by --only, or run `vqgan study` where they shall run."
-            )
-        commands = [command for job in [*to_train_first(missing), *missing] for command in job.commands(workdir)]
-        print("\n".join(dict.fromkeys(commands)))
+        print("\n".join(commands_of(missing, workdir)))
         return 0
     if flags.dry_run:
         describe(study, chosen, missing, records, console)
@@ -193,6 +187,17 @@ def go_on(
             failed, whole = run.run_all(in_turn, run.Runner(workdir, console, stop), flags.jobs, done)
     save()
     return finish(results.results_of(name, study, records.values()), jobs, failed, folder, console, whole=whole)
+
+
+def commands_of(missing: Sequence[Job], workdir: epath.Path) -> list[str]:
+    """Returns each command that the jobs need, once, in order; an error for a job that ends by the clock."""
+    if timed := sorted({job.run for job in missing if job.minutes}):
+        raise cli.UsageError(
+            f"a printed command trains to its last step, and {', '.join(timed)} end by the clock. Leave them out by "
+            "--only, or run `vqgan study` on the machine that should train them."
+        )
+    commands = [command for job in [*to_train_first(missing), *missing] for command in job.commands(workdir)]
+    return list(dict.fromkeys(commands))
 
 
 def finish(

@@ -128,11 +128,7 @@ class Stage1(Run):
         check_known("data.field", self.data.field, views.FIELDS)
         name, channels, loss = self.data.field, self.model.image_channels, self.loss
         labels, expected = views.FIELDS[name].is_categories, views.FIELDS[name].channels or channels
-        if self.optimizer.matrices == "muon":
-            raise ValueError(
-                "`config.optimizer.matrices` 'muon' moves the kernels of a transformer's layers; a tokenizer has none. "
-                "Set it to 'adam'."
-            )
+        self.optimizer.check_matrices(False, "a tokenizer")
         if self.data.value_range and name != "image":
             raise ValueError(
                 f"`config.data.value_range` is for data.field 'image'; got {name!r}. Leave one of them out."
@@ -219,11 +215,7 @@ class Stage2(Run):
         check_known("transformer.order", self.transformer.order, ordering.ORDERS)
         prefix, network = self.prefix(), self.make_network()
         self.loss.in_steps(self.steps)
-        if self.optimizer.matrices == "muon" and not network.takes_muon:
-            raise ValueError(
-                "`config.optimizer.matrices` 'muon' moves the kernels of a transformer's layers; "
-                f"{self.transformer.summary} has none. Set it to 'adam'."
-            )
+        self.optimizer.check_matrices(network.takes_muon, self.transformer.summary)
         if any(self.loss.random_order) and not network.takes_order:
             raise ValueError(
                 "`config.loss.random_order` needs transformer.positions 'learned_target', by which a token knows "

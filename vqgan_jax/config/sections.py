@@ -190,6 +190,14 @@ class Optimizer:
         check_known("optimizer.matrices", self.matrices, ("adam", "muon"))
         check_known("optimizer.nonfinite", self.nonfinite, ("stop", "skip"))
 
+    def check_matrices(self, takes_muon: bool, model: str) -> None:
+        """Raises ValueError where Muon would move nothing."""
+        if self.matrices == "muon" and not takes_muon:
+            raise ValueError(
+                f"`config.optimizer.matrices` 'muon' moves the kernels of a transformer's layers; {model} has none. "
+                "Set it to 'adam'."
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class TwoOptimizers(Optimizer):

@@ -37,7 +37,7 @@ SWEPT: Mapping[str, Callable[[str], Any]] = {
     "top_k": int,
     **dict.fromkeys(("temperature", "top_p", "guidance", "power", "accept_rate"), float),
 }
-JUDGES = {  # what "own class" means by each of them; the first one that was asked for has the table of classes
+JUDGES = {  # what "own class" means in the table of classes, by the figure that fills it; the first one measured does
     "own_class": "the real image nearest to the sample by LPIPS, of up to 16 a class, is of its class",
     "class_accuracy": "the classifier finds the sample's class the likeliest",
 }
@@ -246,7 +246,7 @@ def accepted(
     everyone, labels = in_order(numbers, scores), in_order(numbers, classes)
     counts = np.bincount(labels[:count], minlength=prior.module.condition.num_labels)
     best = []
-    for label in np.flatnonzero(counts):  # a few samples have not every class
+    for label in np.flatnonzero(counts):  # few samples may leave a class out
         rows = np.flatnonzero(labels == label)
         best.append(rows[drawing.best(everyone[rows], labels[rows], int(counts[label]))])
     return np.sort(np.concatenate(best))

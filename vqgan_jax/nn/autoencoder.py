@@ -180,7 +180,7 @@ class VQGAN(nn.Module):
       dtype: of the convolutions of encoder and decoder; parameters, norms and codes are float32.
     """
 
-    has_decoder = True  # that something learns behind the codes
+    has_decoder = True  # whether anything learns behind the codes
 
     quantizer: Quantizer = derived(VectorQuantizer())
     channels: int = 128
